@@ -1,0 +1,214 @@
+"""The contract of an op, for every op room, backend and dtype: nothing here knows a particular op."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+
+import vdiff_fast as vf
+from tests.checks import CallRecorder, as_tuple, assert_as_close_as_eager, fresh, run
+from vdiff_fast import _dispatch, _library
+from vdiff_fast._spec import OpSpec, Sample
+
+CPU = torch.device("cpu")
+SPECS = vf.ops.specs()
+
+
+def _device(backend: str) -> torch.device:
+    return torch.device("cuda" if backend in ("cuda", "triton") and not _library.INTERPRETING else "cpu")
+
+
+def _dtypes(backend: str) -> tuple[torch.dtype, ...]:
+    if backend == "triton" and _library.INTERPRETING:
+        return torch.float32, torch.float16  # the interpreter truncates on a bf16 store
+    return torch.float32, torch.bfloat16, torch.float16
+
+
+def _marks(backend: str) -> list[pytest.MarkDecorator]:
+    if backend == "triton":
+        return [pytest.mark.interpreter] if not torch.cuda.is_available() else [pytest.mark.gpu]
+    return [pytest.mark.gpu] if backend in ("cuda", "xformers") else []
+
+
+def _cases(with_samples: bool = True) -> list[Any]:
+    cases = []
+    for spec in SPECS:
+        for backend in spec.predicates:
+            for sample in spec.samples(CPU, torch.float32) if with_samples else [None]:
+                name = "-".join([spec.name, backend] + ([sample.name] if sample else []))
+                arguments = (spec, backend, sample.name) if sample else (spec, backend)
+                cases.append(pytest.param(*arguments, id=name, marks=_marks(backend)))
+    return cases
+
+
+def _sample(spec: OpSpec, backend: str, name: str, dtype: torch.dtype) -> Sample:
+    return next(s for s in spec.samples(_device(backend), dtype) if s.name == name)
+
+
+def _skip_if_unbuilt(backend: str) -> None:
+    reason = {"cpu": _library.CPU.reason, "cuda": _library.CUDA.reason}.get(backend)
+    if reason:
+        pytest.skip(reason)
+
+
+@pytest.fixture(params=["avx512", "avx2", "scalar"])
+def isa(request: pytest.FixtureRequest) -> Iterator[str]:
+    before = _library.isa()
+    if before is None:
+        pytest.skip(_library.CPU.reason or "")
+    try:
+        _library.set_isa(request.param)
+    except ValueError as error:
+        pytest.skip(str(error))
+    yield request.param
+    _library.set_isa(before)
+
+
+@pytest.mark.parametrize(("spec", "backend", "name"), _cases())
+def test_as_close_to_float64_as_eager(spec: OpSpec, backend: str, name: str) -> None:
+    _skip_if_unbuilt(backend)
+    with vf.use_backend(backend, ops=[spec.name]):
+        for dtype in _dtypes(backend):
+            assert_as_close_as_eager(spec, _sample(spec, backend, name, dtype), dtype)
+
+
+@pytest.mark.parametrize("spec", [pytest.param(s, id=s.name) for s in SPECS if "cpu" in s.predicates])
+def test_every_instruction_set(spec: OpSpec, isa: str) -> None:
+    with vf.use_backend("cpu", ops=[spec.name]):
+        for dtype in _dtypes("cpu"):
+            for sample in spec.samples(CPU, dtype):
+                assert_as_close_as_eager(spec, sample, dtype)
+
+
+@pytest.mark.parametrize(("spec", "backend", "name"), _cases())
+def test_gradients_arrive_expanded(spec: OpSpec, backend: str, name: str) -> None:
+    """`out.sum().backward()` sends a stride-0 gradient; it must give what a dense gradient of ones gives."""
+    _skip_if_unbuilt(backend)
+    with vf.use_backend(backend, ops=[spec.name]):
+        results = []
+        for dense in (False, True):
+            sample = fresh(_sample(spec, backend, name, torch.float32))
+            outputs = [o for o in as_tuple(spec.function(*sample.args, **sample.kwargs)) if o.requires_grad]
+            if not outputs:
+                pytest.skip("nothing to differentiate")
+            if dense:
+                torch.autograd.backward(outputs, [torch.ones_like(o).contiguous() for o in outputs])
+            else:
+                sum(o.sum() for o in outputs).backward()
+            results.append([t.grad for t in sample.differentiable()])
+    for expanded, dense_gradient in zip(*results):
+        assert (expanded is None) == (dense_gradient is None)
+        if expanded is not None:
+            torch.testing.assert_close(expanded, dense_gradient, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("spec", "backend", "name"), _cases())
+def test_same_bits_from_run_to_run(spec: OpSpec, backend: str, name: str) -> None:
+    _skip_if_unbuilt(backend)
+    with vf.use_backend(backend, ops=[spec.name]):
+        sample = _sample(spec, backend, name, torch.float32)
+        first, second = (run(spec.function, fresh(sample), torch.float32) for _ in range(2))
+    for a, b in zip(first[0] + first[1], second[0] + second[1]):
+        assert torch.equal(a, b) or bool((a.isnan() == b.isnan()).all() and torch.equal(a.nan_to_num(), b.nan_to_num()))
+
+
+@pytest.mark.parametrize(("spec", "backend", "name"), _cases())
+def test_output_layout_follows_the_reference_in_shape_and_input_in_memory(
+    spec: OpSpec, backend: str, name: str
+) -> None:
+    _skip_if_unbuilt(backend)
+    sample = fresh(_sample(spec, backend, name, torch.float32))
+    expected = as_tuple(spec.reference(*sample.args, **sample.kwargs))
+    with vf.use_backend(backend, ops=[spec.name]):
+        outputs = as_tuple(spec.function(*sample.args, **sample.kwargs))
+    x = sample.args[0]
+    for output, wanted in zip(outputs, expected):
+        assert output.shape == wanted.shape
+        same_shape = isinstance(x, torch.Tensor) and output.shape == x.shape and x.is_floating_point()
+        if same_shape and x.numel() and vf.layout.is_native(x) and backend != "reference":
+            assert output.stride() == x.stride()
+
+
+@pytest.mark.parametrize(
+    ("spec", "name"),
+    [
+        pytest.param(s, sample.name, id=f"{s.name}-{sample.name}")
+        for s in SPECS
+        if "cpu" in s.predicates and s.gradcheck
+        for sample in s.samples(CPU, torch.float64)
+        if sample.differentiable() and sum(t.numel() for t in sample.differentiable()) < 20_000
+    ],
+)
+def test_gradcheck_in_float64(spec: OpSpec, name: str) -> None:
+    sample = fresh(_sample(spec, "cpu", name, torch.float64))
+    _skip_if_unbuilt("cpu")
+    inputs = sample.differentiable()
+
+    def call(*tensors: torch.Tensor) -> Any:
+        replacement = {id(old): new for old, new in zip(inputs, tensors)}
+        swapped = sample.map_tensors(lambda t: replacement.get(id(t), t))
+        return spec.function(*swapped.args, **swapped.kwargs)
+
+    with vf.use_backend("cpu", ops=[spec.name]):
+        assert torch.autograd.gradcheck(call, tuple(inputs), fast_mode=True)
+
+
+@pytest.mark.parametrize(("spec", "backend"), _cases(with_samples=False))
+def test_opcheck(spec: OpSpec, backend: str) -> None:
+    """Schema, fake and autograd registration of every operator that the op's samples reach."""
+    _skip_if_unbuilt(backend)
+    if backend in ("reference", "sdpa", "xformers"):
+        pytest.skip("no operator of its own")
+    with vf.use_backend(backend, ops=[spec.name]), CallRecorder() as recorder:
+        for sample in spec.samples(_device(backend), torch.float32):
+            run(spec.function, fresh(sample), torch.float32)
+    assert recorder.calls, f"{spec.name} on {backend} reached no operator of its own"
+    for operator, args, kwargs in recorder.calls:
+        torch.library.opcheck(
+            operator, args, kwargs, test_utils=("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")
+        )
+
+
+@pytest.mark.parametrize(("spec", "backend"), _cases(with_samples=False))
+def test_compiles_without_a_graph_break(spec: OpSpec, backend: str) -> None:
+    """fullgraph and dynamic: every sample, forward and backward, gives the eager call's bits."""
+    _skip_if_unbuilt(backend)
+    torch._dynamo.reset()
+    with vf.use_backend(backend, ops=[spec.name]):
+        for sample in spec.samples(_device(backend), torch.float32):
+            torch._dynamo.reset()
+            compiled = torch.compile(spec.function, fullgraph=True, dynamic=True, backend="aot_eager")
+            eager = run(spec.function, fresh(sample), torch.float32)
+            traced = run(compiled, fresh(sample), torch.float32)
+            for a, b in zip(eager[0] + eager[1], traced[0] + traced[1]):
+                torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5, equal_nan=True)
+
+
+@pytest.mark.parametrize("case", [pytest.param(i, id=f"{s.name}-{i.name}") for s in SPECS for i in s.invalid()])
+def test_bad_input_raises_the_typed_error(case: Any) -> None:
+    with pytest.raises(case.error, match=case.match):
+        case.call()
+
+
+@pytest.mark.parametrize("spec", [pytest.param(s, id=s.name) for s in SPECS])
+def test_a_backend_asked_for_by_name_runs_or_says_why_not(spec: OpSpec) -> None:
+    sample = next(iter(spec.samples(CPU, torch.float32)))
+    for backend in _dispatch.BACKENDS:
+        runs = backend in spec.predicates and spec.predicates[backend](sample.args[0]) is None
+        with vf.use_backend(backend, ops=[spec.name]):
+            if runs:
+                spec.function(*sample.args, **sample.kwargs)
+            else:
+                with pytest.raises(vf.BackendUnavailableError, match=f"{spec.name}.*{backend}"):
+                    spec.function(*sample.args, **sample.kwargs)
+
+
+@pytest.mark.parametrize("spec", [pytest.param(s, id=s.name) for s in SPECS])
+def test_docstring_opens_with_the_formula(spec: OpSpec) -> None:
+    doc = spec.function.__doc__ or ""
+    assert "=" in doc.strip().splitlines()[0], f"{spec.name}: the first line of the docstring states the formula"
+    for part in ("Args:", "Returns:", "Raises:", "Source:"):
+        assert part in doc, f"{spec.name}: docstring lacks {part}"

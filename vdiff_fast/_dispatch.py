@@ -1,0 +1,188 @@
+"""Choose the backend of one call.
+
+`auto` takes the first backend in the order of preference that can run; a backend asked for by name runs or raises the
+reason. Every op has one predicate per backend, `why_not(x, ...) -> str | None`. All of it traces under torch.compile:
+it reads dtype, shape, device and module globals, nothing else.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+from collections.abc import Callable, Iterable, Mapping
+from types import ModuleType, TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vdiff_fast import _library
+
+Predicate = Callable[..., str | None]
+
+BACKENDS = ("reference", "cpu", "triton", "cuda", "sdpa", "xformers")
+# Triton before CUDA C++ until a measurement on the device's generation says otherwise.
+DEFAULT_ORDER = {"cpu": ("cpu", "sdpa", "reference"), "cuda": ("triton", "cuda", "sdpa", "reference")}
+INTERPRETER_ORDER = ("triton", "cpu", "sdpa", "reference")
+KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+_log = logging.getLogger("vdiff_fast")
+
+
+class BackendUnavailableError(RuntimeError):
+    """A backend was asked for by name and cannot run this call; the message says why."""
+
+
+def _checked(name: str | None) -> str | None:
+    if name in (None, "", "auto"):
+        return None
+    if name not in BACKENDS:
+        raise ValueError(f"unknown backend {name!r}; choose from auto, {', '.join(BACKENDS)}")
+    return name
+
+
+_requested: str | None = _checked(os.environ.get("VDIFF_FAST_BACKEND"))
+_requested_by_op: dict[str, str | None] = {}
+
+
+class use_backend:
+    """Ask for a backend by name, for good or for a `with` block.
+
+    >>> vf.use_backend("reference")                                # every op, from here on
+    >>> with vf.use_backend("triton", ops=["group_norm_silu"]):    # these ops, inside the block
+    ...     y = model(x, t)
+
+    Args:
+        name: "auto", "reference", "cpu", "triton", "cuda", and for attention "sdpa" or "xformers".
+        ops: names of ops; all ops where it is left out.
+
+    Raises:
+        ValueError: the name is no backend. A call that the named backend cannot run raises BackendUnavailableError.
+    """
+
+    def __init__(self, name: str | None, *, ops: Iterable[str] | None = None) -> None:
+        global _requested
+        self._before = (_requested, dict(_requested_by_op))
+        checked = _checked(name)
+        if ops is None:
+            _requested = checked
+            _requested_by_op.clear()
+        else:
+            _requested_by_op.update(dict.fromkeys(ops, checked))
+
+    def __enter__(self) -> use_backend:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        global _requested
+        _requested = self._before[0]
+        _requested_by_op.clear()
+        _requested_by_op.update(self._before[1])
+
+
+def order(device_type: str) -> tuple[str, ...]:
+    """Backends of `auto` in order of preference."""
+    if _library.INTERPRETING:
+        return INTERPRETER_ORDER
+    return DEFAULT_ORDER.get(device_type, ("reference",))
+
+
+def choose(op: str, predicates: Mapping[str, Predicate], x: Tensor, *facts: Any) -> str:
+    """The backend for this call: the one asked for by name, else the first that can run.
+
+    Raises:
+        BackendUnavailableError: the backend asked for by name cannot run this call.
+    """
+    wanted = _requested_by_op.get(op, _requested)
+    if wanted is not None:
+        if wanted not in predicates:
+            raise BackendUnavailableError(f"{op} has no {wanted!r} backend; it has {', '.join(predicates)}")
+        reason = predicates[wanted](x, *facts)
+        if reason is not None:
+            raise BackendUnavailableError(f"{op}: backend {wanted!r} was asked for, but {reason}")
+        return wanted
+    for name in order(x.device.type):
+        if name not in predicates:
+            continue
+        reason = predicates[name](x, *facts)
+        if reason is None:
+            return name
+        if not torch.compiler.is_compiling():
+            _log.debug("%s: not %s: %s", op, name, reason)
+    return "reference"
+
+
+def why_not_reference(x: Tensor, *facts: Any) -> str | None:
+    """The reference runs everywhere."""
+    return None
+
+
+def why_not_cpu(x: Tensor, *facts: Any) -> str | None:
+    """CPU C++ kernels: the library, a CPU tensor, float64 too."""
+    if _CPU_REASON is not None:
+        return _CPU_REASON
+    if x.device.type != "cpu":
+        return f"the tensor is on {x.device.type}"
+    if x.dtype not in KERNEL_DTYPES and x.dtype != torch.float64:
+        return f"{x.dtype} is not a floating-point dtype it knows"
+    return None
+
+
+def why_not_cuda(x: Tensor, *facts: Any) -> str | None:
+    """CUDA C++ kernels: the library and a CUDA tensor."""
+    if _CUDA_REASON is not None:
+        return _CUDA_REASON
+    if x.device.type != "cuda":
+        return f"the tensor is on {x.device.type}"
+    if x.dtype not in KERNEL_DTYPES:
+        return f"{x.dtype} is not one of float32, bfloat16, float16"
+    return None
+
+
+def why_not_triton(x: Tensor, *facts: Any) -> str | None:
+    """Triton kernels: Triton, and a CUDA tensor or the interpreter."""
+    if _TRITON_REASON is not None:
+        return _TRITON_REASON
+    if x.device.type != "cuda" and not _library.INTERPRETING:
+        return f"the tensor is on {x.device.type}"
+    if x.dtype not in KERNEL_DTYPES:
+        return f"{x.dtype} is not one of float32, bfloat16, float16"
+    return None
+
+
+# Read once: traced code may read a module global, but not probe files or devices.
+_CPU_REASON = _library.CPU.reason
+_CUDA_REASON = _library.CUDA.reason
+_TRITON_REASON = _library.why_no_triton()
+
+GENERIC_PREDICATES: dict[str, Predicate] = {
+    "reference": why_not_reference,
+    "cpu": why_not_cpu,
+    "triton": why_not_triton,
+    "cuda": why_not_cuda,
+}
+
+
+def kernel_modules(package: str) -> dict[str, ModuleType]:
+    """The modules of an op room that launch kernels here, by backend: `native` serves cpu and cuda, `triton` itself.
+
+    Triton is imported only where it can run, so a CPU process never pays for it.
+    """
+    modules: dict[str, ModuleType] = {}
+    if _CPU_REASON is None and importlib.util.find_spec(f"{package}.native") is not None:
+        native = importlib.import_module(f"{package}.native")
+        modules |= {"cpu": native, "cuda": native}
+    if _TRITON_REASON is None and importlib.util.find_spec(f"{package}.triton") is not None:
+        modules["triton"] = importlib.import_module(f"{package}.triton")
+    return modules
+
+
+def call_reference(function: Callable[..., Any], x: Tensor, *args: Any, **kwargs: Any) -> Any:
+    """Run a reference outside autocast, which would change its dtype: every backend keeps the input's."""
+    if torch.is_autocast_enabled(x.device.type):
+        with torch.autocast(x.device.type, enabled=False):
+            return function(x, *args, **kwargs)
+    return function(x, *args, **kwargs)

@@ -1,0 +1,113 @@
+"""Load the native libraries, keep the reason where one did not load, and register fakes and Triton launches.
+
+`libvdiff_fast_cpu.so` holds every schema and the CPU kernels and is loaded first; `libvdiff_fast_cuda.so` adds the CUDA
+kernels. Both use torch's stable ABI, so one build serves every torch from 2.11 on.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+LIBRARY_DIR = Path(__file__).resolve().parent / "_lib"
+NAMESPACE = "vdiff_fast"
+TRITON_NAMESPACE = "vdiff_fast_triton"
+INTERPRETING = os.environ.get("TRITON_INTERPRET", "0") not in ("", "0")
+
+
+@dataclass(frozen=True)
+class Library:
+    """One native library: `reason` is None when it is loaded, else why it is not."""
+
+    name: str
+    path: Path
+    reason: str | None
+
+
+def build_record() -> dict[str, Any]:
+    """What the build wrote about itself; empty where nothing was ever built."""
+    try:
+        return dict(json.loads((LIBRARY_DIR / "build.json").read_text()))
+    except FileNotFoundError:
+        return {}
+
+
+def _missing_reason(name: str) -> str:
+    skipped = build_record().get("skipped", {})
+    why = skipped.get(name) or skipped.get("native") or "it was never built"
+    return f"the native {name} library is not built ({why}); `vdiff-fast build` builds it"
+
+
+def _load(name: str, needs: Library | None = None) -> Library:
+    path = LIBRARY_DIR / f"libvdiff_fast_{name}.so"
+    if needs is not None and needs.reason is not None:
+        return Library(name, path, needs.reason)
+    if not path.exists():
+        return Library(name, path, _missing_reason(name))
+    if name == "cuda" and torch.version.cuda is None:
+        return Library(name, path, f"this torch ({torch.__version__}) is a CPU build")
+    try:
+        torch.ops.load_library(str(path))
+    except OSError as error:
+        return Library(name, path, f"loading {path.name} failed: {error}")
+    return Library(name, path, None)
+
+
+CPU = _load("cpu")
+CUDA = _load("cuda", needs=CPU)
+
+
+def register_fake(name: str, fake: Callable[..., Any]) -> None:
+    """Give a native op its shape function; without its library there is no operator to give one to."""
+    if CPU.reason is None:
+        torch.library.register_fake(f"{NAMESPACE}::{name}", fake)
+
+
+def why_no_triton() -> str | None:
+    """None where Triton kernels can run: a CUDA device, or Triton's interpreter (TRITON_INTERPRET=1)."""
+    if importlib.util.find_spec("triton") is None:
+        return "Triton is not installed (pip install triton)"
+    if not INTERPRETING and not torch.cuda.is_available():
+        return "Triton needs a CUDA device (or TRITON_INTERPRET=1)"
+    return None
+
+
+_triton_library = torch.library.Library(TRITON_NAMESPACE, "FRAGMENT")
+
+
+def define_triton(schema: str, launch: Callable[..., Any], fake: Callable[..., Any]) -> None:
+    """Register a Triton launch as an operator: schema, implementation (CPU only in the interpreter) and fake."""
+    name = schema.split("(")[0]
+    _triton_library.define(schema)
+    for key in ("CUDA", "CPU") if INTERPRETING else ("CUDA",):
+        _triton_library.impl(name, launch, key)
+    torch.library.register_fake(f"{TRITON_NAMESPACE}::{name}", fake, lib=_triton_library)
+
+
+def isa() -> str | None:
+    """Instruction set the CPU kernels use: "avx512", "avx2" or "scalar"; None without the library."""
+    if CPU.reason is not None:
+        return None
+    function = ctypes.CDLL(str(CPU.path)).vdiff_fast_isa
+    function.restype = ctypes.c_char_p
+    return str(function().decode())
+
+
+def set_isa(name: str) -> None:
+    """Use a lesser instruction set (tests; the environment variable VDIFF_FAST_ISA does the same at start).
+
+    Raises:
+        ValueError: the name is unknown, this CPU lacks it, or there is no native library.
+    """
+    if CPU.reason is not None:
+        raise ValueError(f"cannot set the instruction set: {CPU.reason}")
+    if ctypes.CDLL(str(CPU.path)).vdiff_fast_set_isa(name.encode()) != 0:
+        raise ValueError(f"instruction set {name!r} is not available here; this CPU runs {isa()!r} or less")

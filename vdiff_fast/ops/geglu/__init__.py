@@ -1,0 +1,3 @@
+from vdiff_fast.ops.geglu.api import geglu
+
+__all__ = ["geglu"]
