@@ -20,7 +20,7 @@ def is_native(x: Tensor) -> bool:
 
 
 def native(x: Tensor) -> Tensor:
-    """x itself where its layout is native, else one copy: channels-last where channels have stride 1, else contiguous."""
+    """x itself where its layout is native, else one copy, channels-last where channels have stride 1."""
     if is_native(x):
         return x
     if x.dim() in (4, 5) and x.stride(1) == 1:
