@@ -2,6 +2,6 @@
 
 from vdiff_fast import layout, ops
 from vdiff_fast._dispatch import BackendUnavailableError, use_backend
+from vdiff_fast._doctor import doctor
 
-__version__ = "0.1.0"
-__all__ = ["BackendUnavailableError", "__version__", "layout", "ops", "use_backend"]
+__all__ = ["BackendUnavailableError", "__version__", "doctor", "layout", "ops", "use_backend"]

@@ -1,0 +1,74 @@
+# Two commands: `make demo` and `make test`. Each makes .venv if it is missing, builds, and runs.
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+TRITON_PINNED := .cache/triton-3.6.0
+SOURCES := $(shell find csrc -type f) CMakeLists.txt vdiff_fast/_build.py
+PYTEST := $(BIN)/python -m pytest
+
+.PHONY: demo test lint format bench bench-smoke gpu-check docs clean
+
+demo: $(VENV)/.built
+	$(BIN)/vdiff-fast demo --out out
+
+test: $(VENV)/.built-test $(TRITON_PINNED)/.ready
+	$(PYTEST) -q
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run -Werror $$(git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' 'csrc/*.cuh')
+	$(BIN)/mypy
+
+format: $(VENV)/.dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $$(git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' 'csrc/*.cuh')
+
+bench: $(VENV)/.built-test
+	$(BIN)/vdiff-fast bench
+
+bench-smoke: $(VENV)/.built-test
+	$(PYTEST) benchmarks --benchmark-only -q -k cpu_smoke
+
+# Everything a GPU is needed for, with the Python that is active: no virtual environment, no network.
+gpu-check:
+	$(PYTHON) -m benchmarks.gpu_check
+
+docs: $(VENV)/.built-test
+	$(BIN)/python -m benchmarks.docs
+
+clean:
+	rm -rf build dist out *.egg-info vdiff_fast/_lib vdiff_fast/_native*.so
+
+# --- set-up: each stamp is made once -------------------------------------------------------------------------------
+# An active Python that has torch >= 2.11 lends it to .venv; else torch 2.13.0 is installed.
+$(VENV)/.python:
+	$(PYTHON) tools/make_venv.py $(VENV)
+	$(BIN)/python -m pip install -q 'setuptools>=77' wheel cmake ninja 'pybind11>=2.13'
+	touch $@
+
+$(VENV)/.runtime: $(VENV)/.python pyproject.toml
+	$(BIN)/python -m pip install -q --no-build-isolation -e '.[all]'
+	touch $@
+
+$(VENV)/.test: $(VENV)/.runtime
+	$(BIN)/python -m pip install -q --no-build-isolation -e '.[all,test]'
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.test
+	$(BIN)/python -m pip install -q --no-build-isolation -e '.[all,dev]'
+	touch $@
+
+$(VENV)/.built: $(SOURCES) | $(VENV)/.runtime
+	$(BIN)/python -m vdiff_fast._build
+	touch $@
+
+$(VENV)/.built-test: $(VENV)/.built | $(VENV)/.test
+	touch $@
+
+# The Triton that the supported GPU machines have; the newest is in .venv.
+$(TRITON_PINNED)/.ready: | $(VENV)/.test
+	$(BIN)/python -m pip install -q --no-deps --target $(TRITON_PINNED) triton==3.6.0
+	touch $@
