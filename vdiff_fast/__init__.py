@@ -3,5 +3,6 @@
 from vdiff_fast import layout, ops
 from vdiff_fast._dispatch import BackendUnavailableError, use_backend
 from vdiff_fast._doctor import doctor
+from vdiff_fast._version import __version__
 
 __all__ = ["BackendUnavailableError", "__version__", "doctor", "layout", "ops", "use_backend"]
