@@ -21,9 +21,11 @@ class Sample:
     kwargs: Mapping[str, Any] = field(default_factory=dict)
 
     def map_tensors(self, function: Callable[[Tensor], Tensor]) -> Sample:
-        """The same call with every tensor argument replaced."""
+        """The same call with every tensor argument replaced, those in tuples too."""
 
         def convert(value: Any) -> Any:
+            if isinstance(value, tuple):
+                return tuple(convert(v) for v in value)
             return function(value) if isinstance(value, Tensor) else value
 
         return replace(
@@ -33,7 +35,14 @@ class Sample:
         )
 
     def tensors(self) -> list[Tensor]:
-        return [v for v in (*self.args, *self.kwargs.values()) if isinstance(v, Tensor)]
+        found: list[Tensor] = []
+
+        def keep(tensor: Tensor) -> Tensor:
+            found.append(tensor)
+            return tensor
+
+        self.map_tensors(keep)
+        return found
 
     def differentiable(self) -> list[Tensor]:
         return [t for t in self.tensors() if t.requires_grad]

@@ -1,11 +1,27 @@
 """Functions on tensors. One room per op; adding an op adds its folder and its line here."""
 
 from vdiff_fast.ops.geglu import geglu
+from vdiff_fast.ops.qk_norm_rope import qk_norm_rope, rope_tables
+from vdiff_fast.ops.spatial_attention import spatial_attention, spatial_attention_qkv
+from vdiff_fast.ops.temporal_attention import temporal_attention, temporal_attention_qkv
 
 # Rooms in the order of the documentation; `vdiff_fast.ops.specs()` loads their spec.py.
-ROOMS = ("geglu",)
+ROOMS = (
+    "geglu",
+    "qk_norm_rope",
+    "spatial_attention",
+    "temporal_attention",
+)
 
-__all__ = ["geglu"]
+__all__ = [
+    "geglu",
+    "qk_norm_rope",
+    "rope_tables",
+    "spatial_attention",
+    "spatial_attention_qkv",
+    "temporal_attention",
+    "temporal_attention_qkv",
+]
 
 
 def specs() -> list:

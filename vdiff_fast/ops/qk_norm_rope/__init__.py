@@ -1,0 +1,3 @@
+from vdiff_fast.ops.qk_norm_rope.api import qk_norm_rope, rope_tables
+
+__all__ = ["qk_norm_rope", "rope_tables"]

@@ -1,0 +1,75 @@
+"""Typed errors shared by the attention rooms. Tokens are (B, T, S, heads, d)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from vdiff_fast.ops.qk_norm_rope.reference import Norm, Tables
+
+MAX_HEAD_DIM = 128
+
+
+def check_tokens(op: str, name: str, x: Tensor) -> None:
+    """One tensor of tokens: floating point, rank 5, a head dimension the kernels know."""
+    if not x.is_floating_point():
+        raise TypeError(f"{op}: {name} must be floating point, got {x.dtype}")
+    if x.dim() != 5:
+        raise ValueError(f"{op}: {name} must be (B, T, S, heads, d), got shape {tuple(x.shape)}")
+    d = x.shape[-1]
+    if d % 8 or not 8 <= d <= MAX_HEAD_DIM:
+        raise ValueError(f"{op}: head dim {d} of {name} must be a multiple of 8 from 8 to {MAX_HEAD_DIM}; pad it")
+
+
+def check_same_kind(op: str, q: Tensor, **others: Tensor) -> None:
+    for name, x in others.items():
+        if x.dtype != q.dtype or x.device != q.device:
+            raise TypeError(f"{op}: {name} is {x.dtype} on {x.device}, q is {q.dtype} on {q.device}; convert one")
+
+
+def check_packed(op: str, qkv: Tensor) -> None:
+    if not qkv.is_floating_point():
+        raise TypeError(f"{op}: qkv must be floating point, got {qkv.dtype}")
+    if qkv.dim() != 6 or qkv.shape[3] != 3:
+        raise ValueError(f"{op}: qkv must be (B, T, S, 3, heads, d), got shape {tuple(qkv.shape)}")
+    check_tokens(op, "qkv[:, :, :, 0]", qkv.select(3, 0))
+
+
+def check_norm(op: str, qk_norm: Norm | None, d: int) -> None:
+    if qk_norm is None:
+        return
+    if not isinstance(qk_norm, (tuple, list)) or len(qk_norm) != 2:
+        raise TypeError(f"{op}: qk_norm must be a pair of weights (q, k), got {type(qk_norm).__name__}")
+    for name, weight in zip(("q", "k"), qk_norm):
+        if weight.shape != (d,):
+            raise ValueError(f"{op}: qk_norm weight of {name} must be ({d},), got {tuple(weight.shape)}")
+
+
+def check_tables(op: str, rope: Tables | None, positions: int, d: int) -> None:
+    if rope is None:
+        return
+    if not isinstance(rope, (tuple, list)) or len(rope) != 2:
+        raise TypeError(f"{op}: rope must be a base (float) or a pair of tables (cos, sin), got {type(rope).__name__}")
+    for name, table in zip(("cos", "sin"), rope):
+        if table.shape != (positions, d // 2):
+            raise ValueError(
+                f"{op}: rope {name} must be (positions, d/2) = ({positions}, {d // 2}), got {tuple(table.shape)}"
+            )
+
+
+def rope_tables(
+    positions: int | Tensor, d: int, *, base: float = 10000.0, device: torch.device | str | None = None
+) -> Tables:
+    """cos, sin of p * base^(-2i/d), i = 0..d/2-1 (Su et al. 2021, eq. 15), float32 (positions, d/2).
+
+    Args:
+        positions: how many, counted from 0, or the positions themselves (floats may interpolate).
+        d: dimension that is rotated, even.
+    """
+    if d % 2:
+        raise ValueError(f"rope_tables: d must be even, got {d}")
+    if not isinstance(positions, Tensor):
+        positions = torch.arange(positions, device=device)
+    exponent = torch.arange(0, d, 2, device=positions.device, dtype=torch.float64) / d
+    angle = positions.to(torch.float64)[:, None] * torch.pow(base, -exponent)
+    return angle.cos().float(), angle.sin().float()

@@ -1,0 +1,129 @@
+"""Public functions: errors, backend choice, autograd."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from vdiff_fast import _dispatch
+from vdiff_fast.ops.qk_norm_rope.checks import (
+    check_norm,
+    check_packed,
+    check_same_kind,
+    check_tables,
+    check_tokens,
+    rope_tables,
+)
+from vdiff_fast.ops.qk_norm_rope.reference import Norm, Tables
+from vdiff_fast.ops.temporal_attention import reference
+
+PREDICATES: dict[str, _dispatch.Predicate] = {"reference": _dispatch.why_not_reference}
+
+
+def _check_options(
+    op: str, q: Tensor, bias: Tensor | None, mask: Tensor | None, qk_norm: Norm | None, rope: Tables | None
+) -> None:
+    batch, frames, _, heads, d = q.shape
+    if bias is not None and bias.shape != (heads, frames, frames):
+        if bias.dim() == 3 and bias.shape[0] == heads and frames > bias.shape[-1]:
+            raise ValueError(f"{op}: {frames} frames > {bias.shape[-1]} of the bias table; use RoPE or a larger table")
+        raise ValueError(
+            f"{op}: bias must be (heads, T, T) = ({heads}, {frames}, {frames}), got {tuple(bias.shape)}; slice it"
+        )
+    if mask is not None:
+        if mask.dtype != torch.bool:
+            raise TypeError(f"{op}: mask must be bool (True: the key is seen), got {mask.dtype}; use mask.bool()")
+        if mask.shape != (batch, frames):
+            raise ValueError(f"{op}: mask must be (B, T) = ({batch}, {frames}), got {tuple(mask.shape)}")
+    check_norm(op, qk_norm, d)
+    check_tables(op, rope, frames, d)
+
+
+def _tables(q: Tensor, rope: float | Tables | None) -> Tables | None:
+    if isinstance(rope, (int, float)):
+        return rope_tables(q.shape[1], q.shape[-1], base=float(rope), device=q.device)
+    return rope
+
+
+def temporal_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    bias: Tensor | None = None,
+    causal: bool = False,
+    mask: Tensor | None = None,
+    qk_norm: Norm | None = None,
+    rope: float | Tables | None = None,
+    scale: float | None = None,
+    eps: float = 1e-6,
+) -> Tensor:
+    """out = softmax(scale * q' k'^T + bias) v over the T frames of every position and head; q', k' = RoPE(RMSNorm(.)).
+
+    Args:
+        q, k, v: (B, T, S, heads, d), any strides with unit stride in d (else one copy); d a multiple of 8 up to 128;
+            float32, bfloat16, float16 (float64 on CPU). No limit on B * S * heads.
+        bias: (heads, T, T), added to the logits; differentiable.
+        causal: a frame sees itself and the frames before it.
+        mask: (B, T) bool, True where the key is seen. A query that sees no key gives 0.
+        qk_norm: RMS-norm weights (d,) of q and k; differentiable.
+        rope: base of the rotary embedding over frames, or its tables cos and sin (T, d/2). Constants.
+        scale: of the logits; d ** -0.5 where None.
+        eps: of the RMS norm.
+
+    Returns:
+        (B, T, S, heads, d), laid out like q, dtype of q. Moves 4 tensors forward, 7 backward; saves q, k and v.
+
+    Raises:
+        TypeError: q, k, v are not floating point or differ in dtype or device; mask is not bool.
+        ValueError: shapes do not fit: heads, head dim, frames over the bias table, mask, weights, tables.
+
+    Source: Vaswani et al. 2017, "Attention Is All You Need", eq. 1; Ho et al. 2022, "Video Diffusion Models".
+    """
+    op = "temporal_attention"
+    for name, x in (("q", q), ("k", k), ("v", v)):
+        check_tokens(op, name, x)
+        if x.shape != q.shape:
+            what = f"{x.shape[3]} heads, q has {q.shape[3]}" if x.shape[3] != q.shape[3] else f"{tuple(x.shape)}"
+            raise ValueError(f"{op}: {name} has {what}; all three must be (B, T, S, heads, d) = {tuple(q.shape)}")
+    check_same_kind(op, q, k=k, v=v)
+    tables = _tables(q, rope)
+    _check_options(op, q, bias, mask, qk_norm, tables)
+    _dispatch.choose(op, PREDICATES, q)
+    options = {"bias": bias, "causal": causal, "mask": mask, "qk_norm": qk_norm, "rope": tables, "scale": scale}
+    return _dispatch.call_reference(reference.temporal_attention, q, k, v, eps=eps, **options)
+
+
+def temporal_attention_qkv(
+    qkv: Tensor,
+    *,
+    bias: Tensor | None = None,
+    causal: bool = False,
+    mask: Tensor | None = None,
+    qk_norm: Norm | None = None,
+    rope: float | Tables | None = None,
+    scale: float | None = None,
+    eps: float = 1e-6,
+) -> Tensor:
+    """out = temporal_attention(q, k, v) with [q | k | v] = qkv, the output of one Linear; one packed gradient.
+
+    Args:
+        qkv: (B, T, S, 3, heads, d), any strides with unit stride in d.
+        bias, causal, mask, qk_norm, rope, scale, eps: as in `temporal_attention`.
+
+    Returns:
+        (B, T, S, heads, d), contiguous, dtype of qkv. Saves qkv.
+
+    Raises:
+        TypeError, ValueError: as `temporal_attention`, and where qkv is not packed.
+
+    Source: as `temporal_attention`.
+    """
+    op = "temporal_attention"
+    check_packed(op, qkv)
+    q = qkv.select(3, 0)
+    tables = _tables(q, rope)
+    _check_options(op, q, bias, mask, qk_norm, tables)
+    _dispatch.choose(op, PREDICATES, q)
+    options = {"bias": bias, "causal": causal, "mask": mask, "qk_norm": qk_norm, "rope": tables, "scale": scale}
+    return _dispatch.call_reference(reference.temporal_attention_qkv, qkv, eps=eps, **options)
