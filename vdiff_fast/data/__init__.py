@@ -1,0 +1,81 @@
+"""Videos in and out: decode, check, cache, clips, resumable loading, writing. PyAV is imported when needed."""
+
+from .assets import demo_clip
+from .cache import FrameCache
+from .check import CheckReport, FileCheck, check_video, check_videos
+from .dataset import SkippedFile, VideoFile, VideoFolder, open_dataset
+from .decode import DecodedVideo, decode, find_videos, read_frames
+from .digits import MovingDigits
+from .draw import Draw, permutation
+from .errors import (
+    CorruptVideoError,
+    EmptyDatasetError,
+    EmptyVideoError,
+    SamplerStateError,
+    ShortVideoError,
+    TooManyBadVideosError,
+    TruncatedVideoError,
+    UnreadableVideoError,
+    ValueRangeError,
+    VideoError,
+    VideoTooLargeError,
+    VideoWriteError,
+)
+from .postprocess import grid, postprocess, smooth_temporal, to_uint8, upscale
+from .sampler import ClipKey, ClipLoader, ClipSampler, collate, loader
+from .scan import Tolerance, VideoScan, scan
+from .transforms import ClipSpec, check_range, to_unit_range
+from .write import VideoPaddedWarning, WrittenVideo, contact_sheet, write_png, write_video
+
+__all__ = [
+    "CheckReport",
+    "ClipKey",
+    "ClipLoader",
+    "ClipSampler",
+    "ClipSpec",
+    "CorruptVideoError",
+    "DecodedVideo",
+    "Draw",
+    "EmptyDatasetError",
+    "EmptyVideoError",
+    "FileCheck",
+    "FrameCache",
+    "MovingDigits",
+    "SamplerStateError",
+    "ShortVideoError",
+    "SkippedFile",
+    "Tolerance",
+    "TooManyBadVideosError",
+    "TruncatedVideoError",
+    "UnreadableVideoError",
+    "ValueRangeError",
+    "VideoError",
+    "VideoFile",
+    "VideoFolder",
+    "VideoPaddedWarning",
+    "VideoScan",
+    "VideoTooLargeError",
+    "VideoWriteError",
+    "WrittenVideo",
+    "check_range",
+    "check_video",
+    "check_videos",
+    "collate",
+    "contact_sheet",
+    "decode",
+    "demo_clip",
+    "find_videos",
+    "grid",
+    "loader",
+    "open_dataset",
+    "permutation",
+    "postprocess",
+    "read_frames",
+    "scan",
+    "smooth_temporal",
+    "to_uint8",
+    "to_unit_range",
+    "upscale",
+    "write_png",
+    "write_video",
+]

@@ -1,0 +1,125 @@
+"""Decoded frames on disk at training resolution: decode a video once, then a clip is a slice of a memory map."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from . import errors
+from .decode import frame_to_rgb
+from .errors import TruncatedVideoError, VideoError
+from .scan import VideoScan, decode_packets, open_video, scan
+from .transforms import ClipSpec, resize_frame, resized_size
+
+# Raised when the meaning of stored frames or scans changes; old entries are then never found again.
+_VERSION = 1
+
+
+def training_size(video: VideoScan, spec: ClipSpec) -> tuple[int, int]:
+    """(height, width) at which a video is kept: resized to fit, not yet cropped, so that crops can still be drawn."""
+    return resized_size(video.height, video.width, spec.size, spec.fit)
+
+
+class FrameCache:
+    """A folder of `<key>.npy` (uint8 (T, H, W, C), every frame of the file) and `<key>.json` (scans).
+
+    The key hashes the file's resolved path, size and modification time, and for frames the resized size and channels.
+    So windows, strides, rates, crops and flips may change without decoding again, and a changed file is never served
+    stale. Entries are written to a temporary name and renamed: readers and other writers see all of one or nothing.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
+        self.folder = Path(folder)
+        self.folder.mkdir(parents=True, exist_ok=True)
+
+    def key(self, path: str | os.PathLike[str], *parameters: Any) -> str:
+        """Hex digest that names an entry."""
+        state = os.stat(path)
+        identity = [_VERSION, os.path.realpath(path), state.st_size, state.st_mtime_ns, *parameters]
+        return hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:32]
+
+    def scan(self, path: str | os.PathLike[str], *, threads: int = 0) -> VideoScan:
+        """`scan(path)`, remembered, also where it failed."""
+        entry = self.folder / f"{self.key(path, 'scan')}.json"
+        if entry.exists():
+            return _scan_from_json(json.loads(entry.read_text()), os.fspath(path))
+        try:
+            result = scan(path, threads=threads)
+            content = _scan_to_json(result)
+        except VideoError as error:
+            self._write_text(entry, json.dumps({"error": type(error).__name__, "message": str(error)}))
+            raise
+        self._write_text(entry, json.dumps(content))
+        return result
+
+    def frames(self, video: VideoScan, spec: ClipSpec, *, threads: int = 0) -> np.ndarray:
+        """All frames of a file as a read-only memory map (T, H, W, C), decoded and stored first where missing."""
+        entry = self._frames_entry(video, spec)
+        if not entry.exists():
+            self._build(entry, video, spec, threads)
+        return np.load(entry, mmap_mode="r")
+
+    def has_frames(self, video: VideoScan, spec: ClipSpec) -> bool:
+        """Whether `frames` would be served from disk."""
+        return self._frames_entry(video, spec).exists()
+
+    def size_bytes(self) -> int:
+        """Bytes on disk in this folder."""
+        return sum(entry.stat().st_size for entry in self.folder.iterdir() if entry.is_file())
+
+    def _frames_entry(self, video: VideoScan, spec: ClipSpec) -> Path:
+        return self.folder / f"{self.key(video.path, 'frames', *training_size(video, spec), spec.channels)}.npy"
+
+    def _build(self, entry: Path, video: VideoScan, spec: ClipSpec, threads: int) -> None:
+        """Stream the file into a memory map, one frame in memory at a time."""
+        size = training_size(video, spec)
+        with self._temporary(entry) as temporary:
+            shape = (video.decoded, *size, spec.channels)
+            stored = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.uint8, shape=shape)
+            count = 0
+            with open_video(video.path, threads=threads) as (container, stream):
+                for frame in decode_packets(container, stream):
+                    if count < video.decoded:
+                        pixels = frame_to_rgb(frame, video.stored_width, video.stored_height, video.rotation)
+                        stored[count] = resize_frame(pixels, size, spec.channels)
+                    count += 1
+            if count != video.decoded:
+                raise TruncatedVideoError(f"{video.name}: decoded {count} frames, {video.decoded} when scanned")
+            stored.flush()
+
+    def _write_text(self, entry: Path, text: str) -> None:
+        with self._temporary(entry) as temporary:
+            temporary.write_text(text)
+
+    @contextmanager
+    def _temporary(self, entry: Path) -> Iterator[Path]:
+        """A file of our own in the same folder, renamed to `entry` once it is whole and on disk."""
+        handle, name = tempfile.mkstemp(dir=self.folder, prefix=".writing-", suffix=entry.suffix)
+        os.close(handle)
+        try:
+            yield Path(name)
+            with open(name, "rb") as written:
+                os.fsync(written.fileno())
+            os.replace(name, entry)
+        finally:
+            Path(name).unlink(missing_ok=True)
+
+
+def _scan_to_json(video: VideoScan) -> dict[str, Any]:
+    return asdict(video) | {"times": video.times.tolist(), "pts": video.pts.tolist()}
+
+
+def _scan_from_json(content: dict[str, Any], path: str) -> VideoScan:
+    if "error" in content:
+        raise getattr(errors, content["error"])(content["message"])
+    arrays = {"times": np.array(content["times"], dtype=np.float64), "pts": np.array(content["pts"], dtype=np.int64)}
+    return VideoScan(**(content | arrays | {"path": path}))

@@ -1,0 +1,278 @@
+"""Clips from folders and files: dictionaries of `video` uint8 (C, T, H, W), `file`, `index`, and `label` if known."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset, get_worker_info
+
+from .cache import FrameCache, training_size
+from .decode import find_videos, read_frames
+from .digits import MovingDigits
+from .draw import Draw
+from .errors import EmptyDatasetError, TooManyBadVideosError, VideoError, VideoTooLargeError
+from .sampler import ClipKey
+from .scan import DEFAULT_TOLERANCE, Tolerance, VideoScan, scan
+from .transforms import ClipSpec, Fit, as_size, choose_placement, place, resize_frame
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class SkippedFile:
+    """A file that is left out, and why."""
+
+    path: str
+    reason: str
+
+
+class SkipPolicy:
+    """Leave unusable files out, count them, and stop when they are more than `limit` (a fraction) of all files."""
+
+    def __init__(self, total: int, limit: float) -> None:
+        if not 0.0 <= limit <= 1.0:
+            raise ValueError(f"the limit of skipped files is a fraction in [0, 1], got {limit}")
+        self.total, self.limit = total, limit
+
+    def summary(self, skipped: int) -> str:
+        """ "12 of 5000 skipped, 0.24 %; limit 5 %"."""
+        share = f"{100.0 * skipped / max(1, self.total):.2f}".rstrip("0").rstrip(".")
+        return f"{skipped} of {self.total} skipped, {share} %; limit {100.0 * self.limit:g} %"
+
+    def note(self, reason: str, skipped: int) -> str:
+        """ "clip_17.mp4: decoded 399 of 795 declared frames (20 flagged corrupt); skipped (12 of 5000 ...)"."""
+        return f"{reason}; skipped ({self.summary(skipped)})"
+
+    def enforce(self, reasons: Sequence[str]) -> None:
+        """Raise `TooManyBadVideosError` if this many are too many."""
+        if len(reasons) > self.limit * self.total:
+            shown = "\n  ".join(reasons[:5])
+            more = f"\n  ... and {len(reasons) - 5} more" if len(reasons) > 5 else ""
+            raise TooManyBadVideosError(
+                f"{self.summary(len(reasons))}:\n  {shown}{more}\n"
+                "check the folder with `vdiff-fast check-data`, remove the files or raise skip_limit"
+            )
+
+
+class VideoFolder(Dataset):
+    """Every video below a folder (or of a list of files), sorted; clips are decoded when asked for.
+
+    All files are looked at once, in threads (`scan`); with `cache_dir` the result and the decoded frames are kept on
+    disk at training resolution. A file with n frames gives max(1, n // span) items; item k's window starts at a random
+    place in the k-th of as many equal parts, so that every epoch sees all of a video, each time a little elsewhere.
+
+    Items are pure functions of (`spec.seed`, epoch, index). `labels=True` adds the class: the number of the file's
+    folder among `classes`, the sorted folders that hold videos. Unusable files are skipped and logged, as `skipped` and
+    `skip_summary()` tell. A file that fails later gives way to a clip of another, drawn from the same seed, and counts
+    too.
+
+    Errors: `EmptyDatasetError` without any usable video; `TooManyBadVideosError` above `skip_limit`.
+    """
+
+    def __init__(
+        self, root: str | os.PathLike[str] | Sequence[str | os.PathLike[str]], spec: ClipSpec, *,
+        labels: bool = False, cache_dir: str | os.PathLike[str] | None = None, skip_limit: float = 0.05,
+        tolerance: Tolerance = DEFAULT_TOLERANCE, scan_threads: int | None = None,
+        progress: Callable[[Iterator[Any], int], Iterator[Any]] | None = None,
+    ) -> None:  # fmt: skip
+        paths = find_videos(root) if isinstance(root, (str, os.PathLike)) else [Path(p) for p in root]
+        if not paths:
+            raise EmptyDatasetError(f"{root}: no video files in this folder or below (.mp4, .avi, .gif, .mkv, ...)")
+        self.spec, self.tolerance, self.labels = spec, tolerance, labels
+        self.cache = FrameCache(cache_dir) if cache_dir is not None else None
+        self.policy = SkipPolicy(len(paths), skip_limit)
+        self.skipped: list[SkippedFile] = []
+        self.videos: list[VideoScan] = []
+        self._grids: list[np.ndarray] = []
+        self._scan_all(paths, scan_threads or min(8, os.cpu_count() or 1), progress)
+        self.policy.enforce([file.reason for file in self.skipped])
+        if not self.videos:
+            raise EmptyDatasetError(f"{root}: no usable video; {self.skip_summary()}")
+        counts = [max(1, len(grid) // spec.span) for grid in self._grids]
+        self._ends = np.cumsum(counts)
+        folders = [str(Path(video.path).parent) for video in self.videos]
+        self.classes = sorted(set(folders))
+        self._labels = [self.classes.index(folder) for folder in folders]
+        # Shared with the loader's workers, so that all of them see what any of them had to skip.
+        self._failed = torch.zeros(len(self.videos), dtype=torch.uint8).share_memory_()
+
+    @property
+    def num_classes(self) -> int | None:
+        """Number of labels, None if items carry none."""
+        return len(self.classes) if self.labels else None
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def __getitem__(self, key: int | ClipKey) -> dict[str, Any]:
+        epoch, index = key if isinstance(key, tuple) else (0, range(len(self))[key])
+        for attempt in range(100):
+            draw = Draw(self.spec.seed, epoch, index, stream=2 + attempt)
+            chosen = index if attempt == 0 else draw.integer(len(self))
+            file = int(np.searchsorted(self._ends, chosen, side="right"))
+            if self._failed[file]:
+                continue
+            try:
+                return self._clip(file, chosen, index, draw)
+            except (VideoError, OSError) as error:
+                self._give_up(file, error)
+        raise TooManyBadVideosError(f"no readable clip in 100 draws; {self.skip_summary()}")
+
+    def skip_summary(self) -> str:
+        """ "12 of 5000 skipped, 0.24 %; limit 5 %", counting files that failed while training too."""
+        return self.policy.summary(len(self.skipped) + int(self._failed.sum()))
+
+    def build_cache(self) -> Iterator[VideoScan]:
+        """Decode every file that is not there yet into `cache_dir`, yielding each file in turn."""
+        if self.cache is None:
+            raise ValueError("this data set has no cache_dir")
+        for video in self.videos:
+            self.cache.frames(video, self.spec)
+            yield video
+
+    def _scan_all(self, paths: Sequence[Path], threads: int, progress: Callable | None) -> None:
+        with ThreadPoolExecutor(threads) as pool:
+            results: Iterator[tuple[Path, VideoScan | Exception]] = zip(paths, pool.map(self._scan_one, paths))
+            for path, result in progress(results, len(paths)) if progress else results:
+                if isinstance(result, Exception):
+                    self.skipped.append(SkippedFile(os.fspath(path), str(result)))
+                    _log.warning(self.policy.note(str(result), len(self.skipped)))
+                else:
+                    self.videos.append(result)
+                    self._grids.append(result.grid(self.spec.fps))
+
+    def _scan_one(self, path: Path) -> VideoScan | Exception:
+        try:
+            video = scan(path, threads=1) if self.cache is None else self.cache.scan(path, threads=1)
+            problem = video.problem(self.tolerance)
+            if problem is None:
+                self.spec.require(video.name, len(video.grid(self.spec.fps)))
+            return problem or video
+        except (VideoError, OSError) as error:
+            return error
+
+    def _clip(self, file: int, chosen: int, index: int, draw: Draw) -> dict[str, Any]:
+        video, grid = self.videos[file], self._grids[file]
+        first = int(self._ends[file - 1]) if file else 0
+        start = self._window_start(chosen - first, int(self._ends[file]) - first, len(grid), draw)
+        frames = self._read(video, grid[self.spec.window(start)])
+        placement = choose_placement(draw, training_size(video, self.spec), self.spec)
+        clip = place(torch.from_numpy(frames).permute(3, 0, 1, 2), self.spec.size, placement)
+        item = {"video": clip, "file": video.path, "index": index}
+        return item | {"label": self._labels[file]} if self.labels else item
+
+    def _window_start(self, part: int, parts: int, length: int, draw: Draw) -> int:
+        """Somewhere in the part-th of `parts` equal shares of all starts, or evenly spread without `random_window`."""
+        starts = length - self.spec.span + 1
+        if not self.spec.random_window:
+            return part * (starts - 1) // max(1, parts - 1)
+        low, high = part * starts // parts, (part + 1) * starts // parts
+        return low + draw.integer(max(1, high - low))
+
+    def _read(self, video: VideoScan, indices: np.ndarray) -> np.ndarray:
+        # Workers are the parallelism; FFmpeg's own threads would only fight for the cores.
+        threads = 0 if get_worker_info() is None else 1
+        if self.cache is not None:
+            return np.ascontiguousarray(self.cache.frames(video, self.spec, threads=threads)[indices])
+        size, channels = training_size(video, self.spec), self.spec.channels
+        return read_frames(
+            video, indices, convert=lambda frame: resize_frame(frame, size, channels), threads=threads,
+            tolerance=self.tolerance,
+        )  # fmt: skip
+
+    def _give_up(self, file: int, error: Exception) -> None:
+        """Mark a file that failed after its scan (deleted, overwritten, a disk that fails) and hold the limit."""
+        self._failed[file] = 1
+        failed = [f"{self.videos[int(i)].name}: failed after its scan" for i in torch.nonzero(self._failed)]
+        reasons = [f.reason for f in self.skipped] + failed
+        _log.warning(self.policy.note(str(error), len(reasons)))
+        self.policy.enforce(reasons)
+
+
+class VideoFile(Dataset):
+    """All windows of one video, held decoded in memory at training resolution (uint8, resized and not yet cropped).
+
+    Item i is the window that starts at frame i * `step`. Errors: those of `decode`; `ShortVideoError`;
+    `VideoTooLargeError` if the frames need more than `max_bytes`.
+    """
+
+    num_classes = None
+
+    def __init__(
+        self, path: str | os.PathLike[str], spec: ClipSpec, *, step: int = 1, max_bytes: int = 4 << 30,
+        tolerance: Tolerance = DEFAULT_TOLERANCE,
+    ) -> None:  # fmt: skip
+        if step < 1:
+            raise ValueError(f"step must be at least 1, got {step}")
+        video = scan(path)
+        problem = video.problem(tolerance)
+        if problem is not None:
+            raise problem
+        grid = video.grid(spec.fps)
+        spec.require(video.name, len(grid))
+        size = training_size(video, spec)
+        needed = len(np.unique(grid)) * size[0] * size[1] * spec.channels
+        if needed > max_bytes:
+            raise VideoTooLargeError(
+                f"{video.name}: {len(grid)} frames of {size[0]}x{size[1]} need {needed / 2**30:.1f} GiB > "
+                f"{max_bytes / 2**30:.1f} GiB; use VideoFolder, a smaller size, a lower fps or a larger max_bytes"
+            )
+        self.video, self.spec, self.step = video, spec, step
+        stored, self._order = np.unique(grid, return_inverse=True)
+        self._frames = read_frames(
+            video, stored, convert=lambda frame: resize_frame(frame, size, spec.channels), tolerance=tolerance
+        )
+
+    def __len__(self) -> int:
+        return (len(self._order) - self.spec.span) // self.step + 1
+
+    def __getitem__(self, key: int | ClipKey) -> dict[str, Any]:
+        epoch, index = key if isinstance(key, tuple) else (0, range(len(self))[key])
+        clip = torch.from_numpy(self._frames[self._order[self.spec.window(index * self.step)]]).permute(3, 0, 1, 2)
+        draw = Draw(self.spec.seed, epoch, index, stream=2)
+        clip = place(clip, self.spec.size, choose_placement(draw, self._frames.shape[1:3], self.spec))
+        return {"video": clip, "file": self.video.path, "index": index}
+
+
+def open_dataset(
+    source: str | os.PathLike[str], *, frames: int, size: int | tuple[int, int], stride: int = 1,
+    fps: float | None = None, channels: int = 3, fit: Fit = "cover", flip: float = 0.0, random_crop: bool = False,
+    random_window: bool = True, seed: int = 0, labels: bool = False,
+    cache_dir: str | os.PathLike[str] | None = None, skip_limit: float = 0.05, tolerance: Tolerance = DEFAULT_TOLERANCE,
+    max_bytes: int = 4 << 30,
+) -> VideoFolder | VideoFile | MovingDigits:  # fmt: skip
+    """The data set that `source` names: a folder of videos, one video file, or the word "moving-digits".
+
+    A file is held decoded in memory if it fits into `max_bytes`, else its clips are decoded when asked for. The other
+    arguments are `ClipSpec`'s and `VideoFolder`'s.
+
+    Errors: `FileNotFoundError` for a source that is none of the three, and those of the data sets.
+    """
+    spec = ClipSpec(
+        frames=frames, size=as_size(size), stride=stride, fps=fps, channels=channels, fit=fit, flip=flip,
+        random_crop=random_crop, random_window=random_window, seed=seed,
+    )  # fmt: skip
+    if os.fspath(source) == "moving-digits":
+        return MovingDigits(spec, labels=labels)
+    path = Path(source)
+    if path.is_file():
+        try:
+            return VideoFile(path, spec, max_bytes=max_bytes, tolerance=tolerance)
+        except VideoTooLargeError as error:
+            _log.warning("%s; decoding clips when they are asked for", error)
+            path_or_files: Any = [path]
+    elif path.is_dir():
+        path_or_files = path
+    else:
+        raise FileNotFoundError(f"{source}: no such file or folder; or use the built-in data set 'moving-digits'")
+    return VideoFolder(
+        path_or_files, spec, labels=labels, cache_dir=cache_dir, skip_limit=skip_limit, tolerance=tolerance
+    )
