@@ -4,6 +4,8 @@ from vdiff_fast.ops.geglu import geglu
 from vdiff_fast.ops.qk_norm_rope import qk_norm_rope, rope_tables
 from vdiff_fast.ops.spatial_attention import spatial_attention, spatial_attention_qkv
 from vdiff_fast.ops.temporal_attention import temporal_attention, temporal_attention_qkv
+from vdiff_fast.ops.timestep_embedding import timestep_embedding
+from vdiff_fast.ops.timestep_mlp import timestep_mlp
 
 # Rooms in the order of the documentation; `vdiff_fast.ops.specs()` loads their spec.py.
 ROOMS = (
@@ -11,6 +13,8 @@ ROOMS = (
     "qk_norm_rope",
     "spatial_attention",
     "temporal_attention",
+    "timestep_embedding",
+    "timestep_mlp",
 )
 
 __all__ = [
@@ -21,6 +25,8 @@ __all__ = [
     "spatial_attention_qkv",
     "temporal_attention",
     "temporal_attention_qkv",
+    "timestep_embedding",
+    "timestep_mlp",
 ]
 
 

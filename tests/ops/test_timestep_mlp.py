@@ -1,0 +1,36 @@
+"""What is special to timestep_mlp: agreement with diffusers' modules."""
+
+from __future__ import annotations
+
+import torch
+from diffusers.models.embeddings import TimestepEmbedding, Timesteps
+
+import vdiff_fast as vf
+
+
+def test_it_is_diffusers_timesteps_and_timestep_embedding() -> None:
+    torch.manual_seed(0)
+    sinusoids, mlp = Timesteps(64, flip_sin_to_cos=True, downscale_freq_shift=0), TimestepEmbedding(64, 128)
+    t = torch.tensor([1, 40, 999])
+    ours = vf.ops.timestep_mlp(
+        t, mlp.linear_1.weight, mlp.linear_1.bias, mlp.linear_2.weight, mlp.linear_2.bias, shift=0.0,
+        flip_sin_to_cos=True,
+    )  # fmt: skip
+    torch.testing.assert_close(ours, mlp(sinusoids(t)), rtol=1e-4, atol=1e-4)
+
+
+def test_integer_and_float_steps_agree() -> None:
+    w1, w2 = torch.randn(8, 16), torch.randn(4, 8)
+    t = torch.tensor([3, 700])
+    torch.testing.assert_close(
+        vf.ops.timestep_mlp(t, w1, None, w2, None), vf.ops.timestep_mlp(t.double(), w1, None, w2, None)
+    )
+
+
+def test_bfloat16_weights_keep_a_precise_time() -> None:
+    """A step of 999 in bfloat16 would be 1000: the sinusoids are made in float32 and rounded after."""
+    w1, w2 = torch.randn(8, 16), torch.randn(4, 8)
+    t = torch.tensor([999, 1000])
+    y = vf.ops.timestep_mlp(t, w1.bfloat16(), None, w2.bfloat16(), None)
+    assert y.dtype == torch.bfloat16
+    assert not torch.equal(y[0], y[1])

@@ -1,0 +1,5 @@
+"""Schedules, processes and samplers."""
+
+from vdiff_fast.diffusion.schedule import NoiseSchedule
+
+__all__ = ["NoiseSchedule"]

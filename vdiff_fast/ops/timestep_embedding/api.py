@@ -1,0 +1,61 @@
+"""Public function: errors and backend choice."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from vdiff_fast import _dispatch
+from vdiff_fast.ops.timestep_embedding import reference
+
+PREDICATES = {"reference": _dispatch.why_not_reference}
+
+
+def check(op: str, t: Tensor, dim: int, max_period: float, shift: float) -> None:
+    """Typed errors of the embedding's arguments; timestep_mlp raises the same under its own name."""
+    if not isinstance(t, Tensor) or t.is_complex() or t.dtype == torch.bool:
+        found = t.dtype if isinstance(t, Tensor) else type(t).__name__
+        raise TypeError(f"{op}: t must be a tensor of integers or floats, got {found}")
+    if t.dim() != 1:
+        raise ValueError(f"{op}: t must be (B,), got shape {tuple(t.shape)}; use t.reshape(-1) or t.expand(B)")
+    if dim < 2 or dim // 2 <= shift:
+        raise ValueError(f"{op}: dim {dim} must be at least 2 with dim // 2 > shift ({shift})")
+    if max_period <= 0:
+        raise ValueError(f"{op}: max_period {max_period} must be > 0")
+
+
+def timestep_embedding(
+    t: Tensor,
+    dim: int,
+    *,
+    max_period: float = 10000.0,
+    shift: float = 1.0,
+    flip_sin_to_cos: bool = False,
+    scale: float = 1.0,
+) -> Tensor:
+    """e = [sin(w t) | cos(w t)], w_i = scale * max_period^(-i / (dim//2 - shift)), i = 0 .. dim//2 - 1.
+
+    The defaults are DDPM's and diffusers' `get_timestep_embedding`; ADM, guided-diffusion and DiT are `shift=0,
+    flip_sin_to_cos=True`. An odd dim ends in a zero.
+
+    Args:
+        t: (B,), integers or floats, any strides.
+        dim: width of the embedding.
+        max_period: longest wavelength over 2 pi.
+        shift: frequencies run over dim//2 - shift (diffusers' `downscale_freq_shift`).
+        flip_sin_to_cos: cosines first.
+        scale: multiplies t; 1000 for flow times in [0, 1].
+
+    Returns:
+        (B, dim) contiguous: float32 for integer t, else the dtype of t. Not differentiable in t.
+
+    Raises:
+        TypeError: t is no tensor, bool or complex.
+        ValueError: t is not (B,); dim // 2 is not above shift; max_period is not positive.
+
+    Source: Vaswani et al. 2017, section 3.5; Ho et al. 2020.
+    """
+    check("timestep_embedding", t, dim, max_period, shift)
+    options = {"max_period": max_period, "shift": shift, "flip_sin_to_cos": flip_sin_to_cos, "scale": scale}
+    _dispatch.choose("timestep_embedding", PREDICATES, t)
+    return _dispatch.call_reference(reference.timestep_embedding, t.detach(), dim, **options)

@@ -1,0 +1,59 @@
+"""What the generic tests and benchmarks know of timestep_embedding."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+
+from vdiff_fast._spec import BenchCase, Invalid, OpSpec, Sample
+from vdiff_fast.ops.timestep_embedding import api, reference
+
+ADM = {"shift": 0.0, "flip_sin_to_cos": True}
+
+
+def steps(batch: int, device: torch.device, dtype: torch.dtype, high: float = 1000.0) -> torch.Tensor:
+    """Seeded times in [0, high), rounded to dtype."""
+    generator = torch.Generator().manual_seed(batch)
+    return (torch.rand(batch, generator=generator, dtype=torch.float64) * high).to(device, dtype)
+
+
+def samples(device: torch.device, dtype: torch.dtype) -> Iterator[Sample]:
+    yield Sample("ddpm", (steps(5, device, dtype), 64))
+    yield Sample("adm", (steps(3, device, dtype), 256), ADM)
+    yield Sample("odd", (steps(2, device, dtype), 37), {"shift": 0.5, "max_period": 500.0})
+    yield Sample("flow", (steps(4, device, dtype, high=1.0), 32), ADM | {"scale": 1000.0})
+    yield Sample("one", (steps(1, device, dtype), 320))
+    yield Sample("empty", (steps(0, device, dtype), 16))
+    yield Sample("strided", (steps(8, device, dtype)[::2], 24))
+
+
+def invalid() -> Iterator[Invalid]:
+    f = api.timestep_embedding
+    yield Invalid("rank", lambda: f(torch.zeros(2, 3), 8), ValueError, r"must be \(B,\), got shape \(2, 3\)")
+    yield Invalid("bool", lambda: f(torch.zeros(2, dtype=torch.bool), 8), TypeError, "torch.bool")
+    yield Invalid("number", lambda: f(3, 8), TypeError, "got int")  # type: ignore[arg-type]
+    yield Invalid("dim", lambda: f(torch.zeros(2), 2), ValueError, "dim 2 must be at least 2")
+    yield Invalid("period", lambda: f(torch.zeros(2), 8, max_period=-1.0), ValueError, "max_period -1.0")
+
+
+def bench() -> Iterator[BenchCase]:
+    for batch, dim in ((1, 320), (16, 256), (16, 1280)):
+
+        def sample(device: torch.device, dtype: torch.dtype, batch: int = batch, dim: int = dim) -> Sample:
+            return Sample("bench", (steps(batch, device, dtype), dim))
+
+        yield BenchCase(name=f"{batch}x{dim}", sample=sample, bytes_forward=batch * dim * 4)
+
+
+SPEC = OpSpec(
+    name="timestep_embedding",
+    module=__package__,
+    function=api.timestep_embedding,
+    reference=reference.timestep_embedding,
+    samples=samples,
+    predicates=api.PREDICATES,
+    invalid=invalid,
+    bench=bench,
+    summary="sinusoids of time: the DDPM, ADM and diffusers conventions",
+)
