@@ -1,6 +1,8 @@
 """Functions on tensors. One room per op; adding an op adds its folder and its line here."""
 
 from vdiff_fast.ops.geglu import geglu
+from vdiff_fast.ops.noise import noise
+from vdiff_fast.ops.q_sample import q_sample
 from vdiff_fast.ops.qk_norm_rope import qk_norm_rope, rope_tables
 from vdiff_fast.ops.spatial_attention import spatial_attention, spatial_attention_qkv
 from vdiff_fast.ops.temporal_attention import temporal_attention, temporal_attention_qkv
@@ -10,6 +12,8 @@ from vdiff_fast.ops.timestep_mlp import timestep_mlp
 # Rooms in the order of the documentation; `vdiff_fast.ops.specs()` loads their spec.py.
 ROOMS = (
     "geglu",
+    "noise",
+    "q_sample",
     "qk_norm_rope",
     "spatial_attention",
     "temporal_attention",
@@ -19,6 +23,8 @@ ROOMS = (
 
 __all__ = [
     "geglu",
+    "noise",
+    "q_sample",
     "qk_norm_rope",
     "rope_tables",
     "spatial_attention",

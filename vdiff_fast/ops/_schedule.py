@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
+import torch
 from torch import Tensor
 
 
@@ -40,3 +42,82 @@ class Schedule(Protocol):
 
     @property
     def snr(self) -> Tensor: ...
+
+
+def check_timesteps(op: str, t: Tensor, schedule: Schedule, x0: Tensor) -> None:
+    """t (B,) of the right dtype on the device of x0, with a schedule on that device; values are read on eager CPU only.
+
+    Raises:
+        TypeError: t is neither int64 nor, for a flow schedule, floating point.
+        ValueError: t has another shape or device, the schedule's tables lie elsewhere, or a t is out of range.
+    """
+    if t.dtype != torch.int64 and not (t.is_floating_point() and schedule.kind == "flow"):
+        wanted = "int64 steps or float sigmas" if schedule.kind == "flow" else "int64 steps"
+        raise TypeError(f"{op}: t must be {wanted} for a {schedule.kind} schedule, got {t.dtype}")
+    if t.dim() != 1 or t.shape[0] != x0.shape[0]:
+        raise ValueError(f"{op}: t must have shape (B,) = ({x0.shape[0]},), got {tuple(t.shape)}")
+    tables = schedule.sqrt_alphas_cumprod
+    if t.device != x0.device or tables.device != x0.device:
+        raise ValueError(f"{op}: x0 is on {x0.device}, t on {t.device}, the schedule on {tables.device}")
+    if t.device.type != "cpu" or torch.compiler.is_compiling() or t.numel() == 0:
+        return
+    low, high = t.min().item(), t.max().item()
+    if t.is_floating_point():
+        if not (low >= 0.0 and high <= 1.0):
+            raise ValueError(f"{op}: t must lie in [0, 1], got values from {low} to {high}")
+    elif low < 0 or high >= schedule.timesteps:
+        raise ValueError(f"{op}: t must lie in [0, {schedule.timesteps}), got values from {low} to {high}")
+
+
+def coefficients(schedule: Schedule, t: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Signal and noise coefficient (B,) of every sample; NaN where t is out of range."""
+    nan = float("nan")
+    if t.is_floating_point():
+        sigma = t.to(torch.float32).to(dtype)
+        sigma = torch.where((sigma >= 0) & (sigma <= 1), sigma, nan)
+        return 1 - sigma, sigma
+    inside = (t >= 0) & (t < schedule.timesteps)
+    row = torch.where(inside, t, 0)
+    signal = schedule.sqrt_alphas_cumprod.to(dtype)[row]
+    noise_scale = schedule.sqrt_one_minus_alphas_cumprod.to(dtype)[row]
+    return torch.where(inside, signal, nan), torch.where(inside, noise_scale, nan)
+
+
+def per_sample(values: Tensor, x: Tensor) -> Tensor:
+    """(B,) as (B, 1, ...) against x."""
+    return values.view(-1, *[1] * (x.dim() - 1))
+
+
+@dataclass(frozen=True)
+class Tables:
+    """A Schedule of given coefficients: what tests and benchmarks of one op use."""
+
+    kind: str
+    sqrt_alphas_cumprod: Tensor
+    sqrt_one_minus_alphas_cumprod: Tensor
+
+    @property
+    def timesteps(self) -> int:
+        return self.sqrt_alphas_cumprod.shape[0]
+
+    @property
+    def alphas_cumprod(self) -> Tensor:
+        return self.sqrt_alphas_cumprod**2
+
+    @property
+    def snr(self) -> Tensor:
+        return (self.sqrt_alphas_cumprod / self.sqrt_one_minus_alphas_cumprod) ** 2
+
+    @staticmethod
+    def cosine(steps: int, device: torch.device | str = "cpu") -> Tables:
+        """Variance preserving, alpha_bar = cos^2: the last step has zero terminal SNR exactly."""
+        angle = torch.linspace(0.02, torch.pi / 2, steps, dtype=torch.float64)
+        signal = angle.cos()
+        signal[-1] = 0
+        return Tables("variance_preserving", signal.float().to(device), angle.sin().float().to(device))
+
+    @staticmethod
+    def flow(steps: int, device: torch.device | str = "cpu") -> Tables:
+        """Rectified flow, sigma from 0 to 1."""
+        sigma = torch.linspace(0, 1, steps, dtype=torch.float64)
+        return Tables("flow", (1 - sigma).float().to(device), sigma.float().to(device))

@@ -1,0 +1,3 @@
+from vdiff_fast.ops.noise.api import noise
+
+__all__ = ["noise"]

@@ -1,0 +1,65 @@
+"""Public function: errors and backend choice."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from vdiff_fast import _dispatch
+from vdiff_fast.ops import _random
+from vdiff_fast.ops.noise import reference
+
+PREDICATES: dict[str, _dispatch.Predicate] = {"reference": _dispatch.why_not_reference}
+
+
+def noise(
+    shape: Sequence[int],
+    seed: int | Tensor,
+    *,
+    sample_offset: int | Tensor = 0,
+    stream: int | Tensor = 0,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str | None = None,
+) -> Tensor:
+    """z[b, e] = Box-Muller(Philox4x32-10(counter (e // 4, sample_offset + b, stream), key seed))[e % 4], z ~ N(0, 1).
+
+    The same seed gives the same fp32 bits on every backend and device, in any split of the batch by `sample_offset`.
+
+    Args:
+        shape: (B, ...); e counts the elements of a sample row-major, for rank 4 and 5 with the channel axis last.
+        seed: int or 0-d int64 tensor on `device`.
+        sample_offset: index of the first sample in the whole batch, modulo 2^32.
+        stream: which of 2^32 independent noises; 0 is x_T and training noise, 1 + i is sampler step i.
+        dtype: float32, or float64, bfloat16, float16: the fp32 normal cast.
+        device: where to draw; the device of a tensor seed, else the CPU, where it is left out.
+
+    Returns:
+        Tensor of `shape`; rank 4 and 5 in channels-last memory. Writes each element once and reads nothing.
+
+    Raises:
+        TypeError: seed, sample_offset or stream is no int and no 0-d int64 tensor, or dtype is not floating point.
+        ValueError: shape has no batch axis or a negative size, or a tensor is on another device.
+
+    Source: Salmon, Moraes, Dror and Shaw 2011, "Parallel random numbers: as easy as 1, 2, 3"; Box and Muller 1958.
+    """
+    shape = tuple(shape)
+    if not shape or min(shape) < 0:
+        raise ValueError(f"noise: shape must be (B, ...) with sizes >= 0, got {shape}")
+    if not dtype.is_floating_point:
+        raise TypeError(f"noise: dtype must be floating point, got {dtype}")
+    if device is None:
+        device = seed.device if isinstance(seed, Tensor) else "cpu"
+    seed = _random.seed_tensor("noise", seed, torch.device(device))
+    offset = _random.counter_word("noise", "sample_offset", sample_offset, seed.device)
+    word = _random.counter_word("noise", "stream", stream, seed.device)
+    _dispatch.choose("noise", PREDICATES, seed, dtype)
+    return reference.noise(
+        shape,
+        seed,
+        sample_offset=0 if offset is None else offset,
+        stream=0 if word is None else word,
+        dtype=dtype,
+        device=seed.device,
+    )

@@ -1,0 +1,49 @@
+"""What the generic tests and benchmarks know of noise."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+
+from vdiff_fast._spec import Invalid, OpSpec, Sample
+from vdiff_fast.ops.noise import api, reference
+
+SHAPES = ((3,), (2, 7), (2, 3, 5), (2, 3, 4, 5), (2, 4, 3, 5, 2), (1, 1, 1, 1), (0, 3, 2, 2), (2, 0, 4))
+
+
+def samples(device: torch.device, dtype: torch.dtype) -> Iterator[Sample]:
+    for shape in SHAPES:
+        seed = torch.tensor(1234567890123, device=device)
+        yield Sample("x".join(map(str, shape)), (shape, seed), {"dtype": dtype})
+    words = {"sample_offset": torch.tensor(2**32 - 1, device=device), "stream": torch.tensor(7, device=device)}
+    yield Sample("words", ((2, 3, 2, 3), torch.tensor(-5, device=device)), {"dtype": dtype, **words})
+    yield Sample("integers", ((2, 3, 2, 3), -5), {"dtype": dtype, "device": device, "sample_offset": 3, "stream": 9})
+
+
+def invalid() -> Iterator[Invalid]:
+    draw = api.noise
+    yield Invalid("float seed", lambda: draw((2, 3), 1.5), TypeError, "seed must be an int or a 0-d int64.*float")  # type: ignore[arg-type]
+    yield Invalid("bool seed", lambda: draw((2, 3), True), TypeError, "seed must be .* got bool")
+    yield Invalid("int32 seed", lambda: draw((2, 3), torch.tensor(1, dtype=torch.int32)), TypeError, "torch.int32")
+    yield Invalid("seed of a shape", lambda: draw((2, 3), torch.ones(2).long()), TypeError, r"shape \(2,\)")
+    yield Invalid("65-bit seed", lambda: draw((2, 3), 2**63), ValueError, "64 signed bits")
+    yield Invalid("seed elsewhere", lambda: draw((2, 3), torch.tensor(1), device="meta"), ValueError, "seed is on cpu")
+    yield Invalid("stream", lambda: draw((2, 3), 1, stream="a"), TypeError, "stream must be .* got str")  # type: ignore[arg-type]
+    yield Invalid("no batch", lambda: draw((), 1), ValueError, r"shape must be \(B, ...\)")
+    yield Invalid("negative", lambda: draw((2, -3), 1), ValueError, r"got \(2, -3\)")
+    yield Invalid("integer dtype", lambda: draw((2, 3), 1, dtype=torch.int64), TypeError, "torch.int64")
+
+
+SPEC = OpSpec(
+    name="noise",
+    module=__package__,
+    function=api.noise,
+    reference=reference.noise,
+    samples=samples,
+    predicates=api.PREDICATES,
+    invalid=invalid,
+    exact=True,
+    gradcheck=False,
+    summary="counter-based standard normals, the same bits on every backend",
+)

@@ -1,0 +1,83 @@
+"""Public function: errors and backend choice."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from vdiff_fast import _dispatch
+from vdiff_fast.ops import _random, _schedule
+from vdiff_fast.ops.q_sample import reference
+
+PREDICATES: dict[str, _dispatch.Predicate] = {"reference": _dispatch.why_not_reference}
+
+
+def q_sample(
+    x0: Tensor,
+    t: Tensor,
+    schedule: _schedule.Schedule,
+    *,
+    noise: Tensor | None = None,
+    seed: int | Tensor | None = None,
+    sample_offset: int | Tensor = 0,
+    stream: int | Tensor = 0,
+    check_finite: bool = False,
+) -> Tensor:
+    """x_t = sqrt(alpha_bar[t]) x0 + sqrt(1 - alpha_bar[t]) noise; for a flow schedule x_t = (1 - s) x0 + s noise.
+
+    `q_sample(x0, t, schedule, seed=s)` equals `q_sample(x0, t, schedule, noise=noise(x0.shape, s))`.
+
+    Args:
+        x0: (B, ...), contiguous or channels-last (one copy otherwise); float32, bfloat16, float16 (float64 on CPU).
+        t: (B,) int64 steps, or for a flow schedule floats s in [0, 1].
+        schedule: float32 tables on the device of x0 (see `vdiff_fast.ops._schedule.Schedule`).
+        noise: of x0's shape; drawn in the kernel and never stored where `seed` is given instead.
+        seed, sample_offset, stream: what `vdiff_fast.ops.noise` takes.
+        check_finite: read x0 first and raise on NaN or Inf; eager CPU tensors only, one more pass over x0.
+
+    Returns:
+        x_t with the shape, dtype and memory layout of x0, computed in float32. Reads x0 and writes x_t; saves t alone.
+
+    Raises:
+        TypeError: x0 or noise is not floating point, or t, seed, sample_offset or stream has a wrong type.
+        ValueError: noise and seed are both given or both left out; shapes or devices differ; a value of t is out of
+            range (eager CPU tensors; elsewhere that sample becomes NaN); x0 is not finite with `check_finite`.
+
+    Source: Ho, Jain and Abbeel 2020, "Denoising diffusion probabilistic models", eq. 4; Liu, Gong and Liu 2022,
+    "Flow straight and fast".
+    """
+    check_video("q_sample", "x0", x0)
+    _random.check_noise_source("q_sample", x0, noise, seed)
+    _schedule.check_timesteps("q_sample", t, schedule, x0)
+    if check_finite:
+        check_values("q_sample", "x0", x0)
+    key = None if seed is None else _random.seed_tensor("q_sample", seed, x0.device)
+    offset = _random.counter_word("q_sample", "sample_offset", sample_offset, x0.device)
+    word = _random.counter_word("q_sample", "stream", stream, x0.device)
+    _dispatch.choose("q_sample", PREDICATES, x0)
+    return _dispatch.call_reference(
+        reference.q_sample,
+        x0,
+        t,
+        schedule,
+        noise=noise,
+        seed=key,
+        sample_offset=0 if offset is None else offset,
+        stream=0 if word is None else word,
+    )
+
+
+def check_video(op: str, name: str, x: Tensor) -> None:
+    """A floating tensor with a batch axis."""
+    if not x.is_floating_point():
+        raise TypeError(f"{op}: {name} must be floating point, got {x.dtype}")
+    if x.dim() == 0:
+        raise ValueError(f"{op}: {name} must have a batch axis, (B, ...), got a scalar")
+
+
+def check_values(op: str, name: str, x: Tensor) -> None:
+    """Names the first sample with a NaN or Inf; reads values, so eager CPU tensors only."""
+    if x.device.type != "cpu" or torch.compiler.is_compiling() or bool(torch.isfinite(x).all()):
+        return
+    sample = int((~torch.isfinite(x.flatten(1) if x.dim() > 1 else x[:, None])).any(1).nonzero()[0])
+    raise ValueError(f"{op}: {name} holds NaN or Inf, first in sample {sample}; check the decoded frames or latents")

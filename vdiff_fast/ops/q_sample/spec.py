@@ -1,0 +1,77 @@
+"""What the generic tests and benchmarks know of q_sample."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from vdiff_fast._spec import Invalid, OpSpec, Sample, randn
+from vdiff_fast.ops._schedule import Tables
+from vdiff_fast.ops.q_sample import api, reference
+
+SHAPES = ((2, 3, 4, 5), (2, 4, 3, 5, 2), (3, 5, 7), (4,), (2, 1, 2, 3, 3), (1, 16, 1, 1, 5), (0, 3, 2, 2), (2, 0, 2, 2))
+
+
+def channels_last(x: torch.Tensor) -> torch.Tensor:
+    """The same values in channels-last memory, a leaf as before."""
+    return x.detach().movedim(1, -1).contiguous().movedim(-1, 1).requires_grad_(x.requires_grad)
+
+
+def _steps(batch: int, device: torch.device) -> torch.Tensor:
+    return (torch.arange(batch, device=device) * 4) % 10
+
+
+def samples(device: torch.device, dtype: torch.dtype) -> Iterator[Sample]:
+    schedule, seed = Tables.cosine(10, device), torch.tensor(31, device=device)
+    for shape in SHAPES:
+        x0, t = randn(shape, device, dtype), _steps(shape[0], device)
+        yield Sample("x".join(map(str, shape)), (x0, t, schedule), {"seed": seed})
+        if len(shape) > 3:
+            yield Sample("x".join(map(str, shape)) + "-cl", (channels_last(x0), t, schedule), {"seed": seed})
+    x0, t = randn((2, 3, 4, 5), device, dtype), _steps(2, device)
+    given = randn((2, 3, 4, 5), device, dtype, seed=1)
+    yield Sample("noise", (x0, t, schedule), {"noise": given})
+    yield Sample("noise-fp32-cl", (channels_last(x0), t, schedule), {"noise": given.detach().float()})
+    sigma = torch.tensor([0.25, 1.0], device=device)
+    yield Sample("flow", (x0, sigma.double(), Tables.flow(10, device)), {"seed": seed})
+    yield Sample("flow-steps", (x0, t, Tables.flow(10, device)), {"seed": seed, "sample_offset": 5, "stream": 3})
+    strided = randn((5, 4, 3, 2), device, dtype, grad=False).mT.requires_grad_()
+    yield Sample("strided", (strided, _steps(5, device), schedule), {"seed": seed})
+
+
+def invalid() -> Iterator[Invalid]:
+    x0, t, schedule = torch.zeros(2, 3, 4, 4), torch.tensor([1, 9]), Tables.cosine(10)
+
+    def call(x: Any = x0, step: Any = t, tables: Any = schedule, **changes: Any) -> Any:
+        return api.q_sample(x, step, tables, **({"seed": 1} | changes))
+
+    yield Invalid("t too large", lambda: call(step=t + 1), ValueError, r"\[0, 10\), got values from 2 to 10")
+    yield Invalid("t negative", lambda: call(step=t - 2), ValueError, r"\[0, 10\), got values from -1 to 7")
+    yield Invalid("t float", lambda: call(step=t.float()), TypeError, "int64 steps for a variance_preserving")
+    yield Invalid("sigma", lambda: call(step=t.float(), tables=Tables.flow(9)), ValueError, r"\[0, 1\], got .* 9.0")
+    yield Invalid("t shape", lambda: call(step=t[:1]), ValueError, r"\(B,\) = \(2,\), got \(1,\)")
+    yield Invalid("t elsewhere", lambda: call(step=t.to("meta")), ValueError, "t on meta")
+    yield Invalid("integer x0", lambda: call(x0.long()), TypeError, "x0 must be floating point, got torch.int64")
+    yield Invalid("scalar x0", lambda: call(x0[0, 0, 0, 0]), ValueError, "batch axis")
+    yield Invalid("no noise", lambda: call(seed=None), ValueError, "noise= or seed=, got neither")
+    yield Invalid("two noises", lambda: call(noise=x0), ValueError, "noise= or seed=, got both")
+    yield Invalid("noise shape", lambda: call(seed=None, noise=x0[:1]), ValueError, r"noise has shape \(1, 3, 4, 4\)")
+    yield Invalid("noise dtype", lambda: call(seed=None, noise=x0.long()), TypeError, "noise must be floating point")
+    yield Invalid("seed", lambda: call(seed="1"), TypeError, "seed must be .* got str")
+    bad = x0.clone()
+    bad[1, 2, 0, 0] = float("inf")
+    yield Invalid("non-finite x0", lambda: call(bad, check_finite=True), ValueError, "NaN or Inf, first in sample 1")
+
+
+SPEC = OpSpec(
+    name="q_sample",
+    module=__package__,
+    function=api.q_sample,
+    reference=reference.q_sample,
+    samples=samples,
+    predicates=api.PREDICATES,
+    invalid=invalid,
+    summary="a video noised to step t, the noise drawn in the kernel",
+)
