@@ -6,10 +6,8 @@ from torch import Tensor
 
 from vdiff_fast import _dispatch
 from vdiff_fast.ops.qk_norm_rope import reference
-from vdiff_fast.ops.qk_norm_rope.checks import check_norm, check_same_kind, check_tables, check_tokens, rope_tables
+from vdiff_fast.ops.qk_norm_rope.checks import check_norm, check_same_kind, check_tables, check_tokens
 from vdiff_fast.ops.qk_norm_rope.reference import Norm, Tables
-
-__all__ = ["PREDICATES", "qk_norm_rope", "rope_tables"]
 
 PREDICATES: dict[str, _dispatch.Predicate] = {"reference": _dispatch.why_not_reference}
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from vdiff_fast.ops.qk_norm_rope.reference import Norm, Tables
@@ -55,21 +54,3 @@ def check_tables(op: str, rope: Tables | None, positions: int, d: int) -> None:
             raise ValueError(
                 f"{op}: rope {name} must be (positions, d/2) = ({positions}, {d // 2}), got {tuple(table.shape)}"
             )
-
-
-def rope_tables(
-    positions: int | Tensor, d: int, *, base: float = 10000.0, device: torch.device | str | None = None
-) -> Tables:
-    """cos, sin of p * base^(-2i/d), i = 0..d/2-1 (Su et al. 2021, eq. 15), float32 (positions, d/2).
-
-    Args:
-        positions: how many, counted from 0, or the positions themselves (floats may interpolate).
-        d: dimension that is rotated, even.
-    """
-    if d % 2:
-        raise ValueError(f"rope_tables: d must be even, got {d}")
-    if not isinstance(positions, Tensor):
-        positions = torch.arange(positions, device=device)
-    exponent = torch.arange(0, d, 2, device=positions.device, dtype=torch.float64) / d
-    angle = positions.to(torch.float64)[:, None] * torch.pow(base, -exponent)
-    return angle.cos().float(), angle.sin().float()

@@ -8,7 +8,7 @@ import torch
 
 from vdiff_fast._spec import Invalid, OpSpec, Sample, randn
 from vdiff_fast.ops.qk_norm_rope import api, reference
-from vdiff_fast.ops.qk_norm_rope.checks import rope_tables
+from vdiff_fast.ops.qk_norm_rope.tables import rope_tables
 
 
 def samples(device: torch.device, dtype: torch.dtype) -> Iterator[Sample]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from vdiff_fast._spec import Invalid, OpSpec, Sample, randn
-from vdiff_fast.ops.qk_norm_rope.checks import rope_tables
+from vdiff_fast.ops.qk_norm_rope.tables import rope_tables
 from vdiff_fast.ops.spatial_attention import api, reference
 
 

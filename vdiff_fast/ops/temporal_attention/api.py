@@ -12,9 +12,9 @@ from vdiff_fast.ops.qk_norm_rope.checks import (
     check_same_kind,
     check_tables,
     check_tokens,
-    rope_tables,
 )
 from vdiff_fast.ops.qk_norm_rope.reference import Norm, Tables
+from vdiff_fast.ops.qk_norm_rope.tables import rope_tables
 from vdiff_fast.ops.temporal_attention import reference
 
 PREDICATES: dict[str, _dispatch.Predicate] = {"reference": _dispatch.why_not_reference}

@@ -1,0 +1,21 @@
+"""Drop-in modules."""
+
+from vdiff_fast.nn.attention import (
+    CrossAttention,
+    RelativePositionBias,
+    RotaryTables,
+    SpaceTimeAttention,
+    SpatialAttention,
+    TemporalAttention,
+)
+from vdiff_fast.nn.qkv_linear import qkv_linear
+
+__all__ = [
+    "CrossAttention",
+    "RelativePositionBias",
+    "RotaryTables",
+    "SpaceTimeAttention",
+    "SpatialAttention",
+    "TemporalAttention",
+    "qkv_linear",
+]

@@ -1,0 +1,85 @@
+"""One projection to queries, keys and values whose backward takes their gradients apart.
+
+The attention of the libraries returns dq, dk and dv apart; sent through `unbind` they would be stacked into one tensor,
+which reads and writes three activations for nothing.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+Parts = tuple[Tensor, Tensor, Tensor]
+
+
+def _rows(x: Tensor, width: int) -> Tensor:
+    return x.reshape(-1, width)
+
+
+def _stacked_products(parts: list[Tensor], rows: Tensor, weight: Tensor) -> Tensor:
+    """parts[i]^T rows, one under the other."""
+    if torch.compiler.is_compiling():
+        return torch.cat([part.t() @ rows for part in parts])
+    width, out = weight.shape[0] // 3, torch.empty_like(weight)
+    for i, part in enumerate(parts):
+        torch.mm(part.t(), rows, out=out[i * width : (i + 1) * width])
+    return out
+
+
+class _QKVLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(x: Tensor, weight: Tensor, bias: Tensor | None, heads: int) -> Parts:
+        q, k, v = F.linear(x, weight, bias).unflatten(-1, (3, heads, -1)).unbind(-3)
+        return q, k, v
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Parts) -> None:
+        x, weight, bias, _ = inputs
+        ctx.has_bias = bias is not None
+        ctx.save_for_backward(x, weight)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
+        x, weight = ctx.saved_tensors
+        width = weight.shape[0] // 3
+        parts = [_rows(g, width) for g in gradients]
+        dx = dweight = dbias = None
+        if ctx.needs_input_grad[0]:
+            dx = parts[0] @ weight[:width]
+            for i in (1, 2):
+                dx.addmm_(parts[i], weight[i * width : (i + 1) * width])
+            dx = dx.reshape(x.shape)
+        if ctx.needs_input_grad[1]:
+            dweight = _stacked_products(parts, _rows(x, x.shape[-1]), weight)
+        if ctx.has_bias and ctx.needs_input_grad[2]:
+            dbias = torch.cat([part.sum(0) for part in parts])
+        return dx, dweight, dbias, None
+
+
+def qkv_linear(x: Tensor, weight: Tensor, bias: Tensor | None, heads: int) -> Parts:
+    """q, k, v = x W^T + b, split in three and in heads; the gradients of the three are never stacked.
+
+    Args:
+        x: (..., C).
+        weight: (3 * heads * d, C), as of one Linear.
+        bias: (3 * heads * d,) or None.
+        heads: attention heads.
+
+    Returns:
+        Three views (..., heads, d) of one tensor.
+
+    Raises:
+        ValueError: weight does not divide into three parts of `heads` heads.
+    """
+    if weight.shape[0] % (3 * heads):
+        raise ValueError(f"qkv_linear: {weight.shape[0]} outputs are not 3 x {heads} heads x d")
+    if torch.is_autocast_enabled(x.device.type):
+        # Outside the Function, so that the casts are Linear's own and are differentiated as such.
+        dtype = torch.get_autocast_dtype(x.device.type)
+        x, weight = x.to(dtype), weight.to(dtype)
+        bias = None if bias is None else bias.to(dtype)
+    q, k, v = _QKVLinear.apply(x, weight, bias, heads)
+    return q, k, v
