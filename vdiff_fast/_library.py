@@ -10,6 +10,7 @@ import ctypes
 import importlib.util
 import json
 import os
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,8 +68,15 @@ CUDA = _load("cuda", needs=CPU)
 
 def register_fake(name: str, fake: Callable[..., Any]) -> None:
     """Give a native op its shape function; without its library there is no operator to give one to."""
-    if CPU.reason is None:
+    if CPU.reason is not None:
+        return
+    if hasattr(getattr(torch.ops, NAMESPACE), name):
         torch.library.register_fake(f"{NAMESPACE}::{name}", fake)
+    else:
+        # Not an error: rebuilding starts by importing this package.
+        warnings.warn(
+            f"{CPU.path.name} is older than the sources and lacks {name}: run `vdiff-fast build`", stacklevel=2
+        )
 
 
 def why_no_triton() -> str | None:

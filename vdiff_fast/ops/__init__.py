@@ -1,6 +1,7 @@
 """Functions on tensors. One room per op; adding an op adds its folder and its line here."""
 
 from vdiff_fast.ops.geglu import geglu
+from vdiff_fast.ops.group_norm_silu import group_norm_silu
 from vdiff_fast.ops.noise import noise
 from vdiff_fast.ops.q_sample import q_sample
 from vdiff_fast.ops.qk_norm_rope import qk_norm_rope, rope_tables
@@ -12,6 +13,7 @@ from vdiff_fast.ops.timestep_mlp import timestep_mlp
 # Rooms in the order of the documentation; `vdiff_fast.ops.specs()` loads their spec.py.
 ROOMS = (
     "geglu",
+    "group_norm_silu",
     "noise",
     "q_sample",
     "qk_norm_rope",
@@ -23,6 +25,7 @@ ROOMS = (
 
 __all__ = [
     "geglu",
+    "group_norm_silu",
     "noise",
     "q_sample",
     "qk_norm_rope",

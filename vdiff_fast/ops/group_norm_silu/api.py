@@ -1,0 +1,242 @@
+"""Public function: errors, layout, backend choice, autograd."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vdiff_fast import _dispatch, layout
+from vdiff_fast.ops.group_norm_silu import reference
+
+PREDICATES = {"reference": _dispatch.why_not_reference}
+_KERNELS = _dispatch.kernel_modules(__package__)
+
+
+class _GroupNormSiLU(torch.autograd.Function):
+    """Saves its inputs and two numbers per group; the pre-activation is recomputed in the backward."""
+
+    @staticmethod
+    def forward(
+        x: Tensor,
+        x2: Tensor | None,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        scale: Tensor | None,
+        shift: Tensor | None,
+        add: Tensor | None,
+        num_groups: int,
+        eps: float,
+        per_frame: bool,
+        silu: bool,
+        backend: str,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        return _KERNELS[backend].forward(x, x2, num_groups, weight, bias, eps, scale, shift, add, per_frame, silu)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+        x, x2, weight, bias, scale, shift, add, ctx.num_groups, _, ctx.per_frame, ctx.silu, ctx.backend = inputs
+        _, mean, rstd = output
+        ctx.mark_non_differentiable(mean, rstd)
+        ctx.save_for_backward(x, x2, weight, bias, mean, rstd, scale, shift, add)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor, dmean: Tensor, drstd: Tensor) -> tuple[Tensor | None, ...]:
+        x, x2, weight, bias, mean, rstd, scale, shift, add = ctx.saved_tensors
+        dx, dx2, dweight, dbias, dscale, dshift, dadd = _KERNELS[ctx.backend].backward(
+            _laid_out(dy, x, x2), x, x2, ctx.num_groups, weight, bias, mean, rstd, scale, shift, add,
+            ctx.per_frame, ctx.silu,
+        )  # fmt: skip
+        return (
+            dx,
+            None if x2 is None else dx2,
+            None if weight is None else dweight,
+            None if bias is None else dbias,
+            None if scale is None else dscale,
+            None if shift is None else dshift,
+            None if add is None else dadd,
+            None, None, None, None, None,
+        )  # fmt: skip
+
+
+def _laid_out(t: Tensor, x: Tensor, x2: Tensor | None = None) -> Tensor:
+    """t in the memory layout of the inputs: contiguous where all of them are, else channels-last; a view if it can."""
+    if x.is_contiguous() and (x2 is None or x2.is_contiguous()):
+        return t.contiguous()
+    return t.movedim(1, -1).contiguous().movedim(-1, 1)
+
+
+def _native_pair(x: Tensor, x2: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """x and x2 in one native layout, that of x."""
+    if not (x.is_contiguous() or layout.is_channels_last(x)):
+        x = layout.native(x)
+    if x2 is None:
+        return x, None
+    if not x.is_contiguous():
+        return x, _laid_out(x2, x)
+    # A layout that is both (one channel, or no space) follows x2.
+    return x, x2 if layout.is_channels_last(x) and layout.is_channels_last(x2) else x2.contiguous()
+
+
+def _divisors_below(channels: int, groups: int) -> str:
+    divisors = [d for d in range(min(groups - 1, channels), 0, -1) if channels % d == 0]
+    return ", ".join(map(str, divisors[:3])) or "none"
+
+
+def _check_input(x: Tensor, x2: Tensor | None, num_groups: int, per_frame: bool, activation: str) -> int:
+    """The number of normalised channels, C + C2."""
+    op = "group_norm_silu"
+    if not x.is_floating_point():
+        raise TypeError(f"{op}: x must be floating point, got {x.dtype}")
+    if x.dim() < 2:
+        raise ValueError(f"{op}: x must be (B, C, ...), got shape {tuple(x.shape)}")
+    channels = x.shape[1]
+    if x2 is not None:
+        if x2.dtype != x.dtype:
+            raise TypeError(f"{op}: x2 is {x2.dtype}, x is {x.dtype}; convert x2 to {x.dtype}")
+        if x2.device != x.device:
+            raise ValueError(f"{op}: x2 is on {x2.device}, x on {x.device}")
+        if x2.dim() != x.dim() or x2.shape[0] != x.shape[0] or x2.shape[2:] != x.shape[2:]:
+            raise ValueError(
+                f"{op}: x2 {tuple(x2.shape)} must equal x {tuple(x.shape)} in every size but that of the channels"
+            )
+        channels = channels + x2.shape[1]
+    if num_groups < 1:
+        raise ValueError(f"{op}: num_groups must be positive, got {num_groups}")
+    if channels % num_groups:
+        raise ValueError(
+            f"{op}: {channels} channels not divisible by {num_groups} groups; "
+            f"largest divisors below: {_divisors_below(channels, num_groups)}"
+        )
+    if per_frame and x.dim() != 5:
+        raise ValueError(f"{op}: per_frame needs x (B, C, T, H, W), got shape {tuple(x.shape)}")
+    if activation not in ("silu", "none"):
+        raise ValueError(f"{op}: activation must be 'silu' or 'none', got {activation!r}")
+    return channels
+
+
+def _check_vector(name: str, value: Tensor | None, x: Tensor) -> None:
+    if value is None:
+        return
+    if not value.is_floating_point():
+        raise TypeError(f"group_norm_silu: {name} must be floating point, got {value.dtype}")
+    if value.device != x.device:
+        raise ValueError(f"group_norm_silu: {name} is on {value.device}, x on {x.device}; move {name}")
+
+
+def _affine(name: str, value: Tensor | None, x: Tensor, channels: int) -> Tensor | None:
+    """weight or bias, (C,)."""
+    _check_vector(name, value, x)
+    if value is None:
+        return None
+    if value.shape != (channels,):
+        raise ValueError(f"group_norm_silu: {name} must have shape ({channels},), got {tuple(value.shape)}")
+    return value.contiguous()
+
+
+def _modulation(name: str, value: Tensor | None, x: Tensor, channels: int) -> Tensor | None:
+    """scale or shift as (B, F, C), F = 1 or T: from (B, C), (B, T, C), or x's rank with size-1 space."""
+    _check_vector(name, value, x)
+    if value is None:
+        return None
+    b, video = x.shape[0], x.dim() == 5
+    frames = x.shape[2] if video else 1
+    if value.shape == (b, channels):
+        return value[:, None].contiguous()
+    if video and value.shape in ((b, frames, channels), (b, 1, channels)):
+        return value.contiguous()
+    space = [1] * (x.dim() - 2)
+    if value.shape == (b, channels, *space):
+        return value.reshape(b, 1, channels)
+    if video and value.shape == (b, channels, frames, 1, 1):
+        return value.reshape(b, channels, frames).transpose(1, 2).contiguous()
+    wanted = f"({b}, {channels})" + (f" or ({b}, {frames}, {channels})" if video else "")
+    raise ValueError(f"group_norm_silu: {name} must have shape {wanted}, got {tuple(value.shape)}")
+
+
+def _added(value: Tensor | None, x: Tensor, channels: int) -> Tensor | None:
+    """add as (B, C), from (B, C) or x's rank with size-1 space."""
+    _check_vector("add", value, x)
+    if value is None:
+        return None
+    b = x.shape[0]
+    if value.shape not in ((b, channels), (b, channels, *[1] * (x.dim() - 2))):
+        raise ValueError(f"group_norm_silu: add must have shape ({b}, {channels}), got {tuple(value.shape)}")
+    return value.reshape(b, channels).contiguous()
+
+
+def group_norm_silu(
+    x: Tensor,
+    num_groups: int,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    *,
+    x2: Tensor | None = None,
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
+    add: Tensor | None = None,
+    per_frame: bool = False,
+    activation: str = "silu",
+) -> Tensor:
+    """y = act(GroupNorm([x | x2] + add) * (1 + scale) + shift).
+
+    GroupNorm(z) = (z - E z) / sqrt(Var z + eps) * weight + bias. Mean and (biased) variance run over one group of
+    channels and all positions of a sample, or of a frame with `per_frame`.
+
+    Args:
+        x: (B, C, ...), usually (B, C, T, H, W); float32, bfloat16, float16 (float64 on CPU). Contiguous and
+            channels-last are read as they are, any other strides cost one copy.
+        num_groups: divides C + C2.
+        weight, bias: (C + C2,) of any floating dtype.
+        eps: added to the variance.
+        x2: (B, C2, ...), normalised as if concatenated behind x's channels, without the copy; a group may
+            straddle both.
+        scale, shift: (B, C + C2), one per sample, or (B, T, C + C2), one per frame; x's rank with size-1 space too.
+        add: (B, C + C2), added before the statistics: a time embedding.
+        per_frame: statistics over each frame of a 5-D x instead of the clip.
+        activation: "silu" or "none".
+
+    Returns:
+        (B, C + C2, ...) in x's dtype and memory layout. Minimum traffic is 2 activations forward, 3 backward; what is
+        saved for the backward is x (and x2), the small vectors, and two numbers per group.
+
+    Raises:
+        TypeError: an integer tensor, or x2 of another dtype than x.
+        ValueError: num_groups does not divide the channels, a vector has the wrong shape or device, per_frame without
+            frames, an unknown activation.
+
+    Source: Wu and He 2018, "Group Normalization"; Dhariwal and Nichol 2021, section 3 (scale and shift).
+    """
+    channels = _check_input(x, x2, num_groups, per_frame, activation)
+    weight, bias = _affine("weight", weight, x, channels), _affine("bias", bias, x, channels)
+    scale, shift = _modulation("scale", scale, x, channels), _modulation("shift", shift, x, channels)
+    add = _added(add, x, channels)
+    backend = _dispatch.choose("group_norm_silu", PREDICATES, x)
+    shape = (x.shape[0], channels, *x.shape[2:])
+    if not 3 <= x.dim() <= 5:
+        x, x2 = _three_axes(x), None if x2 is None else _three_axes(x2)
+    if backend == "reference":
+        y = _dispatch.call_reference(
+            reference.group_norm_silu, x, num_groups, weight, bias, eps, x2=x2,
+            scale=_unit_axis(scale, x), shift=_unit_axis(shift, x), add=add, per_frame=per_frame,
+            activation=activation,
+        )  # fmt: skip
+    else:
+        x, x2 = _native_pair(x, x2)
+        silu = activation == "silu"
+        y, _, _ = _GroupNormSiLU.apply(
+            x, x2, weight, bias, scale, shift, add, num_groups, eps, per_frame, silu, backend
+        )
+    return y.reshape(shape)
+
+
+def _three_axes(x: Tensor) -> Tensor:
+    """(B, C, S): the kernels know ranks 3, 4 and 5."""
+    return x[..., None] if x.dim() == 2 else x.flatten(2)
+
+
+def _unit_axis(value: Tensor | None, x: Tensor) -> Tensor | None:
+    """(B, F, C) as the reference takes it: (B, C) where x has no frames."""
+    return value if value is None or x.dim() == 5 else value[:, 0]
