@@ -1,5 +1,6 @@
 """Functions on tensors. One room per op; adding an op adds its folder and its line here."""
 
+from vdiff_fast.ops.diffusion_loss import diffusion_loss
 from vdiff_fast.ops.geglu import geglu
 from vdiff_fast.ops.group_norm_silu import group_norm_silu
 from vdiff_fast.ops.noise import noise
@@ -12,6 +13,7 @@ from vdiff_fast.ops.timestep_mlp import timestep_mlp
 
 # Rooms in the order of the documentation; `vdiff_fast.ops.specs()` loads their spec.py.
 ROOMS = (
+    "diffusion_loss",
     "geglu",
     "group_norm_silu",
     "noise",
@@ -24,6 +26,7 @@ ROOMS = (
 )
 
 __all__ = [
+    "diffusion_loss",
     "geglu",
     "group_norm_silu",
     "noise",

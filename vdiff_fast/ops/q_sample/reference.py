@@ -1,4 +1,4 @@
-"""x_t = a(t) x0 + b(t) noise: variance preserving (Ho et al. 2020, eq. 4), or flow (Liu et al. 2022) a = 1 - s, b = s."""
+"""x_t = a(t) x0 + b(t) noise (Ho et al. 2020, eq. 4); flow (Liu et al. 2022): a = 1 - s, b = s."""
 
 from __future__ import annotations
 

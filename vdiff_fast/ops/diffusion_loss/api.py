@@ -1,0 +1,116 @@
+"""Public function: errors and backend choice."""
+
+from __future__ import annotations
+
+import math
+
+from torch import Tensor
+
+from vdiff_fast import _dispatch
+from vdiff_fast.ops import _random, _schedule
+from vdiff_fast.ops.diffusion_loss import reference
+from vdiff_fast.ops.q_sample.api import check_values, check_video
+
+PREDICATES: dict[str, _dispatch.Predicate] = {"reference": _dispatch.why_not_reference}
+CHOICES = {
+    "target": reference.TARGETS,
+    "weighting": ("uniform", "min_snr"),
+    "reduction": ("mean", "none"),
+    "kind": ("mse", "huber"),
+}
+
+
+def diffusion_loss(
+    prediction: Tensor,
+    x0: Tensor,
+    t: Tensor,
+    schedule: _schedule.Schedule,
+    *,
+    target: str = "noise",
+    noise: Tensor | None = None,
+    seed: int | Tensor | None = None,
+    sample_offset: int | Tensor = 0,
+    stream: int | Tensor = 0,
+    weighting: str = "uniform",
+    gamma: float = 5.0,
+    reduction: str = "mean",
+    kind: str = "mse",
+    delta: float = 1.0,
+    check_finite: bool = False,
+) -> Tensor:
+    """L[b] = w(t[b]) mean_e l(prediction - target), target = noise, v = a noise - b x0, x0, or flow = noise - x0.
+
+    a = sqrt(alpha_bar), b = sqrt(1 - alpha_bar) (flow: a = 1 - s, b = s); l(d) = d^2, or Huber's d^2/2 for |d| <= delta
+    and delta (|d| - delta/2) beyond. w = 1, or min-SNR-gamma with snr = a^2/b^2, m = min(snr, gamma): noise m/snr,
+    v m/(snr + 1), x0 m, flow m b^2/(a + b)^2, each with its limit at zero terminal SNR (noise 1, the others 0).
+
+    Args:
+        prediction: (B, ...) float32, bfloat16, float16 (float64 on CPU); contiguous or channels-last, else one copy.
+        x0: of prediction's shape; a copy is made where its layout differs from prediction's.
+        t: (B,) int64 steps, or for a flow schedule floats s in [0, 1].
+        schedule: float32 tables on the device of x0 (see `vdiff_fast.ops._schedule.Schedule`).
+        target: what the model predicts, "noise", "v", "x0" or "flow".
+        noise: the noise of q_sample; drawn again in the kernel, never stored, where `seed` is given instead.
+        seed, sample_offset, stream: those q_sample took.
+        weighting: "uniform" or "min_snr", with `gamma` > 0.
+        reduction: "mean" over the batch, or "none" for the loss of each sample.
+        kind: "mse" or "huber", with `delta` > 0.
+        check_finite: read x0 first and raise on NaN or Inf; eager CPU tensors only, one more pass over x0.
+
+    Returns:
+        float32 (float64 for float64), () or (B,). Summed in a fixed order. Reads prediction, and x0 unless the target
+        is the noise; writes the gradient of prediction once.
+
+    Raises:
+        TypeError: prediction, x0 or noise is not floating point, or t, seed, sample_offset or stream has a wrong type.
+        ValueError: prediction, x0 and noise differ in shape or device; noise and seed are both given or both left out;
+            an option is unknown; gamma or delta is not positive; a value of t is out of range (eager CPU tensors;
+            elsewhere the loss of that sample is NaN); x0 is not finite with `check_finite`.
+
+    Source: Ho et al. 2020, eq. 14; Salimans and Ho 2022 (v); Hang et al. 2023, "Efficient diffusion training via
+    min-SNR weighting strategy"; Lin et al. 2024 (zero terminal SNR); Liu et al. 2022 (flow).
+    """
+    check_video("diffusion_loss", "prediction", prediction)
+    check_video("diffusion_loss", "x0", x0)
+    _check_options(gamma, delta, target=target, weighting=weighting, reduction=reduction, kind=kind)
+    if prediction.shape != x0.shape:
+        raise ValueError(
+            f"diffusion_loss: prediction has shape {tuple(prediction.shape)}, but x0 has {tuple(x0.shape)}; "
+            "a model that also predicts a variance must be split first"
+        )
+    if prediction.device != x0.device:
+        raise ValueError(f"diffusion_loss: prediction is on {prediction.device}, but x0 is on {x0.device}")
+    _random.check_noise_source("diffusion_loss", x0, noise, seed)
+    _schedule.check_timesteps("diffusion_loss", t, schedule, x0)
+    if check_finite:
+        check_values("diffusion_loss", "x0", x0)
+    key = None if seed is None else _random.seed_tensor("diffusion_loss", seed, x0.device)
+    offset = _random.counter_word("diffusion_loss", "sample_offset", sample_offset, x0.device)
+    word = _random.counter_word("diffusion_loss", "stream", stream, x0.device)
+    _dispatch.choose("diffusion_loss", PREDICATES, prediction)
+    return _dispatch.call_reference(
+        reference.diffusion_loss,
+        prediction,
+        x0,
+        t,
+        schedule,
+        target=target,
+        noise=noise,
+        seed=key,
+        sample_offset=0 if offset is None else offset,
+        stream=0 if word is None else word,
+        weighting=weighting,
+        gamma=gamma,
+        reduction=reduction,
+        kind=kind,
+        delta=delta,
+    )
+
+
+def _check_options(gamma: float, delta: float, **options: str) -> None:
+    for name, value in options.items():
+        if value not in CHOICES[name]:
+            raise ValueError(f"diffusion_loss: {name} must be one of {', '.join(CHOICES[name])}, got {value!r}")
+    for name, number in (("gamma", gamma), ("delta", delta)):
+        if not 0 < number < math.inf:
+            raise ValueError(f"diffusion_loss: {name} must be positive and finite, got {number}")

@@ -1,0 +1,78 @@
+"""What the generic tests and benchmarks know of diffusion_loss."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from vdiff_fast._spec import Invalid, OpSpec, Sample, randn
+from vdiff_fast.ops._schedule import Tables
+from vdiff_fast.ops.diffusion_loss import api, reference
+from vdiff_fast.ops.q_sample.spec import channels_last
+
+SHAPES = ((2, 3, 4, 5), (2, 4, 3, 5, 2), (3, 5, 7), (4,), (1, 16, 1, 1, 5), (0, 3, 2, 2))
+
+
+def samples(device: torch.device, dtype: torch.dtype) -> Iterator[Sample]:
+    schedule, seed = Tables.cosine(10, device), torch.tensor(31, device=device)
+    for shape in SHAPES:
+        prediction, x0 = randn(shape, device, dtype), randn(shape, device, dtype, seed=1, grad=False)
+        t = (torch.arange(shape[0], device=device) * 4) % 10
+        yield Sample("x".join(map(str, shape)), (prediction, x0, t, schedule), {"seed": seed, "target": "v"})
+    prediction, x0 = randn((3, 3, 4, 5), device, dtype), randn((3, 3, 4, 5), device, dtype, seed=1)
+    t = torch.tensor([0, 4, 9], device=device)
+    for target in reference.TARGETS:
+        for weighting in ("uniform", "min_snr"):
+            options = {"target": target, "weighting": weighting, "reduction": "none", "seed": seed}
+            yield Sample(f"{target}-{weighting}", (prediction, x0, t, schedule), options)
+    options = {"target": "v", "seed": seed}
+    yield Sample("cl", (channels_last(prediction), channels_last(x0), t, schedule), options)
+    yield Sample("mixed-layouts", (channels_last(prediction), x0, t, schedule), options)
+    yield Sample("x0-fp32", (prediction, x0.detach().float(), t, schedule), options)
+    yield Sample("huber", (prediction, x0, t, schedule), {**options, "kind": "huber", "delta": 0.5})
+    given = randn((3, 3, 4, 5), device, dtype, seed=2)
+    yield Sample("noise-given", (prediction, x0, t, schedule), {"target": "v", "noise": given})
+    yield Sample("noise-fp32", (prediction, x0, t, schedule), {"noise": given.detach().float()})
+    sigma, flow = torch.tensor([0.0, 0.25, 1.0], device=device).double(), Tables.flow(10, device)
+    words = {"seed": seed, "sample_offset": 5, "stream": 3}
+    yield Sample("flow", (prediction, x0, sigma, flow), {"target": "flow", "weighting": "min_snr", **words})
+    long, other = randn((1, 3, 700), device, dtype), randn((1, 3, 700), device, dtype, seed=1, grad=False)
+    yield Sample("one-sample", (long, other, t[1:2], schedule), options)
+
+
+def invalid() -> Iterator[Invalid]:
+    x0, t, schedule = torch.zeros(2, 3, 4, 4), torch.tensor([1, 9]), Tables.cosine(10)
+
+    def call(prediction: Any = x0, x: Any = x0, step: Any = t, **changes: Any) -> Any:
+        return api.diffusion_loss(prediction, x, step, schedule, **({"seed": 1} | changes))
+
+    yield Invalid("prediction shape", lambda: call(x0[:, :2]), ValueError, r"shape \(2, 2, 4, 4\), but x0 has \(2, 3")
+    yield Invalid("prediction dtype", lambda: call(x0.long()), TypeError, "prediction must be floating point")
+    yield Invalid("prediction device", lambda: call(x0.to("meta")), ValueError, "prediction is on meta")
+    yield Invalid("x0 dtype", lambda: call(x=x0.long()), TypeError, "x0 must be floating point")
+    yield Invalid("t", lambda: call(step=t + 1), ValueError, r"\[0, 10\), got values from 2 to 10")
+    yield Invalid("target", lambda: call(target="eps"), ValueError, "one of noise, v, x0, flow, got 'eps'")
+    yield Invalid("weighting", lambda: call(weighting="snr"), ValueError, "weighting must be one of uniform, min_snr")
+    yield Invalid("reduction", lambda: call(reduction="sum"), ValueError, "reduction must be one of mean, none")
+    yield Invalid("kind", lambda: call(kind="l1"), ValueError, "kind must be one of mse, huber")
+    yield Invalid("gamma", lambda: call(gamma=0.0), ValueError, "gamma must be positive and finite, got 0.0")
+    yield Invalid("delta", lambda: call(delta=float("nan")), ValueError, "delta must be positive and finite, got nan")
+    yield Invalid("no noise", lambda: call(seed=None), ValueError, "noise= or seed=, got neither")
+    yield Invalid("stream", lambda: call(stream=1.0), TypeError, "stream must be .* got float")
+    bad = x0.clone()
+    bad[0, 0, 0, 0] = float("nan")
+    yield Invalid("non-finite x0", lambda: call(x=bad, check_finite=True), ValueError, "NaN or Inf, first in sample 0")
+
+
+SPEC = OpSpec(
+    name="diffusion_loss",
+    module=__package__,
+    function=api.diffusion_loss,
+    reference=reference.diffusion_loss,
+    samples=samples,
+    predicates=api.PREDICATES,
+    invalid=invalid,
+    summary="the loss of a prediction and its gradient, the noise drawn again instead of stored",
+)
