@@ -8,10 +8,14 @@ from vdiff_fast.nn.attention import (
     SpatialAttention,
     TemporalAttention,
 )
+from vdiff_fast.nn.norm import AdaGroupNormSiLU, GroupNormSiLU, RMSNormSiLU
 from vdiff_fast.nn.qkv_linear import qkv_linear
 
 __all__ = [
+    "AdaGroupNormSiLU",
     "CrossAttention",
+    "GroupNormSiLU",
+    "RMSNormSiLU",
     "RelativePositionBias",
     "RotaryTables",
     "SpaceTimeAttention",

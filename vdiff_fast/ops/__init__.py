@@ -6,6 +6,7 @@ from vdiff_fast.ops.group_norm_silu import group_norm_silu
 from vdiff_fast.ops.noise import noise
 from vdiff_fast.ops.q_sample import q_sample
 from vdiff_fast.ops.qk_norm_rope import qk_norm_rope, rope_tables
+from vdiff_fast.ops.rms_norm_silu import rms_norm_silu
 from vdiff_fast.ops.spatial_attention import spatial_attention, spatial_attention_qkv
 from vdiff_fast.ops.temporal_attention import temporal_attention, temporal_attention_qkv
 from vdiff_fast.ops.timestep_embedding import timestep_embedding
@@ -19,6 +20,7 @@ ROOMS = (
     "noise",
     "q_sample",
     "qk_norm_rope",
+    "rms_norm_silu",
     "spatial_attention",
     "temporal_attention",
     "timestep_embedding",
@@ -32,6 +34,7 @@ __all__ = [
     "noise",
     "q_sample",
     "qk_norm_rope",
+    "rms_norm_silu",
     "rope_tables",
     "spatial_attention",
     "spatial_attention_qkv",

@@ -8,8 +8,10 @@ import torch
 from torch import Tensor
 
 from vdiff_fast import _dispatch, layout
+from vdiff_fast.ops._channel_vectors import affine, check_vector, for_reference, laid_out, modulation, three_axes
 from vdiff_fast.ops.group_norm_silu import reference
 
+_OP = "group_norm_silu"
 PREDICATES = {"reference": _dispatch.why_not_reference}
 _KERNELS = _dispatch.kernel_modules(__package__)
 
@@ -44,8 +46,9 @@ class _GroupNormSiLU(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dy: Tensor, dmean: Tensor, drstd: Tensor) -> tuple[Tensor | None, ...]:
         x, x2, weight, bias, mean, rstd, scale, shift, add = ctx.saved_tensors
+        contiguous = x.is_contiguous() and (x2 is None or x2.is_contiguous())
         dx, dx2, dweight, dbias, dscale, dshift, dadd = _KERNELS[ctx.backend].backward(
-            _laid_out(dy, x, x2), x, x2, ctx.num_groups, weight, bias, mean, rstd, scale, shift, add,
+            laid_out(dy, contiguous), x, x2, ctx.num_groups, weight, bias, mean, rstd, scale, shift, add,
             ctx.per_frame, ctx.silu,
         )  # fmt: skip
         return (
@@ -60,13 +63,6 @@ class _GroupNormSiLU(torch.autograd.Function):
         )  # fmt: skip
 
 
-def _laid_out(t: Tensor, x: Tensor, x2: Tensor | None = None) -> Tensor:
-    """t in the memory layout of the inputs: contiguous where all of them are, else channels-last; a view if it can."""
-    if x.is_contiguous() and (x2 is None or x2.is_contiguous()):
-        return t.contiguous()
-    return t.movedim(1, -1).contiguous().movedim(-1, 1)
-
-
 def _native_pair(x: Tensor, x2: Tensor | None) -> tuple[Tensor, Tensor | None]:
     """x and x2 in one native layout, that of x."""
     if not (x.is_contiguous() or layout.is_channels_last(x)):
@@ -74,7 +70,7 @@ def _native_pair(x: Tensor, x2: Tensor | None) -> tuple[Tensor, Tensor | None]:
     if x2 is None:
         return x, None
     if not x.is_contiguous():
-        return x, _laid_out(x2, x)
+        return x, laid_out(x2, contiguous=False)
     # A layout that is both (one channel, or no space) follows x2.
     return x, x2 if layout.is_channels_last(x) and layout.is_channels_last(x2) else x2.contiguous()
 
@@ -86,83 +82,43 @@ def _divisors_below(channels: int, groups: int) -> str:
 
 def _check_input(x: Tensor, x2: Tensor | None, num_groups: int, per_frame: bool, activation: str) -> int:
     """The number of normalised channels, C + C2."""
-    op = "group_norm_silu"
     if not x.is_floating_point():
-        raise TypeError(f"{op}: x must be floating point, got {x.dtype}")
+        raise TypeError(f"{_OP}: x must be floating point, got {x.dtype}")
     if x.dim() < 2:
-        raise ValueError(f"{op}: x must be (B, C, ...), got shape {tuple(x.shape)}")
+        raise ValueError(f"{_OP}: x must be (B, C, ...), got shape {tuple(x.shape)}")
     channels = x.shape[1]
     if x2 is not None:
         if x2.dtype != x.dtype:
-            raise TypeError(f"{op}: x2 is {x2.dtype}, x is {x.dtype}; convert x2 to {x.dtype}")
+            raise TypeError(f"{_OP}: x2 is {x2.dtype}, x is {x.dtype}; convert x2 to {x.dtype}")
         if x2.device != x.device:
-            raise ValueError(f"{op}: x2 is on {x2.device}, x on {x.device}")
+            raise ValueError(f"{_OP}: x2 is on {x2.device}, x on {x.device}")
         if x2.dim() != x.dim() or x2.shape[0] != x.shape[0] or x2.shape[2:] != x.shape[2:]:
             raise ValueError(
-                f"{op}: x2 {tuple(x2.shape)} must equal x {tuple(x.shape)} in every size but that of the channels"
+                f"{_OP}: x2 {tuple(x2.shape)} must equal x {tuple(x.shape)} in every size but that of the channels"
             )
         channels = channels + x2.shape[1]
     if num_groups < 1:
-        raise ValueError(f"{op}: num_groups must be positive, got {num_groups}")
+        raise ValueError(f"{_OP}: num_groups must be positive, got {num_groups}")
     if channels % num_groups:
         raise ValueError(
-            f"{op}: {channels} channels not divisible by {num_groups} groups; "
+            f"{_OP}: {channels} channels not divisible by {num_groups} groups; "
             f"largest divisors below: {_divisors_below(channels, num_groups)}"
         )
     if per_frame and x.dim() != 5:
-        raise ValueError(f"{op}: per_frame needs x (B, C, T, H, W), got shape {tuple(x.shape)}")
+        raise ValueError(f"{_OP}: per_frame needs x (B, C, T, H, W), got shape {tuple(x.shape)}")
     if activation not in ("silu", "none"):
-        raise ValueError(f"{op}: activation must be 'silu' or 'none', got {activation!r}")
+        raise ValueError(f"{_OP}: activation must be 'silu' or 'none', got {activation!r}")
     return channels
-
-
-def _check_vector(name: str, value: Tensor | None, x: Tensor) -> None:
-    if value is None:
-        return
-    if not value.is_floating_point():
-        raise TypeError(f"group_norm_silu: {name} must be floating point, got {value.dtype}")
-    if value.device != x.device:
-        raise ValueError(f"group_norm_silu: {name} is on {value.device}, x on {x.device}; move {name}")
-
-
-def _affine(name: str, value: Tensor | None, x: Tensor, channels: int) -> Tensor | None:
-    """weight or bias, (C,)."""
-    _check_vector(name, value, x)
-    if value is None:
-        return None
-    if value.shape != (channels,):
-        raise ValueError(f"group_norm_silu: {name} must have shape ({channels},), got {tuple(value.shape)}")
-    return value.contiguous()
-
-
-def _modulation(name: str, value: Tensor | None, x: Tensor, channels: int) -> Tensor | None:
-    """scale or shift as (B, F, C), F = 1 or T: from (B, C), (B, T, C), or x's rank with size-1 space."""
-    _check_vector(name, value, x)
-    if value is None:
-        return None
-    b, video = x.shape[0], x.dim() == 5
-    frames = x.shape[2] if video else 1
-    if value.shape == (b, channels):
-        return value[:, None].contiguous()
-    if video and value.shape in ((b, frames, channels), (b, 1, channels)):
-        return value.contiguous()
-    space = [1] * (x.dim() - 2)
-    if value.shape == (b, channels, *space):
-        return value.reshape(b, 1, channels)
-    if video and value.shape == (b, channels, frames, 1, 1):
-        return value.reshape(b, channels, frames).transpose(1, 2).contiguous()
-    wanted = f"({b}, {channels})" + (f" or ({b}, {frames}, {channels})" if video else "")
-    raise ValueError(f"group_norm_silu: {name} must have shape {wanted}, got {tuple(value.shape)}")
 
 
 def _added(value: Tensor | None, x: Tensor, channels: int) -> Tensor | None:
     """add as (B, C), from (B, C) or x's rank with size-1 space."""
-    _check_vector("add", value, x)
     if value is None:
         return None
+    check_vector(_OP, "add", value, x)
     b = x.shape[0]
     if value.shape not in ((b, channels), (b, channels, *[1] * (x.dim() - 2))):
-        raise ValueError(f"group_norm_silu: add must have shape ({b}, {channels}), got {tuple(value.shape)}")
+        raise ValueError(f"{_OP}: add must have shape ({b}, {channels}), got {tuple(value.shape)}")
     return value.reshape(b, channels).contiguous()
 
 
@@ -210,17 +166,16 @@ def group_norm_silu(
     Source: Wu and He 2018, "Group Normalization"; Dhariwal and Nichol 2021, section 3 (scale and shift).
     """
     channels = _check_input(x, x2, num_groups, per_frame, activation)
-    weight, bias = _affine("weight", weight, x, channels), _affine("bias", bias, x, channels)
-    scale, shift = _modulation("scale", scale, x, channels), _modulation("shift", shift, x, channels)
+    weight, bias = affine(_OP, "weight", weight, x, channels), affine(_OP, "bias", bias, x, channels)
+    scale, shift = modulation(_OP, "scale", scale, x, channels), modulation(_OP, "shift", shift, x, channels)
     add = _added(add, x, channels)
-    backend = _dispatch.choose("group_norm_silu", PREDICATES, x)
+    backend = _dispatch.choose(_OP, PREDICATES, x)
     shape = (x.shape[0], channels, *x.shape[2:])
-    if not 3 <= x.dim() <= 5:
-        x, x2 = _three_axes(x), None if x2 is None else _three_axes(x2)
+    x, x2 = three_axes(x), None if x2 is None else three_axes(x2)
     if backend == "reference":
         y = _dispatch.call_reference(
             reference.group_norm_silu, x, num_groups, weight, bias, eps, x2=x2,
-            scale=_unit_axis(scale, x), shift=_unit_axis(shift, x), add=add, per_frame=per_frame,
+            scale=for_reference(scale, x), shift=for_reference(shift, x), add=add, per_frame=per_frame,
             activation=activation,
         )  # fmt: skip
     else:
@@ -230,13 +185,3 @@ def group_norm_silu(
             x, x2, weight, bias, scale, shift, add, num_groups, eps, per_frame, silu, backend
         )
     return y.reshape(shape)
-
-
-def _three_axes(x: Tensor) -> Tensor:
-    """(B, C, S): the kernels know ranks 3, 4 and 5."""
-    return x[..., None] if x.dim() == 2 else x.flatten(2)
-
-
-def _unit_axis(value: Tensor | None, x: Tensor) -> Tensor | None:
-    """(B, F, C) as the reference takes it: (B, C) where x has no frames."""
-    return value if value is None or x.dim() == 5 else value[:, 0]

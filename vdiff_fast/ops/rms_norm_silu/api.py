@@ -1,0 +1,106 @@
+"""Public function: errors, layout, backend choice, autograd."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vdiff_fast import _dispatch, layout
+from vdiff_fast.ops._channel_vectors import affine, for_reference, laid_out, modulation, three_axes
+from vdiff_fast.ops.rms_norm_silu import reference
+
+_OP = "rms_norm_silu"
+PREDICATES = {"reference": _dispatch.why_not_reference}
+_KERNELS = _dispatch.kernel_modules(__package__)
+
+
+class _RMSNormSiLU(torch.autograd.Function):
+    """Saves its inputs and one number per position."""
+
+    @staticmethod
+    def forward(
+        x: Tensor,
+        weight: Tensor | None,
+        scale: Tensor | None,
+        shift: Tensor | None,
+        eps: float,
+        silu: bool,
+        backend: str,
+    ) -> tuple[Tensor, Tensor]:
+        return _KERNELS[backend].forward(x, weight, eps, scale, shift, silu)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        x, weight, scale, shift, _, ctx.silu, ctx.backend = inputs
+        ctx.mark_non_differentiable(output[1])
+        ctx.save_for_backward(x, weight, output[1], scale, shift)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor, drstd: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, rstd, scale, shift = ctx.saved_tensors
+        dx, dweight, dscale, dshift = _KERNELS[ctx.backend].backward(
+            laid_out(dy, x.is_contiguous()), x, weight, rstd, scale, shift, ctx.silu
+        )
+        return (
+            dx,
+            None if weight is None else dweight,
+            None if scale is None else dscale,
+            None if shift is None else dshift,
+            None, None, None,
+        )  # fmt: skip
+
+
+def rms_norm_silu(
+    x: Tensor,
+    weight: Tensor | None = None,
+    *,
+    eps: float = 1e-6,
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
+    activation: str = "silu",
+) -> Tensor:
+    """y = act(x / sqrt(mean_C(x^2) + eps) * weight * (1 + scale) + shift), the mean over the channels of each position.
+
+    `F.normalize(x, dim=1) * sqrt(C) * weight` of lucidrains' video diffusion and Wan's VAE, with the mean square in
+    float32: it neither underflows nor overflows in float16.
+
+    Args:
+        x: (B, C, ...), usually (B, C, T, H, W); float32, bfloat16, float16 (float64 on CPU). Contiguous and
+            channels-last are read as they are, any other strides cost one copy.
+        weight: (C,) of any floating dtype.
+        eps: added to the mean square.
+        scale, shift: (B, C), one per sample, or (B, T, C), one per frame; x's rank with size-1 space too.
+        activation: "silu" or "none".
+
+    Returns:
+        x's shape, dtype and memory layout. Minimum traffic is 2 activations forward, 3 backward; saved for the
+        backward are x, the small vectors, and one number per position.
+
+    Raises:
+        TypeError: an integer tensor.
+        ValueError: a vector of the wrong shape or device, an unknown activation.
+
+    Source: Zhang and Sennrich 2019, "Root Mean Square Layer Normalization", eq. 4.
+    """
+    if not x.is_floating_point():
+        raise TypeError(f"{_OP}: x must be floating point, got {x.dtype}")
+    if x.dim() < 2:
+        raise ValueError(f"{_OP}: x must be (B, C, ...), got shape {tuple(x.shape)}")
+    if activation not in ("silu", "none"):
+        raise ValueError(f"{_OP}: activation must be 'silu' or 'none', got {activation!r}")
+    shape, channels = x.shape, x.shape[1]
+    weight = affine(_OP, "weight", weight, x, channels)
+    scale, shift = modulation(_OP, "scale", scale, x, channels), modulation(_OP, "shift", shift, x, channels)
+    backend = _dispatch.choose(_OP, PREDICATES, x)
+    x = three_axes(x)
+    if backend == "reference":
+        y = _dispatch.call_reference(
+            reference.rms_norm_silu, x, weight, eps=eps, scale=for_reference(scale, x),
+            shift=for_reference(shift, x), activation=activation,
+        )  # fmt: skip
+    else:
+        x = x if layout.is_channels_last(x) else layout.native(x)
+        y, _ = _RMSNormSiLU.apply(x, weight, scale, shift, eps, activation == "silu", backend)
+    return y.reshape(shape)
