@@ -1,0 +1,248 @@
+"""Benchmark cases of every op, from its OpSpec: ours, eager, torch.compile and the peers that the spec names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vdiff_fast import _dispatch, ops
+from vdiff_fast._spec import BenchCase, OpSpec, Sample
+from vdiff_fast.bench.measure import (
+    Call,
+    copy_bandwidth,
+    graph_replay,
+    host_microseconds,
+    interleaved,
+    peak_bytes,
+)
+
+OURS, EAGER, COMPILE, MAX_AUTOTUNE = "vdiff_fast", "eager", "compile", "compile max-autotune"
+DIRECTIONS = ("forward", "forward+backward")
+
+
+class WrongResultError(RuntimeError):
+    """An implementation's result is too far from float64: no time is reported for it."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """One op, shape, dtype and direction: what stands side by side in a table."""
+
+    spec: OpSpec
+    case: BenchCase
+    dtype: torch.dtype
+    direction: str
+
+    @property
+    def id(self) -> str:
+        return f"{self.spec.name}-{self.case.name}-{str(self.dtype).removeprefix('torch.')}-{self.direction}"
+
+    @property
+    def bytes_moved(self) -> int | None:
+        forward, backward = self.case.bytes_forward, self.case.bytes_backward
+        if self.direction == "forward":
+            return forward
+        return None if forward is None or backward is None else forward + backward
+
+
+@dataclass(frozen=True)
+class Row:
+    """One implementation of a group, as written to JSON. Times in milliseconds."""
+
+    op: str
+    case: str
+    dtype: str
+    direction: str
+    implementation: str
+    backend: str
+    median_ms: float | None
+    low_ms: float | None = None
+    high_ms: float | None = None
+    gb_per_s: float | None = None
+    percent_of_copy: float | None = None
+    error: float | None = None
+    error_in_eager_units: float | None = None
+    host_us: float | None = None
+    peak_bytes: int | None = None
+    graph_ms: float | None = None
+    note: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def groups(
+    device: torch.device, dtypes: tuple[torch.dtype, ...] | None = None, op: str | None = None
+) -> Iterator[Group]:
+    """Every group of every op; float32 (and bfloat16 on a GPU) where no dtypes are given."""
+    chosen = dtypes or ((torch.bfloat16, torch.float32) if device.type == "cuda" else (torch.float32,))
+    for spec in ops.specs():
+        if op is not None and spec.name != op:
+            continue
+        for case in spec.bench():
+            if device.type == "cpu" and "gpu" in case.tags:
+                continue
+            sample = case.sample(torch.device("cpu"), torch.float32) if "tiny" in case.tags else None
+            for dtype in chosen:
+                for direction in DIRECTIONS:
+                    if direction != "forward" and (sample is not None and not sample.differentiable()):
+                        continue
+                    yield Group(spec, case, dtype, direction)
+
+
+def _leaves(sample: Sample) -> Sample:
+    return sample.map_tensors(
+        lambda t: t.detach().clone(memory_format=torch.preserve_format).requires_grad_(t.requires_grad)
+    )
+
+
+def _first(outputs: Any) -> Tensor:
+    return outputs[0] if isinstance(outputs, tuple) else outputs
+
+
+def make_call(function: Callable[..., Any], sample: Sample, direction: str) -> Call:
+    """A call without arguments; forward+backward sends a dense gradient of ones through the first output."""
+    if direction == "forward":
+
+        def forward() -> Any:
+            with torch.no_grad():
+                return function(*sample.args, **sample.kwargs)
+
+        return forward
+    inputs = sample.differentiable()
+    cotangent = torch.ones_like(_first(function(*sample.args, **sample.kwargs)).detach())
+
+    def both() -> Any:
+        return torch.autograd.grad(
+            _first(function(*sample.args, **sample.kwargs)), inputs, cotangent, allow_unused=True
+        )
+
+    return both
+
+
+def implementations(spec: OpSpec, device: torch.device, *, compiled: bool = True) -> dict[str, Callable[..., Any]]:
+    """Ours first, then eager, torch.compile of eager, and the spec's peers."""
+    found: dict[str, Callable[..., Any]] = {OURS: spec.function, EAGER: spec.reference}
+    if compiled:
+        torch._dynamo.reset()
+        found[COMPILE] = torch.compile(spec.reference, dynamic=False)
+        if device.type == "cuda":
+            found[MAX_AUTOTUNE] = torch.compile(spec.reference, dynamic=False, mode="max-autotune-no-cudagraphs")
+    return found | dict(spec.peers)
+
+
+def _flat(result: Any) -> list[Tensor]:
+    values = result if isinstance(result, tuple | list) else (result,)
+    return [v.detach() for v in values if isinstance(v, Tensor)]
+
+
+def _distance(actual: list[Tensor], exact: list[Tensor]) -> float:
+    worst = 0.0
+    for a, e in zip(actual, exact):
+        scale = float(e.double().norm()) or 1.0
+        distance = float((a.double() - e.double()).norm()) / scale
+        worst = max(worst, distance if distance == distance else float("inf"))
+    return worst
+
+
+def _exact(group: Group, sample: Sample) -> list[Tensor]:
+    wide = sample.map_tensors(
+        lambda t: t.detach().double().requires_grad_(t.requires_grad) if t.is_floating_point() else t
+    )
+    return _flat(make_call(group.spec.reference, wide, group.direction)())
+
+
+def measure_group(
+    group: Group,
+    device: torch.device,
+    *,
+    seconds: float = 1.0,
+    compiled: bool = True,
+    copy_gb_per_s: float | None = None,
+) -> list[Row]:
+    """Check every implementation against float64, then time those that are right, interleaved."""
+    sample = _leaves(group.case.sample(device, group.dtype))
+    exact = _exact(group, sample)
+    base = Row(
+        op=group.spec.name,
+        case=group.case.name,
+        dtype=str(group.dtype).removeprefix("torch."),
+        direction=group.direction,
+        implementation="",
+        backend="",
+        median_ms=None,
+    )
+    errors: dict[str, float] = {}
+    calls: dict[str, Call] = {}
+    rows: dict[str, Row] = {}
+    for name, function in implementations(group.spec, device, compiled=compiled).items():
+        row = replace(base, implementation=name, backend=_backend_of(group, sample) if name == OURS else "")
+        try:
+            call = make_call(function, sample, group.direction)
+            errors[name] = _distance(_flat(call()), exact)
+        except (RuntimeError, ValueError, NotImplementedError) as error:
+            rows[name] = replace(row, note=f"cannot run: {str(error).splitlines()[0][:120]}")
+            continue
+        rows[name] = replace(row, error=errors[name])
+        calls[name] = call
+    allowed = _allowed_error(group, errors.get(EAGER, 0.0))
+    for name in list(calls):
+        if errors[name] > allowed[name == OURS]:
+            rows[name] = replace(rows[name], note=f"wrong: error {errors[name]:.1e} > {allowed[name == OURS]:.1e}")
+            del calls[name]
+    for name, timing in interleaved(calls, device=device, seconds=seconds).items():
+        rows[name] = _timed(rows[name], group, timing, calls[name], device, copy_gb_per_s, errors.get(EAGER, 0.0))
+    return list(rows.values())
+
+
+def _allowed_error(group: Group, eager: float) -> dict[bool, float]:
+    """Ours: the spec's multiple of eager's error. Peers: ten times eager's, enough to catch a wrong answer."""
+    unit = max(eager, torch.finfo(group.dtype).eps / 2)
+    return {True: group.spec.error_multiple * unit, False: 10 * unit}
+
+
+def _timed(
+    row: Row, group: Group, timing: Any, call: Call, device: torch.device, copy_gb_per_s: float | None, eager: float
+) -> Row:
+    moved = group.bytes_moved
+    speed = None if moved is None else moved / (timing.median * 1e-3) / 1e9
+    graph_ms = None
+    if device.type == "cuda" and (replay := graph_replay(call)) is not None:
+        graph_ms = interleaved({"graph": replay}, device=device, seconds=0.1)["graph"].median
+    return replace(
+        row,
+        median_ms=timing.median,
+        low_ms=timing.low,
+        high_ms=timing.high,
+        gb_per_s=speed,
+        percent_of_copy=100 * speed / copy_gb_per_s if speed is not None and copy_gb_per_s else None,
+        error_in_eager_units=(row.error or 0.0) / max(eager, torch.finfo(group.dtype).eps / 2),
+        host_us=host_microseconds(call, device=device) if device.type == "cuda" else None,
+        peak_bytes=peak_bytes(call, device),
+        graph_ms=graph_ms,
+    )
+
+
+def _backend_of(group: Group, sample: Sample) -> str:
+    x = next(iter(sample.tensors()), torch.empty(0))
+    try:
+        return _dispatch.choose(group.spec.name, group.spec.predicates, x)
+    except (TypeError, RuntimeError):
+        return ""
+
+
+def measure_op(
+    op: str | None, device: torch.device, *, seconds: float = 1.0, dtypes: tuple[torch.dtype, ...] | None = None,
+    progress: Callable[[str], None] = lambda line: None, compiled: bool = True,
+) -> tuple[list[Row], float]:  # fmt: skip
+    """Rows of every group of an op (of all ops for None), and the copy bandwidth measured in the same run."""
+    copy = copy_bandwidth(device)
+    rows: list[Row] = []
+    for group in groups(device, dtypes, op):
+        progress(group.id)
+        rows += measure_group(group, device, seconds=seconds, copy_gb_per_s=copy, compiled=compiled)
+    return rows, copy
