@@ -119,7 +119,7 @@ def test_transparency_is_over_black(tmp_path: Path) -> None:
 
 
 def test_rotation_turns_frames_upright(tmp_path: Path) -> None:
-    """A phone's display matrix for 90 degrees, written into the track header: the ramp that ran across runs down or up."""
+    """A phone's display matrix for a quarter turn, put into the track header: what ran across runs down."""
     path = encode(tmp_path / "a.mp4", numbered(4))
     content = path.read_bytes()
     identity = b"".join(n.to_bytes(4, "big") for n in (65536, 0, 0, 0, 65536, 0, 0, 0, 1 << 30))

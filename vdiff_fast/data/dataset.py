@@ -94,6 +94,8 @@ class VideoFolder(Dataset):
         self._grids: list[np.ndarray] = []
         self._scan_all(paths, scan_threads or min(8, os.cpu_count() or 1), progress)
         self.policy.enforce([file.reason for file in self.skipped])
+        # Shared with the loader's workers, so that all of them see what any of them had to skip.
+        self._failed = torch.zeros(len(self.videos), dtype=torch.uint8).share_memory_()
         if not self.videos:
             raise EmptyDatasetError(f"{root}: no usable video; {self.skip_summary()}")
         counts = [max(1, len(grid) // spec.span) for grid in self._grids]
@@ -101,8 +103,6 @@ class VideoFolder(Dataset):
         folders = [str(Path(video.path).parent) for video in self.videos]
         self.classes = sorted(set(folders))
         self._labels = [self.classes.index(folder) for folder in folders]
-        # Shared with the loader's workers, so that all of them see what any of them had to skip.
-        self._failed = torch.zeros(len(self.videos), dtype=torch.uint8).share_memory_()
 
     @property
     def num_classes(self) -> int | None:

@@ -75,7 +75,7 @@ class ClipSpec:
         """`ShortVideoError` if a video with this many frames holds no clip."""
         if available < self.span:
             rate = f" at {self.fps:g} fps" if self.fps else ""
-            every = f" (every {self.stride}th of {self.span})" if self.stride > 1 else ""
+            every = f" (one in {self.stride} of {self.span})" if self.stride > 1 else ""
             raise ShortVideoError(
                 f"{name}: {available} frames{rate} < {self.frames} needed{every}; "
                 "use fewer frames, a smaller stride or a higher fps"
