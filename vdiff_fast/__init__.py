@@ -1,8 +1,8 @@
 """vdiff_fast: fused kernels and drop-in PyTorch modules for video diffusion."""
 
-from vdiff_fast import diffusion, layout, nn, ops
+from vdiff_fast import diffusion, layout, models, nn, ops
 from vdiff_fast._dispatch import BackendUnavailableError, use_backend
 from vdiff_fast._doctor import doctor
 from vdiff_fast._version import __version__
 
-__all__ = ["BackendUnavailableError", "__version__", "diffusion", "doctor", "layout", "nn", "ops", "use_backend"]
+__all__ = ["BackendUnavailableError", "__version__", "diffusion", "doctor", "layout", "models", "nn", "ops", "use_backend"]

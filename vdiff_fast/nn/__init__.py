@@ -8,18 +8,25 @@ from vdiff_fast.nn.attention import (
     SpatialAttention,
     TemporalAttention,
 )
+from vdiff_fast.nn.convolution import FrameConv2d, TemporalConv, UpsampleConv2d
+from vdiff_fast.nn.embedding import LabelEmbedding, TimestepEmbedding
 from vdiff_fast.nn.norm import AdaGroupNormSiLU, GroupNormSiLU, RMSNormSiLU
 from vdiff_fast.nn.qkv_linear import qkv_linear
 
 __all__ = [
     "AdaGroupNormSiLU",
     "CrossAttention",
+    "FrameConv2d",
     "GroupNormSiLU",
+    "LabelEmbedding",
     "RMSNormSiLU",
     "RelativePositionBias",
     "RotaryTables",
     "SpaceTimeAttention",
     "SpatialAttention",
     "TemporalAttention",
+    "TemporalConv",
+    "TimestepEmbedding",
+    "UpsampleConv2d",
     "qkv_linear",
 ]

@@ -1,0 +1,129 @@
+"""Configuration of VideoUNet: a frozen dataclass that a trainer can save, and its presets."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal, get_args
+
+from vdiff_fast.nn.attention import PositionKind
+
+ModulationKind = Literal["add", "scale_shift"]
+
+
+def _divisors_below(number: int, limit: int) -> str:
+    divisors = [d for d in range(min(limit - 1, number), 0, -1) if number % d == 0]
+    return ", ".join(map(str, divisors[:3])) or "none"
+
+
+@dataclass(frozen=True)
+class VideoUNetConfig:
+    """Everything that fixes a VideoUNet's parameters and mathematics. Tuples have one entry per level, finest first.
+
+    Attributes:
+        in_channels, out_channels: of the video x and of the prediction.
+        channels: width of each level; each level after the first halves height and width.
+        blocks: space-time blocks of each level, on the way down and again on the way up.
+        spatial_attention, temporal_attention: whether the blocks of a level attend over positions and over frames.
+        temporal_conv: whether the blocks of a level convolve over three frames; the identity at initialisation.
+        head_dim: channels per attention head; divides the width of every level that attends.
+        num_groups: of GroupNorm; divides every width, and the width of every pair with a skip.
+        per_frame: GroupNorm statistics over each frame instead of the clip.
+        modulation: how the time embedding enters a block: "add" to the features, or "scale_shift" of the norm.
+        positions: of the frames in temporal attention: "bias" (learned, relative, per head), "rope", or "none".
+        max_frames: longest clip that "bias" serves; "rope" and "none" know no limit.
+        time_scale: multiplies t before the sinusoids; 1000 for flow times in [0, 1].
+        num_classes: class labels `y`; 0 for an unconditional model.
+        context_dim: channels of the context tokens, for cross-attention on levels with spatial attention; 0 for none.
+        cond_channels: channels of `cond`, its mask included; 0 for none.
+        gradient_checkpointing: recompute every block in the backward instead of keeping its activations.
+    """
+
+    in_channels: int = 3
+    out_channels: int = 3
+    channels: tuple[int, ...] = (128, 256, 512)
+    blocks: tuple[int, ...] = (2, 2, 2)
+    spatial_attention: tuple[bool, ...] = (False, True, True)
+    temporal_attention: tuple[bool, ...] = (True, True, True)
+    temporal_conv: tuple[bool, ...] = (False, False, False)
+    head_dim: int = 64
+    num_groups: int = 32
+    per_frame: bool = False
+    modulation: ModulationKind = "add"
+    positions: PositionKind = "bias"
+    max_frames: int = 32
+    time_scale: float = 1.0
+    num_classes: int = 0
+    context_dim: int = 0
+    cond_channels: int = 0
+    gradient_checkpointing: bool = False
+
+    def __post_init__(self) -> None:
+        levels = len(self.channels)
+        for name in ("blocks", "spatial_attention", "temporal_attention", "temporal_conv"):
+            if len(getattr(self, name)) != levels:
+                raise ValueError(f"{name} {getattr(self, name)} needs one entry per level of channels {self.channels}")
+        if self.modulation not in get_args(ModulationKind):
+            raise ValueError(f"modulation {self.modulation!r} must be one of {', '.join(get_args(ModulationKind))}")
+        if self.positions not in get_args(PositionKind):
+            raise ValueError(f"positions {self.positions!r} must be one of {', '.join(get_args(PositionKind))}")
+        for level, width in enumerate(self.channels):
+            if width % self.num_groups:
+                raise ValueError(
+                    f"level {level}: {width} channels are not divisible by {self.num_groups} groups; "
+                    f"largest divisors below: {_divisors_below(width, self.num_groups)}"
+                )
+            if self.attends(level) and width % self.head_dim:
+                raise ValueError(
+                    f"level {level}: {width} channels are not divisible by head_dim {self.head_dim}; "
+                    f"largest divisors below: {_divisors_below(width, self.head_dim)}"
+                )
+
+    def attends(self, level: int) -> bool:
+        return self.spatial_attention[level] or self.temporal_attention[level]
+
+    @property
+    def size_multiple(self) -> int:
+        """Height and width must be multiples of this: every level after the first halves them."""
+        return int(2 ** (len(self.channels) - 1))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values that YAML and JSON can hold; `from_dict` reads them back."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> VideoUNetConfig:
+        """The inverse of `to_dict`.
+
+        Raises:
+            ValueError: a key is no field; the message lists the fields.
+        """
+        known = [f.name for f in fields(cls)]
+        unknown = sorted(set(values) - set(known))
+        if unknown:
+            raise ValueError(f"VideoUNetConfig has no {', '.join(unknown)}; it has {', '.join(known)}")
+        plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        return cls(**plain)
+
+
+PRESETS = {
+    "tiny": VideoUNetConfig(
+        channels=(32, 64, 96),
+        blocks=(1, 2, 1),
+        spatial_attention=(False, True, True),
+        temporal_attention=(False, True, True),
+        head_dim=32,
+        num_groups=8,
+    ),
+    "small": VideoUNetConfig(
+        channels=(96, 192, 384),
+        head_dim=32,
+    ),
+    "base": VideoUNetConfig(
+        channels=(256, 512, 768, 1024),
+        blocks=(2, 2, 2, 2),
+        spatial_attention=(False, True, True, True),
+        temporal_attention=(True, True, True, True),
+        temporal_conv=(False, False, False, False),
+    ),
+}

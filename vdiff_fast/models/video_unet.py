@@ -1,0 +1,287 @@
+"""VideoUNet: the factorised space-time U-Net of Video Diffusion Models (Ho et al. 2022).
+
+x (B, C, T, H, W) in channels-last memory from the first convolution to the last, so that frames as images, tokens of a
+frame and a position's frames are all views, and no layer copies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from vdiff_fast import layout
+from vdiff_fast.models.unet_config import PRESETS, VideoUNetConfig
+from vdiff_fast.nn import (
+    CrossAttention,
+    FrameConv2d,
+    GroupNormSiLU,
+    LabelEmbedding,
+    SpatialAttention,
+    TemporalAttention,
+    TemporalConv,
+    TimestepEmbedding,
+    UpsampleConv2d,
+)
+
+
+def zero_init(module: nn.Module) -> Any:
+    """The module with all parameters zero: a residual branch that starts as the identity."""
+    for parameter in module.parameters():
+        nn.init.zeros_(parameter)
+    return module
+
+
+# Layers
+
+
+class ResidualBlock(nn.Module):
+    """y = x + R skip + Conv(SiLU(GN(Conv(SiLU(GN([x | skip]))), time))), convolutions 1x3x3, R 1x1x1.
+
+    The pair with a skip is never concatenated: the norm reads both, and each has a shortcut of its own.
+
+    Source: Ho et al. 2020, appendix B; scale and shift by the time embedding: Dhariwal and Nichol 2021, section 3.
+    """
+
+    def __init__(self, config: VideoUNetConfig, channels: int, skip_channels: int = 0) -> None:
+        super().__init__()
+        paired = channels + skip_channels
+        self.per_frame, self.scale_shift = config.per_frame, config.modulation == "scale_shift"
+        self.norm_1 = GroupNormSiLU(config.num_groups, paired)
+        self.conv_1 = FrameConv2d(paired, channels, 3, padding=1)
+        self.norm_2 = GroupNormSiLU(config.num_groups, channels)
+        self.conv_2 = zero_init(FrameConv2d(channels, channels, 3, padding=1))
+        self.shortcut = FrameConv2d(skip_channels, channels, 1) if skip_channels else None
+        self.modulation_width = 2 * channels if self.scale_shift else channels
+
+    def forward(self, x: Tensor, modulation: Tensor, skip: Tensor | None = None) -> Tensor:
+        h = self.conv_1(self.norm_1(x, x2=skip, per_frame=self.per_frame))
+        h = self.conv_2(self.norm_2(h, **self._modulate(modulation), per_frame=self.per_frame))
+        return x + h if skip is None or self.shortcut is None else x + self.shortcut(skip) + h
+
+    def _modulate(self, modulation: Tensor) -> dict[str, Tensor]:
+        if not self.scale_shift:
+            return {"add": modulation}
+        scale, shift = modulation.chunk(2, dim=1)
+        return {"scale": scale, "shift": shift}
+
+
+class TemporalConvLayer(nn.Module):
+    """y = x + Conv3x1x1(SiLU(GN(x))), the identity at initialisation."""
+
+    def __init__(self, config: VideoUNetConfig, channels: int) -> None:
+        super().__init__()
+        self.per_frame = config.per_frame
+        self.norm = GroupNormSiLU(config.num_groups, channels)
+        self.conv = zero_init(TemporalConv(channels, channels, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.conv(self.norm(x, per_frame=self.per_frame))
+
+
+class SpaceTimeBlock(nn.Module):
+    """Residual block, then what the level has of temporal convolution, attention over space, context and time.
+
+    Source: Ho et al. 2022, "Video Diffusion Models", section 3.
+    """
+
+    def __init__(self, config: VideoUNetConfig, level: int, channels: int, skip_channels: int = 0) -> None:
+        super().__init__()
+        spatial, temporal, conv = (
+            option[level] for option in (config.spatial_attention, config.temporal_attention, config.temporal_conv)
+        )
+        heads = channels // config.head_dim
+        options: dict[str, Any] = {"num_groups": config.num_groups, "zero_output": True}
+        self.residual = ResidualBlock(config, channels, skip_channels)
+        self.temporal_conv = TemporalConvLayer(config, channels) if conv else None
+        self.spatial_attn = SpatialAttention(channels, heads, **options) if spatial else None
+        self.cross_attn = self.temporal_attn = None
+        if spatial and config.context_dim:
+            self.cross_attn = CrossAttention(channels, heads, context_dim=config.context_dim, **options)
+        if temporal:
+            self.temporal_attn = TemporalAttention(
+                channels, heads, positions=config.positions, max_frames=config.max_frames, **options
+            )
+
+    def forward(self, x: Tensor, modulation: Tensor, context: Tensor | None, skip: Tensor | None = None) -> Tensor:
+        x = self.residual(x, modulation, skip)
+        x = x if self.temporal_conv is None else self.temporal_conv(x)
+        x = x if self.spatial_attn is None else self.spatial_attn(x)
+        x = x if self.cross_attn is None else self.cross_attn(x, context)
+        return x if self.temporal_attn is None else self.temporal_attn(x)
+
+
+# Model
+
+
+class Level(nn.Module):
+    """The space-time blocks of one resolution, and the convolution to the next one; `VideoUNet.forward` runs them."""
+
+    def __init__(self, blocks: Iterable[SpaceTimeBlock], resample: FrameConv2d | None) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(blocks)
+        self.resample = resample
+
+
+class VideoUNet(nn.Module):
+    """prediction = U(x_t, t | y, context, cond): a denoiser for videos, and for images with T = 1.
+
+    Level by level down (blocks, then a strided convolution), two blocks in the middle, level by level up (nearest, then
+    a convolution; each block takes the skip of its twin on the way down), and a zero-initialised output.
+
+    >>> model = VideoUNet.preset("tiny", num_classes=10)
+    >>> v = model(x, t, y=labels)                                    # x (B, 3, T, H, W), t (B,), labels (B,)
+
+    Args:
+        config: see `VideoUNetConfig`; its default where left out.
+        **changes: fields of the config to change.
+
+    Shape:
+        x: (B, C, T, H, W) float, any layout (one copy of x unless channels-last); H and W multiples of 2^(levels - 1).
+        t: (B,) int64 steps, or float times.
+        y: (B,) int64 class labels; None, or the label num_classes, is the null class.
+        context: (B, L, context_dim) tokens; None attends to a learned null token.
+        cond: (B, cond_channels, T, H, W), known frames with zeros where unknown, and their mask; None knows nothing.
+        returns (B, out_channels, T, H, W) in channels-last memory and x's dtype.
+
+    Raises:
+        TypeError: x is not floating point.
+        ValueError: a size, number of frames or condition that the model does not take; the message says what it takes.
+
+    Source: Ho et al. 2022, "Video Diffusion Models", section 3 and figure 1.
+    """
+
+    def __init__(self, config: VideoUNetConfig | None = None, **changes: Any) -> None:
+        super().__init__()
+        self.config = config = replace(VideoUNetConfig() if config is None else config, **changes)
+        widths, finest = config.channels, config.channels[0]
+        embedding = 4 * finest
+        self.time_embedding = TimestepEmbedding(finest, embedding, scale=config.time_scale)
+        self.label_embedding = LabelEmbedding(config.num_classes, embedding) if config.num_classes else None
+        self.null_context = nn.Parameter(torch.zeros(config.context_dim)) if config.context_dim else None
+        self.conv_in = FrameConv2d(config.in_channels, finest, 3, padding=1)
+        self.cond_in = None
+        if config.cond_channels:
+            self.cond_in = FrameConv2d(config.cond_channels, finest, 3, padding=1, bias=False)
+        self.down = cast(Iterable[Level], nn.ModuleList(self._down_level(i) for i in range(len(widths))))
+        self.middle = nn.ModuleList(SpaceTimeBlock(config, -1, widths[-1]) for _ in range(2))
+        self.up = cast(Iterable[Level], nn.ModuleList(self._up_level(i) for i in reversed(range(len(widths)))))
+        self.norm_out = GroupNormSiLU(config.num_groups, finest)
+        self.conv_out = zero_init(FrameConv2d(finest, config.out_channels, 3, padding=1))
+        # One matrix product gives every residual block its share of the time embedding.
+        self.modulation_widths = [m.modulation_width for m in self.modules() if isinstance(m, ResidualBlock)]
+        self.modulation = nn.Linear(embedding, sum(self.modulation_widths))
+
+    def _down_level(self, level: int) -> Level:
+        config, widths = self.config, self.config.channels
+        blocks = (SpaceTimeBlock(config, level, widths[level]) for _ in range(config.blocks[level]))
+        coarsest = level + 1 == len(widths)
+        return Level(
+            blocks, None if coarsest else FrameConv2d(widths[level], widths[level + 1], 3, stride=2, padding=1)
+        )
+
+    def _up_level(self, level: int) -> Level:
+        config, width = self.config, self.config.channels[level]
+        blocks = (SpaceTimeBlock(config, level, width, skip_channels=width) for _ in range(config.blocks[level]))
+        return Level(blocks, UpsampleConv2d(width, config.channels[level - 1], 3, padding=1) if level else None)
+
+    @classmethod
+    def preset(cls, name: str, **changes: Any) -> VideoUNet:
+        """A model of a known size: "tiny" (2 M parameters), "small" (35 M), "base" (350 M), with changed fields.
+
+        Raises:
+            ValueError: no preset has this name.
+        """
+        if name not in PRESETS:
+            raise ValueError(f"unknown preset {name!r}; choose from {', '.join(PRESETS)}")
+        return cls(PRESETS[name], **changes)
+
+    def forward(
+        self,
+        x: Tensor,
+        t: Tensor,
+        *,
+        y: Tensor | None = None,
+        context: Tensor | None = None,
+        cond: Tensor | None = None,
+    ) -> Tensor:
+        self._check(x, t, y, context, cond)
+        context = self._context_tokens(context, x.shape[0])
+        modulations = iter(self._modulations(t, y))
+
+        h = self.conv_in(layout.canonical(x))
+        if self.cond_in is not None and cond is not None:
+            h = h + self.cond_in(layout.canonical(cond))
+        skips = []
+        for level in self.down:
+            for block in level.blocks:
+                h = self._run(block, h, next(modulations), context)
+                skips.append(h)
+            h = h if level.resample is None else level.resample(h)
+        for block in self.middle:
+            h = self._run(block, h, next(modulations), context)
+        for level in self.up:
+            for block in level.blocks:
+                h = self._run(block, h, next(modulations), context, skips.pop())
+            h = h if level.resample is None else level.resample(h)
+        return self.conv_out(self.norm_out(h, per_frame=self.config.per_frame)).to(x.dtype)
+
+    def _run(self, block: nn.Module, *args: Tensor | None) -> Tensor:
+        if self.config.gradient_checkpointing and torch.is_grad_enabled():
+            return checkpoint(block, *args, use_reentrant=False)
+        return block(*args)
+
+    def _modulations(self, t: Tensor, y: Tensor | None) -> tuple[Tensor, ...]:
+        """The time (and class) embedding's share of every residual block, (B, modulation_width) each."""
+        embedding = self.time_embedding(t)
+        if self.label_embedding is not None:
+            embedding = embedding + self.label_embedding(y, t.shape[0])
+        return self.modulation(F.silu(embedding)).split(self.modulation_widths, dim=1)
+
+    def _context_tokens(self, context: Tensor | None, batch: int) -> Tensor | None:
+        if context is None and self.null_context is not None:
+            return self.null_context.expand(batch, 1, -1)
+        return context
+
+    def _check(self, x: Tensor, t: Tensor, y: Tensor | None, context: Tensor | None, cond: Tensor | None) -> None:
+        config = self.config
+        if not x.is_floating_point():
+            raise TypeError(f"x must be floating point in [-1, 1], got {x.dtype}; use x.float() / 127.5 - 1")
+        if x.dim() != 5 or x.shape[1] != config.in_channels:
+            raise ValueError(f"x must be (B, {config.in_channels}, T, H, W), got {tuple(x.shape)}")
+        batch, _, frames, height, width = x.shape
+        if config.positions == "bias" and frames > config.max_frames:
+            raise ValueError(
+                f"{frames} frames > {config.max_frames} learned positions; use sample_long or a RoPE model"
+            )
+        for name, size in (("height", height), ("width", width)):
+            if size % config.size_multiple:
+                raise ValueError(
+                    f"frame {height}x{width}: {name} must be a multiple of {config.size_multiple}; "
+                    f"use --resize {-(-size // config.size_multiple) * config.size_multiple} or --pad"
+                )
+        if t.shape != (batch,):
+            raise ValueError(f"t must be ({batch},), one per video, got {tuple(t.shape)}")
+        for name, value, size, field in (
+            ("y", y, config.num_classes, "num_classes"),
+            ("context", context, config.context_dim, "context_dim"),
+            ("cond", cond, config.cond_channels, "cond_channels"),
+        ):
+            if value is not None and not size:
+                raise ValueError(f"{name} was given, but the model was built without it; set {field}")
+        if y is not None and y.shape != (batch,):
+            raise ValueError(f"y must be ({batch},), got {tuple(y.shape)}")
+        if context is not None and (
+            context.dim() != 3 or (context.shape[0], context.shape[2]) != (batch, config.context_dim)
+        ):
+            raise ValueError(f"context must be ({batch}, L, {config.context_dim}), got {tuple(context.shape)}")
+        if cond is not None and cond.shape != (batch, config.cond_channels, frames, height, width):
+            raise ValueError(
+                f"cond must be {(batch, config.cond_channels, frames, height, width)}, "
+                f"known frames and their mask, got {tuple(cond.shape)}"
+            )

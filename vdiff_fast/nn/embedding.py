@@ -1,0 +1,84 @@
+"""Embeddings of the diffusion step and of class labels."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from vdiff_fast import ops
+
+
+class TimestepEmbedding(nn.Module):
+    """e = W2 SiLU(W1 sinusoids(t) + b1) + b2, one fused op (`vf.ops.timestep_mlp`).
+
+    Args:
+        dim: number of sinusoids, frequencies 1 to 1 / max_period.
+        hidden: width of W1's output.
+        out: width of e; `hidden` where left out.
+        max_period, shift, flip_sin_to_cos, scale: as in `vf.ops.timestep_embedding`.
+
+    Shape: t (B,) integer or float -> (B, out) in the weights' dtype.
+
+    Source: Ho et al. 2020, "Denoising Diffusion Probabilistic Models", appendix B.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        hidden: int,
+        out: int | None = None,
+        *,
+        max_period: float = 10000.0,
+        shift: float = 1.0,
+        flip_sin_to_cos: bool = False,
+        scale: float = 1.0,
+    ) -> None:
+        super().__init__()
+        self.linear_1 = nn.Linear(dim, hidden)
+        self.linear_2 = nn.Linear(hidden, hidden if out is None else out)
+        self.max_period, self.shift, self.flip_sin_to_cos, self.scale = max_period, shift, flip_sin_to_cos, scale
+
+    def forward(self, t: Tensor) -> Tensor:
+        first, second = self.linear_1, self.linear_2
+        return ops.timestep_mlp(
+            t,
+            first.weight,
+            first.bias,
+            second.weight,
+            second.bias,
+            max_period=self.max_period,
+            shift=self.shift,
+            flip_sin_to_cos=self.flip_sin_to_cos,
+            scale=self.scale,
+        )
+
+
+class LabelEmbedding(nn.Embedding):
+    """e = E[y] with one more row than there are classes: row `num_classes` is the null class of guidance.
+
+    Shape: y (B,) int64 in [0, num_classes] -> (B, dim); `y=None` gives `batch` times the null class.
+
+    Raises:
+        ValueError: a label lies outside [0, num_classes] (read on CPU tensors only; on a GPU it would wait for it).
+
+    Source: Ho and Salimans 2022, "Classifier-Free Diffusion Guidance", algorithm 1.
+    """
+
+    def __init__(self, num_classes: int, dim: int) -> None:
+        super().__init__(num_classes + 1, dim)
+        self.num_classes = num_classes
+
+    def forward(self, y: Tensor | None, batch: int = 1) -> Tensor:
+        if y is None:
+            return self.weight[self.num_classes].expand(batch, -1)
+        if y.device.type == "cpu" and not torch.compiler.is_compiling():
+            self._check(y)
+        return super().forward(y)
+
+    def _check(self, y: Tensor) -> None:
+        wrong = y[(y < 0) | (y > self.num_classes)]
+        if wrong.numel():
+            raise ValueError(
+                f"label {int(wrong[0])} is outside 0..{self.num_classes - 1} "
+                f"({self.num_classes} is the null class); the model knows {self.num_classes} classes"
+            )
