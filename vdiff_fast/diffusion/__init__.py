@@ -1,5 +1,17 @@
 """Schedules, processes and samplers."""
 
+from vdiff_fast.diffusion.process import diffuse_step, to_noise, to_target, to_x0
+from vdiff_fast.diffusion.sampler_table import SamplerTable, sampler_table
+from vdiff_fast.diffusion.sampling import sample
 from vdiff_fast.diffusion.schedule import NoiseSchedule
 
-__all__ = ["NoiseSchedule"]
+__all__ = [
+    "NoiseSchedule",
+    "SamplerTable",
+    "diffuse_step",
+    "sample",
+    "sampler_table",
+    "to_noise",
+    "to_target",
+    "to_x0",
+]

@@ -7,6 +7,7 @@ from vdiff_fast.ops.noise import noise
 from vdiff_fast.ops.q_sample import q_sample
 from vdiff_fast.ops.qk_norm_rope import qk_norm_rope, rope_tables
 from vdiff_fast.ops.rms_norm_silu import rms_norm_silu
+from vdiff_fast.ops.sampler_step import sampler_step
 from vdiff_fast.ops.spatial_attention import spatial_attention, spatial_attention_qkv
 from vdiff_fast.ops.temporal_attention import temporal_attention, temporal_attention_qkv
 from vdiff_fast.ops.timestep_embedding import timestep_embedding
@@ -21,6 +22,7 @@ ROOMS = (
     "q_sample",
     "qk_norm_rope",
     "rms_norm_silu",
+    "sampler_step",
     "spatial_attention",
     "temporal_attention",
     "timestep_embedding",
@@ -36,6 +38,7 @@ __all__ = [
     "qk_norm_rope",
     "rms_norm_silu",
     "rope_tables",
+    "sampler_step",
     "spatial_attention",
     "spatial_attention_qkv",
     "temporal_attention",

@@ -1,0 +1,64 @@
+"""Samplers against the exact answer: for Gaussian data the best model is linear, so the end's moments are known."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from vdiff_fast.diffusion import NoiseSchedule, sampler_table
+from vdiff_fast.diffusion.process import TARGETS
+from vdiff_fast.diffusion.spacing import rates_at
+from vdiff_fast.ops.sampler_step import columns
+
+MEAN, DEVIATION = 0.3, 0.2
+SCHEDULES = [NoiseSchedule.linear(), NoiseSchedule.cosine(), NoiseSchedule.flow()]
+SAMPLERS = ("ddpm", "ddim", "euler", "dpmpp_2m", "dpmpp_2m_sde")
+
+
+def errors(schedule: NoiseSchedule, sampler: str, steps: int, target: str = "x0") -> tuple[float, float]:
+    """Mean and relative deviation that a sampler ends with, minus those of the data N(MEAN, DEVIATION^2).
+
+    The state (x, x0 of the step before) goes through affine maps, so its mean and covariance are followed exactly.
+    """
+    table = sampler_table(schedule, sampler, steps, target=target, spacing="trailing")
+    signal, sigma = rates_at(schedule, table.timesteps.double(), log_levels=False)
+    mean = torch.zeros(2, dtype=torch.float64)
+    covariance = torch.diag(torch.tensor([1.0, 0.0], dtype=torch.float64))
+    for a, s, row in zip(signal, sigma, table.coefficients.double()):
+        gain = a * DEVIATION**2 / (a**2 * DEVIATION**2 + s**2)
+        x0 = torch.stack([gain, MEAN - gain * a * MEAN])  # E[x0 | x] as (slope, intercept)
+        z = (torch.tensor([1.0, 0.0]) - a * x0) / s
+        y = {"noise": z, "v": a * z - s * x0, "x0": x0, "flow": z - x0}[target]
+        own = row[columns.X0_X] * torch.tensor([1.0, 0.0]) + row[columns.X0_Y] * y
+        new = row[columns.X] * torch.tensor([1.0, 0.0]) + row[columns.X0] * own + row[columns.Y] * y
+        update = torch.stack([torch.stack([new[0], row[columns.PREVIOUS]]), torch.stack([own[0], 0 * new[0]])])
+        mean = update @ mean + torch.stack([new[1], own[1]])
+        covariance = update @ covariance @ update.T
+        covariance[0, 0] += row[columns.NOISE] ** 2
+    return float(mean[0]) - MEAN, float(covariance[0, 0].sqrt()) / DEVIATION - 1
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=str)
+@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("target", TARGETS)
+def test_samplers_converge_to_the_data(schedule: NoiseSchedule, sampler: str, target: str) -> None:
+    """All steps: 2 % for the noisiest sampler on the coarsest schedule, and at least 4 times better than 100 steps."""
+    if target == "noise" and schedule.kind == "flow":
+        with pytest.raises(ValueError, match="does not determine the clean video"):
+            errors(schedule, sampler, 1000, target)
+        return
+    mean, deviation = errors(schedule, sampler, 1000, target)
+    assert abs(mean) < 5e-4  # what is left of the signal at the last step, 0.006 of the linear schedule
+    assert abs(deviation) < 0.02
+    assert abs(deviation) < abs(errors(schedule, sampler, 100, target)[1]) / 4
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=str)
+def test_second_order_is_worth_it(schedule: NoiseSchedule) -> None:
+    assert abs(errors(schedule, "dpmpp_2m", 100)[1]) < abs(errors(schedule, "ddim", 100)[1]) / 4
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=str)
+def test_ddim_and_euler_are_one_step_where_they_visit_the_same_times(schedule: NoiseSchedule) -> None:
+    ddim, euler = (sampler_table(schedule, name, 20, target="v", spacing="trailing") for name in ("ddim", "euler"))
+    assert torch.equal(ddim.coefficients, euler.coefficients)

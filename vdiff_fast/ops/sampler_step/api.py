@@ -1,0 +1,152 @@
+"""Public function: errors and backend choice."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from vdiff_fast import _dispatch
+from vdiff_fast.ops import _random
+from vdiff_fast.ops.sampler_step import columns, reference
+
+PREDICATES: dict[str, _dispatch.Predicate] = {"reference": _dispatch.why_not_reference}
+
+
+def _check_tensors(x: Tensor, table: Tensor, others: dict[str, Tensor | None]) -> None:
+    if not x.is_floating_point():
+        raise TypeError(f"sampler_step: x must be floating point, got {x.dtype}")
+    if x.dim() < 1:
+        raise ValueError("sampler_step: x must be (B, ...), got a 0-d tensor")
+    if table.dim() != 2 or table.shape[1] != columns.COLUMNS or table.dtype not in (torch.float32, torch.float64):
+        raise ValueError(
+            f"sampler_step: table must be (steps, {columns.COLUMNS}) float32, got {tuple(table.shape)} {table.dtype}; "
+            "vf.diffusion.sampler_table makes one"
+        )
+    for name, tensor in (("table", table), *others.items()):
+        if tensor is None:
+            continue
+        if tensor.device != x.device:
+            raise ValueError(f"sampler_step: {name} is on {tensor.device}, but x is on {x.device}")
+        if name != "table" and not tensor.is_floating_point():
+            raise TypeError(f"sampler_step: {name} must be floating point, got {tensor.dtype}")
+        if name != "table" and tensor.shape != x.shape:
+            raise ValueError(f"sampler_step: {name} has shape {tuple(tensor.shape)}, but x has {tuple(x.shape)}")
+
+
+def _check_options(
+    uncond: Tensor | None, rescale: float, clip: float | str | None, ratio: float, maximum: float | None
+) -> None:
+    if rescale and uncond is None:
+        raise ValueError(f"sampler_step: guidance_rescale {rescale} needs uncond=, the unconditional prediction")
+    if not 0 <= rescale <= 1:
+        raise ValueError(f"sampler_step: guidance_rescale must be within [0, 1], got {rescale}")
+    if isinstance(clip, str):
+        if clip != "dynamic":
+            raise ValueError(f"sampler_step: clip must be None, a number > 0 or 'dynamic', got {clip!r}")
+        if not 0 < ratio <= 1:
+            raise ValueError(f"sampler_step: dynamic_ratio must be within (0, 1], got {ratio}")
+        if maximum is not None and maximum < 1:
+            raise ValueError(f"sampler_step: dynamic_max must be >= 1, got {maximum}")
+    elif clip is not None and not clip > 0:
+        raise ValueError(f"sampler_step: clip must be None, a number > 0 or 'dynamic', got {clip}")
+
+
+def _check_values(table: Tensor, step: Tensor, previous: Tensor | None, has_noise: bool) -> None:
+    """What only the values can tell; on a GPU and in traced code these cases give NaN instead."""
+    index = int(step)
+    if not 0 <= index < table.shape[0]:
+        raise ValueError(f"sampler_step: step {index} is not within the table's {table.shape[0]} steps")
+    row = table[index].tolist()
+    if previous is None and row[columns.PREVIOUS] != 0:
+        raise ValueError(f"sampler_step: step {index} of this table uses the x0 of the step before: give previous=")
+    if not has_noise and row[columns.NOISE] != 0:
+        raise ValueError(f"sampler_step: step {index} of this table adds noise: give seed= or noise=")
+
+
+def _word(name: str, value: int | Tensor, x: Tensor) -> Tensor:
+    """A 0-d int64 tensor on the device of x, so that one compiled graph serves every step."""
+    word = _random.counter_word("sampler_step", name, value, x.device)
+    return torch.zeros((), dtype=torch.int64, device=x.device) if word is None else word
+
+
+def sampler_step(
+    x: Tensor,
+    prediction: Tensor,
+    table: Tensor,
+    step: int | Tensor,
+    *,
+    uncond: Tensor | None = None,
+    guidance_rescale: float = 0.0,
+    clip: float | str | None = None,
+    dynamic_ratio: float = 0.995,
+    dynamic_max: float | None = None,
+    previous: Tensor | None = None,
+    noise: Tensor | None = None,
+    seed: int | Tensor | None = None,
+    sample_offset: int | Tensor = 0,
+    stream: int | Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """x_prev = a x + b x0 + c y + d previous + e z, x0 = clip(f x + g y), y = uncond + w (prediction - uncond).
+
+    One pass of classifier-free guidance, conversion of the prediction to x0, clipping, and the update of DDPM, DDIM,
+    DPM-Solver++(2M) or Euler with its noise. a .. g and w are row `step` of the table, so nothing is read back from
+    the device and the call can be captured in a CUDA graph.
+
+    Args:
+        x: (B, ...), float32, bfloat16, float16 (float64 on CPU). Contiguous and channels-last are read as they are,
+            other strides make one copy.
+        prediction: what the network predicts at x, shape of x; of the dtype of x, or bfloat16 or float16 under a
+            float32 x (others make one copy). Strides other than those of x make one copy.
+        table: (steps, 8) float32 of `vf.diffusion.sampler_table`, on the device of x.
+        step: row of the table: an int, or a 0-d int64 tensor on the device of x.
+        uncond: the prediction without the condition; without it y = prediction.
+        guidance_rescale: share phi of y' = y std(prediction) / std(y) in phi y' + (1 - phi) y.
+        clip: None, a number c (x0 within [-c, c]), or "dynamic": s = the `dynamic_ratio` quantile of |x0| per sample,
+            within [1, dynamic_max]; x0 = clamp(x0, -s, s) / s.
+        previous: x0 of the step before, for samplers of second order.
+        noise: z, shape of x; or drawn from `seed`.
+        seed: int or 0-d int64 tensor; z = noise(x.shape, seed, sample_offset=..., stream=...), drawn in the kernel.
+        sample_offset: index of the first sample in the whole batch.
+        stream: of the noise; 1 + step where it is left out.
+
+    Returns:
+        (x_prev, x0): dtype, shape and layout of x. Reads x and the predictions, writes two. Kernels have no backward:
+        where a gradient is asked for the reference runs.
+
+    Raises:
+        TypeError: x, a prediction, `previous` or `noise` is not floating point; a seed of the wrong type.
+        ValueError: shapes, devices or options do not fit; both noise and seed. On CPU, outside traced code, also: step
+            is outside the table, or its row uses noise or `previous` that were not given (elsewhere the result is NaN).
+
+    Source: Ho et al. 2020; Song et al. 2021, "Denoising Diffusion Implicit Models", eq. 12; Ho, Salimans 2022; Lu et
+    al. 2022, "DPM-Solver++", algorithm 2; Karras et al. 2022; Lin et al. 2023; Saharia et al. 2022.
+    """
+    tensors = {"prediction": prediction, "uncond": uncond, "previous": previous, "noise": noise}
+    _check_tensors(x, table, tensors)
+    _check_options(uncond, guidance_rescale, clip, dynamic_ratio, dynamic_max)
+    if noise is not None and seed is not None:
+        raise ValueError("sampler_step: give noise= or seed=, not both")
+    step = _word("step", step, x)
+    seed = None if seed is None else _random.seed_tensor("sampler_step", seed, x.device)
+    sample_offset = _word("sample_offset", sample_offset, x)
+    stream = None if stream is None else _word("stream", stream, x)
+    if x.device.type == "cpu" and not torch.compiler.is_compiling():
+        _check_values(table, step, previous, noise is not None or seed is not None)
+    _dispatch.choose("sampler_step", PREDICATES, x)
+    return _dispatch.call_reference(
+        reference.sampler_step,
+        x,
+        prediction,
+        table,
+        step,
+        uncond=uncond,
+        guidance_rescale=guidance_rescale,
+        clip=clip,
+        dynamic_ratio=dynamic_ratio,
+        dynamic_max=dynamic_max,
+        previous=previous,
+        noise=noise,
+        seed=seed,
+        sample_offset=sample_offset,
+        stream=stream,
+    )
