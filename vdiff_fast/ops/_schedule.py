@@ -48,7 +48,7 @@ def check_timesteps(op: str, t: Tensor, schedule: Schedule, x0: Tensor) -> None:
     """t (B,) of the right dtype on the device of x0, with a schedule on that device; values are read on eager CPU only.
 
     Raises:
-        TypeError: t is neither int64 nor, for a flow schedule, floating point.
+        TypeError: t is neither int64 nor, for a flow schedule, floating point; the tables are not float32.
         ValueError: t has another shape or device, the schedule's tables lie elsewhere, or a t is out of range.
     """
     if t.dtype != torch.int64 and not (t.is_floating_point() and schedule.kind == "flow"):
@@ -57,6 +57,8 @@ def check_timesteps(op: str, t: Tensor, schedule: Schedule, x0: Tensor) -> None:
     if t.dim() != 1 or t.shape[0] != x0.shape[0]:
         raise ValueError(f"{op}: t must have shape (B,) = ({x0.shape[0]},), got {tuple(t.shape)}")
     tables = schedule.sqrt_alphas_cumprod
+    if tables.dtype != torch.float32:
+        raise TypeError(f"{op}: the schedule's tables must be float32, got {tables.dtype}")
     if t.device != x0.device or tables.device != x0.device:
         raise ValueError(f"{op}: x0 is on {x0.device}, t on {t.device}, the schedule on {tables.device}")
     if t.device.type != "cpu" or torch.compiler.is_compiling() or t.numel() == 0:

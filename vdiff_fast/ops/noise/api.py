@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -11,7 +12,22 @@ from vdiff_fast import _dispatch
 from vdiff_fast.ops import _random
 from vdiff_fast.ops.noise import reference
 
-PREDICATES: dict[str, _dispatch.Predicate] = {"reference": _dispatch.why_not_reference}
+BACKENDS = ("reference", "cpu")
+
+
+def _for_dtype(predicate: _dispatch.Predicate) -> _dispatch.Predicate:
+    """A generic predicate asked about the noise to come: its dtype, on the seed's device."""
+
+    def why_not(seed: Tensor, dtype: torch.dtype = torch.float32) -> str | None:
+        return predicate(seed.new_empty((0,), dtype=dtype))
+
+    return why_not
+
+
+PREDICATES = {
+    name: _for_dtype(predicate) for name, predicate in _dispatch.GENERIC_PREDICATES.items() if name in BACKENDS
+}
+_KERNELS = _dispatch.kernel_modules(__package__)
 
 
 def noise(
@@ -54,12 +70,10 @@ def noise(
     seed = _random.seed_tensor("noise", seed, torch.device(device))
     offset = _random.counter_word("noise", "sample_offset", sample_offset, seed.device)
     word = _random.counter_word("noise", "stream", stream, seed.device)
-    _dispatch.choose("noise", PREDICATES, seed, dtype)
-    return reference.noise(
-        shape,
-        seed,
-        sample_offset=0 if offset is None else offset,
-        stream=0 if word is None else word,
-        dtype=dtype,
-        device=seed.device,
-    )
+    backend = _dispatch.choose("noise", PREDICATES, seed, dtype)
+    per_sample = math.prod(shape[1:])
+    if backend == "reference":
+        normals = reference.normals(seed, offset, word, shape[0], per_sample, dtype)
+    else:
+        normals = _KERNELS[backend].noise(seed, offset, word, shape[0], per_sample, dtype)
+    return reference.shaped(normals, shape)

@@ -15,15 +15,28 @@ def noise(
     shape: Sequence[int],
     seed: int | Tensor,
     *,
-    sample_offset: int | Tensor = 0,
-    stream: int | Tensor = 0,
+    sample_offset: int | Tensor | None = 0,
+    stream: int | Tensor | None = 0,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
 ) -> Tensor:
     if not isinstance(seed, Tensor):
         seed = torch.full((), seed, dtype=torch.int64, device=device)
-    normals = _philox.normals(shape[0], math.prod(shape[1:]), seed, sample_offset, stream)
-    return shaped(normals.to(dtype), shape)
+    return shaped(normals(seed, sample_offset, stream, shape[0], math.prod(shape[1:]), dtype), shape)
+
+
+def normals(
+    seed: Tensor,
+    sample_offset: int | Tensor | None,
+    stream: int | Tensor | None,
+    batch: int,
+    per_sample: int,
+    dtype: torch.dtype,
+) -> Tensor:
+    """(batch, per_sample) in the order of e; None stands for 0."""
+    return _philox.normals(
+        batch, per_sample, seed, 0 if sample_offset is None else sample_offset, 0 if stream is None else stream
+    ).to(dtype)
 
 
 def shaped(normals: Tensor, shape: Sequence[int]) -> Tensor:

@@ -1,15 +1,56 @@
-"""Public function: errors and backend choice."""
+"""Public function: errors, backend choice, autograd."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from vdiff_fast import _dispatch
+from vdiff_fast import _dispatch, layout
 from vdiff_fast.ops import _random, _schedule
 from vdiff_fast.ops.q_sample import reference
 
-PREDICATES: dict[str, _dispatch.Predicate] = {"reference": _dispatch.why_not_reference}
+BACKENDS = ("reference", "cpu")
+PREDICATES = {name: _dispatch.GENERIC_PREDICATES[name] for name in BACKENDS}
+_KERNELS = _dispatch.kernel_modules(__package__)
+
+
+class _QSample(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        x0: Tensor,
+        noise: Tensor | None,
+        t: Tensor,
+        signal: Tensor,
+        noise_scale: Tensor,
+        seed: Tensor | None,
+        sample_offset: Tensor | None,
+        stream: Tensor | None,
+        backend: str,
+    ) -> Tensor:
+        return _KERNELS[backend].q_sample(x0, t, signal, noise_scale, noise, seed, sample_offset, stream)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        _, noise, t, signal, noise_scale, _, _, _, ctx.backend = inputs
+        ctx.noise_dtype = None if noise is None else noise.dtype
+        ctx.channels_last = not output.is_contiguous()
+        ctx.save_for_backward(t, signal, noise_scale)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        t, signal, noise_scale = ctx.saved_tensors
+        kernel = _KERNELS[ctx.backend].q_sample
+        dy = dy.movedim(1, -1).contiguous().movedim(-1, 1) if ctx.channels_last else dy.contiguous()
+        dx0 = dnoise = None
+        if ctx.needs_input_grad[0]:
+            dx0 = kernel(dy, t, signal, noise_scale, None, None, None, None)
+        if ctx.needs_input_grad[1]:
+            # The noise's coefficient in the signal's place: of a flow's t that is 1 - t.
+            other = 1 - t if t.is_floating_point() else t
+            dnoise = kernel(dy, other, noise_scale, signal, None, None, None, None).to(ctx.noise_dtype)
+        return dx0, dnoise, None, None, None, None, None, None, None
 
 
 def q_sample(
@@ -54,17 +95,17 @@ def q_sample(
     key = None if seed is None else _random.seed_tensor("q_sample", seed, x0.device)
     offset = _random.counter_word("q_sample", "sample_offset", sample_offset, x0.device)
     word = _random.counter_word("q_sample", "stream", stream, x0.device)
-    _dispatch.choose("q_sample", PREDICATES, x0)
-    return _dispatch.call_reference(
-        reference.q_sample,
-        x0,
-        t,
-        schedule,
-        noise=noise,
-        seed=key,
-        sample_offset=0 if offset is None else offset,
-        stream=0 if word is None else word,
-    )
+    backend = _dispatch.choose("q_sample", PREDICATES, x0)
+    if backend == "reference":
+        return _dispatch.call_reference(
+            reference.q_sample, x0, t, schedule, noise=noise, seed=key, sample_offset=offset, stream=word
+        )
+    x0 = layout.native(x0)
+    if noise is not None:
+        noise = layout.laid_out_like(noise if noise.dtype == torch.float32 else noise.to(x0.dtype), x0)
+    steps = t.float() if t.is_floating_point() else t
+    signal, noise_scale = schedule.sqrt_alphas_cumprod, schedule.sqrt_one_minus_alphas_cumprod
+    return _QSample.apply(x0, noise, steps.contiguous(), signal, noise_scale, key, offset, word, backend)
 
 
 def check_video(op: str, name: str, x: Tensor) -> None:

@@ -16,8 +16,8 @@ def q_sample(
     *,
     noise: Tensor | None = None,
     seed: int | Tensor | None = None,
-    sample_offset: int | Tensor = 0,
-    stream: int | Tensor = 0,
+    sample_offset: int | Tensor | None = 0,
+    stream: int | Tensor | None = 0,
     check_finite: bool = False,
 ) -> Tensor:
     dtype = torch.float64 if x0.dtype == torch.float64 else torch.float32
