@@ -25,7 +25,8 @@ typedef double vdouble __attribute__((vector_size(kVectorBytes)));
 typedef uint16_t vhalf __attribute__((vector_size(kVectorBytes / 2)));
 constexpr int kDoubleLanes = kVectorBytes / 8;
 
-inline vfloat splat(float x) { return vfloat{} + x; }
+// x - 0 is x for every x, so no subtraction is left; 0 + x is not (x = -0).
+inline vfloat splat(float x) { return x - vfloat{}; }
 inline vint bits(vfloat x) { return (vint)x; }
 inline vfloat from_bits(vint x) { return (vfloat)x; }
 // Lane-wise mask ? a : b; comparisons of vectors give all-ones or zero.

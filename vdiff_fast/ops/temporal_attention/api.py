@@ -2,22 +2,115 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from vdiff_fast import _dispatch
-from vdiff_fast.ops.qk_norm_rope.checks import (
-    check_norm,
-    check_packed,
-    check_same_kind,
-    check_tables,
-    check_tokens,
-)
+from vdiff_fast.ops.qk_norm_rope.checks import check_norm, check_packed, check_same_kind, check_tables, check_tokens
 from vdiff_fast.ops.qk_norm_rope.reference import Norm, Tables
 from vdiff_fast.ops.qk_norm_rope.tables import rope_tables
 from vdiff_fast.ops.temporal_attention import reference
 
-PREDICATES: dict[str, _dispatch.Predicate] = {"reference": _dispatch.why_not_reference}
+MAX_FRAMES = 64
+
+
+def _limited(predicate: _dispatch.Predicate) -> _dispatch.Predicate:
+    def why_not(x: Tensor, *facts: Any) -> str | None:
+        if x.shape[1] > MAX_FRAMES:
+            return f"{x.shape[1]} frames > {MAX_FRAMES}, what the kernel holds"
+        return predicate(x, *facts)
+
+    return why_not
+
+
+PREDICATES: dict[str, _dispatch.Predicate] = {
+    "reference": _dispatch.why_not_reference,
+    "cpu": _limited(_dispatch.why_not_cpu),
+}
+_KERNELS = _dispatch.kernel_modules(__package__)
+
+
+class _Attention(torch.autograd.Function):
+    """q, k, v apart. The parameters come in the dtype of the arithmetic; their gradients leave in it."""
+
+    @staticmethod
+    def forward(q: Tensor, k: Tensor, v: Tensor, backend: str, *options: Any) -> Tensor:
+        return _KERNELS[backend].forward(q, k, v, options)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        q, k, v, ctx.backend, *tensors, ctx.causal, ctx.scale, ctx.eps = inputs
+        ctx.save_for_backward(q, k, v, *tensors)
+
+    @staticmethod
+    def backward(ctx: Any, dout: Tensor) -> tuple[Any, ...]:
+        q, k, v, *tensors = ctx.saved_tensors
+        options = (*tensors, ctx.causal, ctx.scale, ctx.eps)
+        dq, dk, dv, *parameters = _KERNELS[ctx.backend].backward(_rows(dout), q, k, v, options)
+        return dq, dk, dv, None, *_parameter_gradients(tensors, parameters)
+
+
+class _PackedAttention(torch.autograd.Function):
+    """One tensor in, one gradient out."""
+
+    @staticmethod
+    def forward(qkv: Tensor, backend: str, *options: Any) -> Tensor:
+        return _KERNELS[backend].forward(*qkv.unbind(3), options)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        qkv, ctx.backend, *tensors, ctx.causal, ctx.scale, ctx.eps = inputs
+        ctx.save_for_backward(qkv, *tensors)
+
+    @staticmethod
+    def backward(ctx: Any, dout: Tensor) -> tuple[Any, ...]:
+        qkv, *tensors = ctx.saved_tensors
+        options = (*tensors, ctx.causal, ctx.scale, ctx.eps)
+        dqkv, *parameters = _KERNELS[ctx.backend].backward_packed(_rows(dout), qkv, options)
+        return dqkv, None, *_parameter_gradients(tensors, parameters)
+
+
+def _rows(x: Tensor) -> Tensor:
+    """x itself where rows of d lie in one piece, else one copy."""
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
+def _parameter_gradients(tensors: list[Tensor | None], gradients: list[Tensor]) -> tuple[Any, ...]:
+    """In the order of the options: bias, mask, q_weight, k_weight, cos, sin, causal, scale, eps."""
+    bias, _, q_weight, k_weight, _, _ = tensors
+    dbias, dq_weight, dk_weight = gradients
+    return (
+        None if bias is None else dbias,
+        None,
+        None if q_weight is None else dq_weight,
+        None if k_weight is None else dk_weight,
+        *[None] * 5,
+    )
+
+
+def _kernel_options(
+    q: Tensor,
+    bias: Tensor | None,
+    causal: bool,
+    mask: Tensor | None,
+    qk_norm: Norm | None,
+    rope: Tables | None,
+    scale: float | None,
+    eps: float,
+) -> tuple[Any, ...]:
+    """The options as the kernels take them: parameters contiguous and in the dtype of the arithmetic."""
+    dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
+
+    def ready(x: Tensor | None) -> Tensor | None:
+        return None if x is None else x.to(dtype).contiguous()
+
+    q_weight, k_weight = qk_norm or (None, None)
+    cos, sin = rope or (None, None)
+    visible = None if mask is None else mask.contiguous()
+    factor = q.shape[-1] ** -0.5 if scale is None else float(scale)
+    return ready(bias), visible, ready(q_weight), ready(k_weight), ready(cos), ready(sin), causal, factor, eps
 
 
 def _check_options(
@@ -72,7 +165,7 @@ def temporal_attention(
         eps: of the RMS norm.
 
     Returns:
-        (B, T, S, heads, d), laid out like q, dtype of q. Moves 4 tensors forward, 7 backward; saves q, k and v.
+        (B, T, S, heads, d), contiguous, dtype of q. Moves 4 tensors forward, 7 backward; saves q, k and v.
 
     Raises:
         TypeError: q, k, v are not floating point or differ in dtype or device; mask is not bool.
@@ -89,9 +182,12 @@ def temporal_attention(
     check_same_kind(op, q, k=k, v=v)
     tables = _tables(q, rope)
     _check_options(op, q, bias, mask, qk_norm, tables)
-    _dispatch.choose(op, PREDICATES, q)
-    options = {"bias": bias, "causal": causal, "mask": mask, "qk_norm": qk_norm, "rope": tables, "scale": scale}
-    return _dispatch.call_reference(reference.temporal_attention, q, k, v, eps=eps, **options)
+    backend = _dispatch.choose(op, PREDICATES, q)
+    if backend == "reference":
+        options = {"bias": bias, "causal": causal, "mask": mask, "qk_norm": qk_norm, "rope": tables, "scale": scale}
+        return _dispatch.call_reference(reference.temporal_attention, q, k, v, eps=eps, **options)
+    values = _kernel_options(q, bias, causal, mask, qk_norm, tables, scale, eps)
+    return _Attention.apply(_rows(q), _rows(k), _rows(v), backend, *values)
 
 
 def temporal_attention_qkv(
@@ -124,6 +220,9 @@ def temporal_attention_qkv(
     q = qkv.select(3, 0)
     tables = _tables(q, rope)
     _check_options(op, q, bias, mask, qk_norm, tables)
-    _dispatch.choose(op, PREDICATES, q)
-    options = {"bias": bias, "causal": causal, "mask": mask, "qk_norm": qk_norm, "rope": tables, "scale": scale}
-    return _dispatch.call_reference(reference.temporal_attention_qkv, qkv, eps=eps, **options)
+    backend = _dispatch.choose(op, PREDICATES, q)
+    if backend == "reference":
+        options = {"bias": bias, "causal": causal, "mask": mask, "qk_norm": qk_norm, "rope": tables, "scale": scale}
+        return _dispatch.call_reference(reference.temporal_attention_qkv, qkv, eps=eps, **options)
+    values = _kernel_options(q, bias, causal, mask, qk_norm, tables, scale, eps)
+    return _PackedAttention.apply(_rows(qkv), backend, *values)

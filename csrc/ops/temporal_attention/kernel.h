@@ -1,0 +1,58 @@
+#pragma once
+
+#include <stdint.h>
+
+#include "cpu/dtype.h"
+#include "cpu/isa.h"
+
+namespace vdiff {
+
+// Tokens (B, T, S, heads, d) with unit stride in d; strides in elements.
+struct Tokens {
+  void* data = nullptr;
+  int64_t b = 0, t = 0, s = 0, h = 0;
+};
+
+// One call. "A" is the type of the arithmetic: double for float64 tensors, else float.
+struct TemporalAttention {
+  Tokens q, k, v, out;      // forward
+  Tokens dout, dq, dk, dv;  // backward
+  const void* table;        // A: added to logits, [heads][u key][t query], rows of kFrameAlign(T)
+  int64_t table_head;       // elements from head to head of the table, 0 where all heads share one
+  const uint8_t* mask;      // [B][T], 1: the key is seen; or nullptr
+  const void* q_weight;     // A: [d] of the RMS norm, or nullptr
+  const void* k_weight;     // A
+  const void *cos, *sin;    // A: [T][d/2], or nullptr
+  void* partial;            // A, backward: sums of one range of items: table-shaped, then 2 x d
+  bool wants_bias_gradient;
+  double scale, eps;
+  int64_t batch, frames, positions, heads, head_dim;
+  int64_t block_positions, block_heads;  // one item: so many positions of so many heads
+};
+
+constexpr int64_t kFrameAlign = 16, kMaxHeadDim = 128;
+constexpr int64_t padded_frames(int64_t frames) { return (frames + kFrameAlign - 1) / kFrameAlign * kFrameAlign; }
+
+inline int64_t items(const TemporalAttention& a) {
+  const int64_t blocks = (a.positions + a.block_positions - 1) / a.block_positions;
+  const int64_t groups = (a.heads + a.block_heads - 1) / a.block_heads;
+  return a.batch * blocks * groups;
+}
+
+// Bytes of scratch for one thread.
+inline int64_t scratch_bytes(const TemporalAttention& a, bool backward, int64_t element) {
+  const int64_t width = (a.head_dim + 15) / 16 * 16, matrix = a.frames * width;
+  const int64_t pairs = a.block_positions * a.block_heads, square = a.frames * padded_frames(a.frames);
+  const int64_t transposed = width * padded_frames(a.frames);
+  const int64_t total = backward ? pairs * 4 * matrix + 2 * transposed + 2 * square + 2 * matrix + 2 * a.frames
+                                 : pairs * 3 * matrix + transposed + square;
+  return (total + 256) * element;
+}
+
+}  // namespace vdiff
+
+// Items [begin, end) of the call.
+VDIFF_DECLARE_KERNEL(temporal_attention_forward,
+                     (DType dtype, const TemporalAttention& args, void* scratch, int64_t begin, int64_t end))
+VDIFF_DECLARE_KERNEL(temporal_attention_backward,
+                     (DType dtype, const TemporalAttention& args, void* scratch, int64_t begin, int64_t end))
