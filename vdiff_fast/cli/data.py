@@ -1,0 +1,68 @@
+"""`vdiff-fast check-data` and `vdiff-fast cache`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from tqdm import tqdm
+
+from vdiff_fast.cli.options import parse_size
+
+
+def _progress(items: Iterator[Any], total: int) -> Iterator[Any]:
+    return iter(tqdm(items, total=total, unit="file", leave=False))
+
+
+def _spec(frames: int, size: str, stride: int, fps: float | None) -> Any:
+    from vdiff_fast import data
+
+    side = parse_size(size)
+    return data.ClipSpec(frames, (side, side) if isinstance(side, int) else side, stride=stride, fps=fps)
+
+
+def check_data(
+    paths: Annotated[list[Path], typer.Argument(help="Video files, or folders of them.")],
+    frames: Annotated[int | None, typer.Option(min=1, help="A video with fewer frames is bad.")] = None,
+    stride: Annotated[int, typer.Option(min=1, help="Every stride-th frame is used.")] = 1,
+    fps: Annotated[float | None, typer.Option(help="Rate that videos are resampled to.")] = None,
+    limit: Annotated[float, typer.Option(min=0, max=1, help="Share of bad files above which training stops.")] = 0.05,
+    problems: Annotated[bool, typer.Option("--problems", help="List only files with a remark.")] = False,
+    json_out: Annotated[Path | None, typer.Option("--json", help="Write the report here, too.")] = None,
+) -> None:
+    """Decode every file from end to end and say what is wrong with it; exit 1 if training would stop."""
+    from vdiff_fast import data
+
+    missing = [str(path) for path in paths if not path.exists()]
+    if missing:
+        raise ValueError(f"{', '.join(missing)}: no such file or folder")
+    spec = _spec(frames, "1", stride, fps) if frames else None
+    report = data.check_videos(paths, spec=spec, limit=limit, progress=_progress)
+    print(report.format(only_problems=problems))
+    if json_out is not None:
+        json_out.write_text(json.dumps(report.to_json(), indent=1) + "\n")
+    if not report.ok:
+        raise typer.Exit(1)
+
+
+def cache(
+    source: Annotated[Path, typer.Argument(help="Folder of videos.")],
+    cache_dir: Annotated[Path, typer.Option(help="Folder for decoded frames; give it to train, too.")],
+    size: Annotated[str, typer.Option(help="Side, or HxW, that will be trained with.")] = "32",
+    frames: Annotated[int, typer.Option(min=1, help="Frames of a clip; shorter videos are left out.")] = 16,
+    stride: Annotated[int, typer.Option(min=1, help="Every stride-th frame is used.")] = 1,
+    fps: Annotated[float | None, typer.Option(help="Rate that videos are resampled to.")] = None,
+    limit: Annotated[float, typer.Option(min=0, max=1, help="Share of bad files that stops.")] = 0.05,
+) -> None:
+    """Decode a folder once to training resolution, so that training reads memory maps."""
+    from vdiff_fast import data
+
+    spec = _spec(frames, size, stride, fps)
+    folder = data.VideoFolder(source, spec, cache_dir=cache_dir, skip_limit=limit, progress=_progress)
+    for _ in tqdm(folder.build_cache(), total=len(folder.videos), unit="file", leave=False):
+        pass
+    size_mib = data.FrameCache(cache_dir).size_bytes() / 2**20
+    print(f"{len(folder.videos)} files, {size_mib:.1f} MiB in {cache_dir}; {folder.skip_summary()}")

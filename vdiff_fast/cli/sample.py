@@ -1,0 +1,100 @@
+"""`vdiff-fast sample`."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Annotated, Literal
+
+import torch
+import typer
+
+from vdiff_fast.cli.options import parse_size
+
+
+def sample(
+    run: Annotated[Path, typer.Argument(help="Folder of a run, as `vdiff-fast train --out` left it.")],
+    out: Annotated[Path, typer.Option(help="File to write: .mp4, .gif, or .png for a contact sheet.")],
+    num: Annotated[int, typer.Option(min=1, help="How many videos.")] = 1,
+    steps: Annotated[int, typer.Option(min=1, help="Sampling steps.")] = 50,
+    sampler: Annotated[str, typer.Option(help="ddim, ddpm, dpmpp_2m or euler.")] = "ddim",
+    seed: Annotated[int, typer.Option(help="The same seed gives the same video.")] = 0,
+    guidance: Annotated[float, typer.Option(help="Guidance scale; 1 is none, more needs labels.")] = 1.0,
+    label: Annotated[list[int] | None, typer.Option(help="Class label; repeat it for several videos.")] = None,
+    frames: Annotated[int | None, typer.Option(min=1, help="Frames; as trained if left out.")] = None,
+    size: Annotated[str | None, typer.Option(help="Side, or HxW; as trained if left out.")] = None,
+    checkpoint: Annotated[int | None, typer.Option(help="Step of the checkpoint; the newest if left out.")] = None,
+    ema: Annotated[bool, typer.Option(help="Use the averaged weights.")] = True,
+    fps: Annotated[float, typer.Option(min=0.1, help="Frame rate.")] = 8.0,
+    upscale: Annotated[str, typer.Option(help="Whole factor such as 4, or a size HxW.")] = "1",
+    nearest: Annotated[bool, typer.Option("--nearest", help="Enlarge to hard pixels instead of bicubic.")] = False,
+    dynamic_range: Annotated[bool, typer.Option("--dynamic-range", help="Stretch contrast per video.")] = False,
+    smooth: Annotated[float, typer.Option(min=0, help="Gaussian over frames, sigma in frames; 0 is off.")] = 0.0,
+    grid: Annotated[bool, typer.Option(help="Several videos side by side in one file, or a file for each.")] = True,
+    columns: Annotated[int | None, typer.Option(min=1, help="Columns of the grid.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "auto",
+    precision: Annotated[str, typer.Option(help="fp32, bf16 or fp16.")] = "fp32",
+) -> None:
+    """Draw videos from a trained run."""
+    from vdiff_fast import data
+    from vdiff_fast.training.generate import class_labels, draw_samples, load_run
+    from vdiff_fast.training.objective import AUTOCAST_DTYPES
+
+    known_suffixes = (".mp4", ".m4v", ".mov", ".mkv", ".gif", ".png")
+    if out.suffix.lower() not in known_suffixes:
+        raise ValueError(
+            f"{out}: cannot write {out.suffix or 'a file without a suffix'}; choose {', '.join(known_suffixes)}"
+        )
+    if precision != "fp32" and precision not in AUTOCAST_DTYPES:
+        raise ValueError(f"precision {precision!r} must be fp32, bf16 or fp16")
+    trained = load_run(run, step=checkpoint, ema=ema, device=device)
+    labels = _labels(label, num, trained.num_classes) if label else class_labels(num, trained.num_classes)
+    if guidance != 1.0 and labels is None:
+        raise ValueError(f"guidance {guidance} needs a model with labels; {run} was trained without data.labels")
+    shape = parse_size(size) if size else None
+    with torch.autocast(trained.schedule.device.type, AUTOCAST_DTYPES.get(precision), enabled=precision != "fp32"):
+        videos = draw_samples(
+            trained.model, trained.schedule, trained.config, num, sampler=sampler, steps=steps, guidance=guidance,
+            seed=seed, labels=labels, frames=frames, size=(shape, shape) if isinstance(shape, int) else shape,
+            progress=True,
+        )  # fmt: skip
+    scale = parse_size(upscale)
+    mode: Literal["nearest", "bicubic"] = "nearest" if nearest else "bicubic"
+    pictures = data.postprocess(
+        videos, range="dynamic" if dynamic_range else "clamp", scale=scale, mode=mode, smoothing=smooth
+    )
+    for path in _write(pictures, out, fps, grid, columns):
+        print(path)
+
+
+def _labels(given: list[int], num: int, num_classes: int | None) -> torch.Tensor:
+    if num_classes is None:
+        raise ValueError("--label: this run was trained without labels")
+    wrong = [value for value in given if not 0 <= value < num_classes]
+    if wrong:
+        raise ValueError(f"--label {wrong[0]}: this run knows labels 0 to {num_classes - 1}")
+    if len(given) not in (1, num):
+        raise ValueError(f"--label was given {len(given)} times for {num} videos; give it once or {num} times")
+    return torch.tensor(given * num if len(given) == 1 else given)
+
+
+def _write(videos: torch.Tensor, out: Path, fps: float, grid: bool, columns: int | None) -> list[Path]:
+    """One file with all videos, or NAME_0, NAME_1, ...; what the writer changed is said on stderr."""
+    from vdiff_fast import data
+
+    if out.suffix.lower() == ".png":
+        return [data.contact_sheet(videos, out)]
+    if grid or len(videos) == 1:
+        together = videos[0] if len(videos) == 1 else data.grid(videos, columns=columns)
+        files = {out: together}
+    else:
+        files = {out.with_stem(f"{out.stem}_{i}"): video for i, video in enumerate(videos)}
+    written = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", data.VideoPaddedWarning)
+        for path, video in files.items():
+            result = data.write_video(video, path, fps=fps)
+            if result.note:
+                typer.echo(f"note: {result.note}", err=True)
+            written.append(result.path)
+    return written

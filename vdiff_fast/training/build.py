@@ -1,0 +1,78 @@
+"""From configuration to objects: network, schedule, data set."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+from torch.utils.data import Dataset
+
+from vdiff_fast import data
+from vdiff_fast.diffusion import NoiseSchedule
+
+if TYPE_CHECKING:
+    from vdiff_fast.training.config import DataConfig, DiffusionConfig, TrainConfig
+
+MODELS = {"unet": "VideoUNet", "dit": "VideoDiT"}
+
+
+def _preset(name: str, changes: dict[str, Any]) -> nn.Module:
+    from vdiff_fast import models
+
+    family, _, preset = name.partition("-")
+    known = {short: long for short, long in MODELS.items() if hasattr(models, long)}
+    if family not in known or not preset:
+        choices = ", ".join(f"{short}-<preset>" for short in known)
+        raise ValueError(f"unknown model {name!r}; choose from {choices}, or package.module:function")
+    return getattr(models, known[family]).preset(preset, **changes)
+
+
+def _imported(path: str, changes: dict[str, Any]) -> nn.Module:
+    module, _, function = path.partition(":")
+    try:
+        make = getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"model {path!r}: {error}") from error
+    return make(**changes)
+
+
+def model_changes(config: TrainConfig, num_classes: int | None) -> dict[str, Any]:
+    """Constructor arguments of the network: those of the data, then the user's own."""
+    changes: dict[str, Any] = {}
+    if config.data.channels != 3:
+        changes |= {"in_channels": config.data.channels, "out_channels": config.data.channels}
+    if num_classes:
+        changes["num_classes"] = num_classes
+    if config.runtime.activation_checkpointing:
+        changes["gradient_checkpointing"] = True
+    return changes | {key: tuple(v) if isinstance(v, list) else v for key, v in config.model.changes.items()}
+
+
+def build_model(config: TrainConfig, *, num_classes: int | None = None) -> nn.Module:
+    """The network a configuration names; its channels, labels and checkpointing follow the configuration.
+
+    Raises:
+        ValueError: no such family, preset or function, or arguments that the network does not take.
+    """
+    changes = model_changes(config, num_classes)
+    try:
+        if ":" in config.model.name:
+            return _imported(config.model.name, changes)
+        return _preset(config.model.name, changes)
+    except (TypeError, KeyError) as error:
+        raise ValueError(f"model {config.model.name!r} with {changes}: {error}") from error
+
+
+def build_schedule(config: DiffusionConfig) -> NoiseSchedule:
+    """The noise schedule, on the CPU."""
+    if config.schedule == "flow":
+        return NoiseSchedule.flow(config.timesteps)
+    make = getattr(NoiseSchedule, config.schedule)
+    return make(config.timesteps, zero_terminal_snr=config.zero_terminal_snr)
+
+
+def build_dataset(config: DataConfig, seed: int) -> Dataset:
+    """The clips a configuration names; errors are those of `vdiff_fast.data.open_dataset`."""
+    arguments = config.model_dump(exclude={"source", "workers"})
+    return data.open_dataset(config.source, seed=seed, **arguments)

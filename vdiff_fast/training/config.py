@@ -1,0 +1,303 @@
+"""The configuration of a training run: YAML sections and flags, checked, every key documented."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+# Keys that may differ when a run is resumed: they change neither the weights nor the order of the data.
+_FREE = {"resume": "free"}
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be used; the message names the key, the value and the rule."""
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", validate_assignment=True, protected_namespaces=())
+
+
+class DataConfig(_Section):
+    """Where clips come from and what one clip looks like."""
+
+    source: str = Field(description="folder of videos, one video file, or moving-digits")
+    frames: int = Field(16, ge=1, description="frames of a clip")
+    size: int | tuple[int, int] = Field(32, description="side of a frame, or height and width, in pixels")
+    stride: int = Field(1, ge=1, description="take every stride-th frame")
+    fps: float | None = Field(None, gt=0, description="resample videos to this rate by their time stamps")
+    channels: Literal[1, 3] = Field(3, description="3 (RGB) or 1 (luma)")
+    fit: Literal["cover", "contain", "stretch"] = Field("cover", description="crop, pad with black, or distort")
+    flip: float = Field(0.0, ge=0, le=1, description="probability of a horizontal flip of the whole clip")
+    random_crop: bool = Field(False, description="draw the crop's place instead of the centre")
+    random_window: bool = Field(True, description="draw the first frame of a folder's clips")
+    labels: bool = Field(False, description="train with class labels: the file's folder, or the digits")
+    cache_dir: str | None = Field(None, description="keep decoded frames here", json_schema_extra=_FREE)
+    skip_limit: float = Field(0.05, ge=0, le=1, description="share of unusable files that stops the run")
+    workers: int = Field(0, ge=0, description="processes that load ahead", json_schema_extra=_FREE)
+
+
+class ModelConfig(_Section):
+    """Which network."""
+
+    name: str = Field("unet-tiny", description="unet-tiny|small|base, dit-tiny|s|b|l|xl, or package.module:function")
+    changes: dict[str, Any] = Field(
+        default_factory=dict, description="constructor arguments that differ from the preset"
+    )
+
+
+class DiffusionConfig(_Section):
+    """The noise schedule and the objective."""
+
+    schedule: Literal["linear", "scaled_linear", "cosine", "flow"] = Field("linear", description="noise schedule")
+    timesteps: int = Field(1000, ge=1, description="steps of the schedule")
+    zero_terminal_snr: bool = Field(False, description="rescale the schedule so that the last step is pure noise")
+    target: Literal["noise", "v", "x0", "flow"] = Field("v", description="what the model predicts")
+    weighting: Literal["uniform", "min_snr"] = Field("uniform", description="weight of the loss over timesteps")
+    gamma: float = Field(5.0, gt=0, description="cap of the signal-to-noise ratio in min_snr")
+    label_dropout: float = Field(0.1, ge=0, le=1, description="share of labels left out, for guidance")
+
+
+class OptimizerConfig(_Section):
+    """AdamW and its learning rate."""
+
+    lr: float = Field(2e-4, gt=0, description="peak learning rate")
+    warmup_steps: int = Field(100, ge=0, description="linear warm-up from 0")
+    decay: Literal["constant", "cosine", "linear"] = Field("cosine", description="course of the rate after the warm-up")
+    final_lr: float = Field(0.05, ge=0, le=1, description="last rate as a share of the peak")
+    betas: tuple[float, float] = Field((0.9, 0.99), description="decay of AdamW's two moments")
+    eps: float = Field(1e-8, gt=0, description="AdamW's epsilon")
+    weight_decay: float = Field(
+        0.01, ge=0, description="decoupled decay of weight matrices; norms and biases have none"
+    )
+    clip_norm: float = Field(1.0, ge=0, description="largest norm of the gradient; 0 does not clip")
+    accumulate: int = Field(1, ge=1, description="batches whose gradients are added up per step")
+
+
+class EmaConfig(_Section):
+    """The moving average of the weights, with which samples are drawn."""
+
+    decay: float = Field(0.999, ge=0, lt=1, description="decay per step")
+    warmup: bool = Field(True, description="lower decay at the start: min(decay, (1 + step) / (10 + step))")
+
+
+class RuntimeConfig(_Section):
+    """How the same mathematics is computed."""
+
+    device: str = Field("auto", description="auto, cpu, cuda, cuda:1, ...", json_schema_extra=_FREE)
+    precision: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="autocast dtype; fp16 scales the loss")
+    compile: bool = Field(False, description="torch.compile the model")
+    activation_checkpointing: bool = Field(
+        False, description="recompute blocks in the backward instead of storing them"
+    )
+    backend: str = Field("auto", description="auto, reference, cpu, triton or cuda for every op")
+    strategy: Literal["ddp", "fsdp"] = Field("ddp", description="with torchrun: replicate or shard the model")
+    deterministic: bool = Field(False, description="let torch refuse non-deterministic algorithms")
+
+
+class SampleConfig(_Section):
+    """Samples drawn while training, with the EMA weights."""
+
+    every: int = Field(1000, ge=0, description="steps between samples; 0 for none", json_schema_extra=_FREE)
+    count: int = Field(4, ge=1, description="videos per sample", json_schema_extra=_FREE)
+    sampler: str = Field("ddim", description="ddim, ddpm, dpmpp_2m or euler", json_schema_extra=_FREE)
+    steps: int = Field(50, ge=1, description="sampling steps", json_schema_extra=_FREE)
+    guidance: float = Field(1.0, description="guidance scale; 1 is none", json_schema_extra=_FREE)
+    fps: float = Field(8.0, gt=0, description="frame rate of what is written", json_schema_extra=_FREE)
+    upscale: int = Field(1, ge=1, description="enlarge by a whole factor", json_schema_extra=_FREE)
+
+
+class LogConfig(_Section):
+    """metrics.jsonl, loss.png, tensorboard."""
+
+    every: int = Field(10, ge=1, description="steps between rows of metrics.jsonl", json_schema_extra=_FREE)
+    plot_every: int = Field(500, ge=0, description="steps between loss.png; 0: at the end", json_schema_extra=_FREE)
+    tensorboard: bool = Field(False, description="write event files too", json_schema_extra=_FREE)
+
+
+class CheckpointConfig(_Section):
+    """When to save, and how much to keep."""
+
+    every: int = Field(1000, ge=0, description="steps between checkpoints; 0: at the end", json_schema_extra=_FREE)
+    keep: int = Field(3, ge=1, description="newest checkpoints that stay", json_schema_extra=_FREE)
+
+
+class NonFiniteConfig(_Section):
+    """What to do with a loss or gradient that is NaN or Inf."""
+
+    policy: Literal["raise", "skip"] = Field(
+        "raise", description="stop, or leave the step out", json_schema_extra=_FREE
+    )
+    limit: int = Field(10, ge=1, description="skipped steps in a row that stop the run", json_schema_extra=_FREE)
+
+
+class TrainConfig(_Section):
+    """Everything a run depends on."""
+
+    steps: int = Field(10_000, ge=1, description="optimizer steps")
+    batch_size: int = Field(4, ge=1, description="clips per rank and micro-step")
+    seed: int = Field(0, description="seed of weights, data, timesteps, noise and samples")
+    data: DataConfig
+    model: ModelConfig = Field(default_factory=ModelConfig)
+    diffusion: DiffusionConfig = Field(default_factory=DiffusionConfig)
+    optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig)
+    ema: EmaConfig = Field(default_factory=EmaConfig)
+    runtime: RuntimeConfig = Field(default_factory=RuntimeConfig)
+    sample: SampleConfig = Field(default_factory=SampleConfig)
+    log: LogConfig = Field(default_factory=LogConfig)
+    checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
+    nonfinite: NonFiniteConfig = Field(default_factory=NonFiniteConfig)
+
+
+def _section(annotation: Any) -> type[BaseModel] | None:
+    return annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
+
+
+def fields(model: type[BaseModel] = TrainConfig, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every key with dots ("optimizer.lr") and its pydantic field."""
+    for name, field in model.model_fields.items():
+        section = _section(field.annotation)
+        if section is None:
+            yield prefix + name, field
+        else:
+            yield from fields(section, f"{prefix}{name}.")
+
+
+def describe() -> str:
+    """Every key, its default and what it means, as a table in plain text."""
+    rows = []
+    for key, field in fields():
+        default = "required" if field.is_required() else field.get_default(call_default_factory=True)
+        rows.append(f"{key:<36} {default!s:<14} {field.description}")
+    return "\n".join(rows)
+
+
+def _nearest(key: str) -> str:
+    """ "; did you mean optimizer.lr?" with the valid key most like this one, by its last part before the whole."""
+    known = [name for name, _ in fields()]
+    sections = sorted({name.split(".")[0] for name in known if "." in name})
+    last = key.split(".")[-1]
+    same = [name for name in known if name.split(".")[-1] == last]
+    found = same or difflib.get_close_matches(key, known + sections, n=1, cutoff=0.6)
+    if not found:
+        tails = {name.split(".")[-1]: name for name in known}
+        found = [tails[tail] for tail in difflib.get_close_matches(last, tails, n=1, cutoff=0.5)]
+    return f"; did you mean {found[0]}?" if found else f"; sections are {', '.join(sections)}"
+
+
+def _problem(error: Any) -> str:
+    # A union names the branch it tried after the key ("data.size.int"): only the key is of use.
+    path = [str(part) for part in error["loc"]]
+    key = next(
+        (".".join(path[:n]) for n in range(len(path), 0, -1) if ".".join(path[:n]) in dict(fields())), ".".join(path)
+    )
+    if error["type"] == "extra_forbidden":
+        return f"unknown key {'.'.join(path)}{_nearest('.'.join(path))}"
+    if error["type"] == "missing":
+        return f"{'.'.join(path)} is missing"
+    message = error["msg"][0].lower() + error["msg"][1:]
+    return f"{key}: {message}, got {error['input']!r}"
+
+
+def from_mapping(values: Mapping[str, Any]) -> TrainConfig:
+    """A checked configuration from nested dictionaries.
+
+    Raises:
+        ConfigError: unknown keys (with the nearest valid name), missing ones, values out of range; all in one message.
+    """
+    try:
+        return TrainConfig.model_validate(dict(values))
+    except ValidationError as error:
+        problems = dict.fromkeys(_problem(e) for e in error.errors())
+        raise ConfigError("configuration: " + "; ".join(problems)) from None
+
+
+def with_overrides(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of nested `values` with dotted keys replaced: {"optimizer.lr": 1e-3}."""
+    merged = {key: dict(value) if isinstance(value, Mapping) else value for key, value in values.items()}
+    for dotted, value in overrides.items():
+        *parents, last = dotted.split(".")
+        target = merged
+        for parent in parents:
+            below = target.get(parent)
+            target[parent] = dict(below) if isinstance(below, Mapping) else {}
+            target = target[parent]
+        target[last] = value
+    return merged
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1 reads 1e-4 as a string: here it is the number it looks like."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d+\.\d*|\.\d+|\d+)([eE][-+]?\d+)$|^[-+]?(\d+\.\d*|\.\d+)$|^[-+]?\.(inf|Inf)$|^\.(nan|NaN)$"),
+    list("-+0123456789."),
+)
+
+
+def parse_value(text: str) -> Any:
+    """The value of a flag `--set key=value`, read as YAML."""
+    return yaml.load(text, _Loader)
+
+
+def read_yaml(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Nested values of a YAML file.
+
+    Raises:
+        ConfigError: the file is not there, is no YAML, or holds something else than keys and values.
+    """
+    try:
+        content = yaml.load(Path(path).read_text(), _Loader)
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path}: must hold keys and values, got {type(content).__name__}")
+    return content
+
+
+def load_config(path: str | os.PathLike[str] | None, overrides: Mapping[str, Any] | None = None) -> TrainConfig:
+    """YAML file (or none), then flags over it, checked."""
+    return from_mapping(with_overrides(read_yaml(path) if path else {}, overrides or {}))
+
+
+def to_yaml(config: TrainConfig) -> str:
+    """The configuration as YAML that `load_config` reads back."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+
+
+def _value(config: BaseModel, dotted: str) -> Any:
+    value: Any = config
+    for part in dotted.split("."):
+        value = getattr(value, part)
+    return value
+
+
+def changed_keys(saved: TrainConfig, now: TrainConfig) -> list[str]:
+    """ "optimizer.lr: 0.0002 saved, 0.001 now" for every key that would make a resumed run another run.
+
+    `steps` matters only where the learning rate decays over it.
+    """
+    changed = []
+    for key, field in fields():
+        free = (field.json_schema_extra or {}).get("resume") == "free"
+        if key == "steps" and saved.optimizer.decay == now.optimizer.decay == "constant":
+            free = True
+        before, after = _value(saved, key), _value(now, key)
+        if not free and before != after:
+            changed.append(f"{key}: {before} saved, {after} now")
+    return changed
+
+
+PRECISIONS = get_args(RuntimeConfig.model_fields["precision"].annotation)

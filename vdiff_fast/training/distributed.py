@@ -1,0 +1,131 @@
+"""One process or many: torchrun, DistributedDataParallel or fully_shard, and what ranks tell each other."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+
+def start(device: torch.device) -> bool:
+    """Join torchrun's process group (nccl for CUDA, gloo else) unless it is joined; True if this call did."""
+    if "WORLD_SIZE" not in os.environ or int(os.environ["WORLD_SIZE"]) < 2 or dist.is_initialized():
+        return False
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    return True
+
+
+def stop() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def barrier() -> None:
+    if dist.is_initialized():
+        dist.barrier()
+
+
+def choose_device(name: str) -> torch.device:
+    """ "auto" is CUDA where there is a device, else the CPU; each rank of a node takes its own device.
+
+    Raises:
+        ValueError: a CUDA device was asked for and there is none.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch.device(name)
+    if device.type == "cuda":
+        if not torch.cuda.is_available():
+            raise ValueError(f"device {name!r}: this machine has no usable CUDA device; use --device cpu")
+        if device.index is None:
+            device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+        torch.cuda.set_device(device)
+    return device
+
+
+def wrap(model: nn.Module, strategy: Literal["ddp", "fsdp"], device: torch.device) -> nn.Module:
+    """The module to call in training; parameters stay those of `model`."""
+    if world_size() == 1:
+        return model
+    if strategy == "ddp":
+        ids = [device.index] if device.type == "cuda" else None
+        return DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True)
+    from torch.distributed.fsdp import fully_shard
+
+    mesh = dist.init_device_mesh(device.type, (world_size(),))
+    for child in model.children():
+        # Containers hold no parameters of their own and are not called: their blocks are sharded instead.
+        for block in child if isinstance(child, nn.ModuleList) else [child]:
+            if not isinstance(block, nn.ModuleList) and any(True for _ in block.parameters()):
+                fully_shard(block, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    return model
+
+
+def accumulating(wrapped: nn.Module, more: bool) -> AbstractContextManager[Any]:
+    """Inside the block, gradients are exchanged only if no more micro-steps follow."""
+    if isinstance(wrapped, DistributedDataParallel):
+        return wrapped.no_sync() if more else nullcontext()
+    if hasattr(wrapped, "set_requires_gradient_sync"):
+        wrapped.set_requires_gradient_sync(not more)
+    return nullcontext()
+
+
+def mean(values: Tensor) -> Tensor:
+    """Average over ranks, in place; a NaN of one rank is seen by all."""
+    if dist.is_initialized():
+        dist.all_reduce(values)
+        values /= world_size()
+    return values
+
+
+def gather(value: Any) -> list[Any]:
+    """A picklable object of every rank, in order of rank."""
+    if not dist.is_initialized():
+        return [value]
+    gathered: list[Any] = [None] * world_size()
+    dist.all_gather_object(gathered, value)
+    return gathered
+
+
+def full(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Whole tensors from sharded ones; every rank must call it."""
+    return {n: t.full_tensor() if hasattr(t, "full_tensor") else t for n, t in tensors.items()}
+
+
+def shard_like(whole: Tensor, reference: Tensor) -> Tensor:
+    """A whole tensor as this rank's part, if `reference` is sharded."""
+    if not hasattr(reference, "full_tensor"):
+        return whole
+    from torch.distributed.tensor import distribute_tensor
+
+    return distribute_tensor(whole.to(reference.device), reference.device_mesh, reference.placements)
+
+
+def optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """The optimizer's state by parameter name, whole and on the CPU whatever the sharding; every rank must call it."""
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_optimizer_state_dict
+
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    return dict(get_optimizer_state_dict(model, optimizer, options=options))
+
+
+def load_optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """The inverse of `optimizer_state`."""
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, set_optimizer_state_dict
+
+    set_optimizer_state_dict(model, optimizer, state, options=StateDictOptions(full_state_dict=True))

@@ -1,0 +1,33 @@
+"""The random draws of a training step: pure functions of the seed and of how many samples came before."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from vdiff_fast.ops import noise
+
+# Streams of the counter-based noise; 0 is the noise itself, 1 + i is sampler step i.
+_TIMESTEPS, _LABELS = -1, -2
+
+
+def _uniform(count: int, seed: int, sample_offset: int, stream: int) -> Tensor:
+    """u = Phi(z) in float64 of one normal per sample: uniform on (0, 1), the same for any split into batches."""
+    z = noise((count, 1), seed, sample_offset=sample_offset, stream=stream, dtype=torch.float32, device="cpu")
+    return torch.special.ndtr(z.double()).flatten()
+
+
+def timesteps(count: int, steps: int, seed: int, sample_offset: int) -> Tensor:
+    """t = floor(steps * u), int64 (count,), on the CPU; sample b's draw depends on sample_offset + b alone."""
+    t = (_uniform(count, seed, sample_offset, _TIMESTEPS) * steps).long()
+    return t.clamp_(max=steps - 1)
+
+
+def dropped_labels(count: int, probability: float, seed: int, sample_offset: int) -> Tensor:
+    """True for samples that are trained without their label, bool (count,), on the CPU."""
+    return _uniform(count, seed, sample_offset, _LABELS) < probability
+
+
+def seed_torch(seed: int, step: int, rank: int) -> None:
+    """Seed torch's own generators for one step: dropout repeats on resume, and ranks differ."""
+    torch.manual_seed((seed * 1_000_003 + step) * 65_537 + rank & 0x7FFF_FFFF_FFFF_FFFF)

@@ -1,0 +1,103 @@
+"""Samples from a run: load its averaged weights, draw, write."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from vdiff_fast import data, diffusion
+from vdiff_fast.training import checkpoint as ckpt
+from vdiff_fast.training import distributed
+from vdiff_fast.training.build import build_model, build_schedule
+
+if TYPE_CHECKING:
+    from vdiff_fast.training.config import TrainConfig
+    from vdiff_fast.training.objective import Objective
+
+
+@dataclass(frozen=True)
+class TrainedRun:
+    """A model with the weights of a checkpoint, and what is needed to draw from it."""
+
+    model: nn.Module
+    schedule: diffusion.NoiseSchedule
+    config: TrainConfig
+    step: int
+    num_classes: int | None
+
+
+def load_run(
+    run: Path | str, *, step: int | None = None, ema: bool = True, device: str | torch.device = "auto"
+) -> TrainedRun:
+    """The model of RUN's newest checkpoint (or of `step`), with averaged weights unless `ema` is False.
+
+    Raises:
+        CheckpointError: there is no such checkpoint, or it does not fit the model its configuration names.
+    """
+    from vdiff_fast.training import config as configuration
+
+    folder = Path(run) / "checkpoints"
+    path = ckpt.latest_checkpoint(folder) if step is None else folder / f"step_{step:08d}"
+    if path is None or not path.is_dir():
+        have = ", ".join(p.name for p in ckpt.checkpoints(folder)) or "none"
+        raise ckpt.CheckpointError(f"{run}: no checkpoint{f' of step {step}' if step else ''} (there are: {have})")
+    saved = ckpt.load_checkpoint(path)
+    config = configuration.from_mapping(configuration.parse_value(saved.config_yaml))
+    chosen = distributed.choose_device(str(device))
+    num_classes = saved.state["num_classes"]
+    model = build_model(config, num_classes=num_classes)
+    ckpt.load_weights(model, saved.ema if ema else saved.model, path)
+    schedule = build_schedule(config.diffusion).to(chosen)
+    return TrainedRun(model.to(chosen).eval(), schedule, config, saved.step, num_classes)
+
+
+def draw_samples(
+    model: nn.Module, schedule: diffusion.NoiseSchedule, config: TrainConfig, count: int, *, sampler: str = "ddim",
+    steps: int = 50, guidance: float = 1.0, seed: int = 0, labels: Tensor | None = None,
+    frames: int | None = None, size: tuple[int, int] | None = None, progress: bool = False,
+) -> Tensor:  # fmt: skip
+    """`count` videos (B, C, T, H, W) in [-1, 1] about, of the trained shape unless `frames` and `size` say otherwise.
+
+    Raises:
+        ValueError: those of `vdiff_fast.diffusion.sample`.
+    """
+    trained = config.data.size
+    height, width = size or ((trained, trained) if isinstance(trained, int) else trained)
+    shape = (count, config.data.channels, frames or config.data.frames, height, width)
+    model.eval()
+    arguments = {} if labels is None else {"y": labels.to(schedule.device)}
+    return diffusion.sample(
+        model, shape, schedule, sampler=sampler, steps=steps, guidance=guidance, seed=seed,
+        target=config.diffusion.target, progress=progress, **arguments,
+    )  # fmt: skip
+
+
+def class_labels(count: int, num_classes: int | None) -> Tensor | None:
+    """Labels for `count` samples, each class in turn; None for a model without classes."""
+    return torch.arange(count) % num_classes if num_classes else None
+
+
+def write_samples(
+    model: nn.Module, objective: Objective, config: TrainConfig, path: Path, *, num_classes: int | None, write: bool
+) -> None:
+    """`path`.gif, .mp4 (side by side) and .png (contact sheet), drawn with the run's seed so that they compare."""
+    wanted = config.sample
+    with objective.autocast():
+        videos = draw_samples(
+            model, objective.schedule, config, wanted.count, sampler=wanted.sampler, steps=wanted.steps,
+            guidance=wanted.guidance, seed=config.seed, labels=class_labels(wanted.count, num_classes),
+        )  # fmt: skip
+    if not write:
+        return
+    if not bool(torch.isfinite(videos).all()):
+        print(f"warning: {path.name} is not written: the samples hold NaN or Inf", file=sys.stderr)
+        return
+    pictures = data.postprocess(videos, scale=wanted.upscale)
+    for suffix in (".gif", ".mp4"):
+        data.write_video(data.grid(pictures), path.with_suffix(suffix), fps=wanted.fps)
+    data.contact_sheet(pictures, path.with_suffix(".png"))

@@ -1,0 +1,85 @@
+"""The training objective of one batch, whose noise is drawn twice and never stored."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from vdiff_fast import data, ops
+from vdiff_fast.diffusion import NoiseSchedule
+from vdiff_fast.training import draws
+
+if TYPE_CHECKING:
+    from vdiff_fast.training.config import TrainConfig
+
+AUTOCAST_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Clips on the device, their timesteps, and what else the loss needs."""
+
+    x0: Tensor
+    t: Tensor
+    y: Tensor | None
+    sample_offset: Tensor
+    files: list[str]
+    timesteps: list[int]
+
+
+class Objective:
+    """L = mean_b w(t_b) |f(x_t, t) - target|^2 with x_t = signal_t x0 + sigma_t z(seed, sample).
+
+    z is drawn by `q_sample` and again by `diffusion_loss`, from the seed (a tensor on the device) and the number of the
+    sample in the run. Timesteps and dropped labels come from the same counters: a step depends on the weights, the
+    seed and the sample numbers alone, however the batch is split over ranks.
+    """
+
+    def __init__(self, config: TrainConfig, schedule: NoiseSchedule, device: torch.device, num_classes: int | None):
+        self.config, self.device, self.num_classes = config, device, num_classes
+        self.schedule = schedule.to(device)
+        self.seed = torch.full((), config.seed, dtype=torch.int64, device=device)
+        self._range_checked = False
+
+    def prepare(self, raw: dict[str, Any], sample_offset: int) -> Batch:
+        """A loader's batch on the device, in [-1, 1], with its timesteps; sample_offset counts samples before it."""
+        video = raw["video"].to(self.device, non_blocking=True)
+        x0 = data.to_unit_range(video) if video.dtype == torch.uint8 else video
+        if not self._range_checked:
+            data.check_range(x0)
+            self._range_checked = True
+        count, seed, diffusion = len(x0), self.config.seed, self.config.diffusion
+        t = draws.timesteps(count, diffusion.timesteps, seed, sample_offset)
+        y = None
+        if self.num_classes:
+            dropped = draws.dropped_labels(count, diffusion.label_dropout, seed, sample_offset)
+            y = torch.where(dropped, self.num_classes, raw["label"]).to(self.device)
+        return Batch(
+            x0, t.to(self.device), y, torch.full((), sample_offset, dtype=torch.int64, device=self.device),
+            list(raw["file"]), t.tolist(),
+        )  # fmt: skip
+
+    def predict(self, model: Callable[..., Tensor], batch: Batch) -> Tensor:
+        """f(x_t, t) in the configured precision."""
+        x_t = ops.q_sample(batch.x0, batch.t, self.schedule, seed=self.seed, sample_offset=batch.sample_offset)
+        with self.autocast():
+            return model(x_t, batch.t) if batch.y is None else model(x_t, batch.t, y=batch.y)
+
+    def loss(self, prediction: Tensor, batch: Batch) -> Tensor:
+        """The scalar loss, in fp32."""
+        diffusion = self.config.diffusion
+        return ops.diffusion_loss(
+            prediction, batch.x0, batch.t, self.schedule, target=diffusion.target, seed=self.seed,
+            sample_offset=batch.sample_offset, weighting=diffusion.weighting, gamma=diffusion.gamma,
+        )  # fmt: skip
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        precision = self.config.runtime.precision
+        if precision == "fp32":
+            return nullcontext()
+        return torch.autocast(self.device.type, AUTOCAST_DTYPES[precision])
