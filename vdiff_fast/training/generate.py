@@ -69,11 +69,11 @@ def draw_samples(
     trained = config.data.size
     height, width = size or ((trained, trained) if isinstance(trained, int) else trained)
     shape = (count, config.data.channels, frames or config.data.frames, height, width)
-    model.eval()
-    arguments = {} if labels is None else {"y": labels.to(schedule.device)}
+    y = None if labels is None else labels.to(schedule.device)
+    # Pixels end at -1 and 1, so every estimate of x0 is cut there.
     return diffusion.sample(
-        model, shape, schedule, sampler=sampler, steps=steps, guidance=guidance, seed=seed,
-        target=config.diffusion.target, progress=progress, **arguments,
+        model, shape, schedule, sampler, steps=steps, guidance=guidance, seed=seed, y=y, clip=1.0,
+        target=config.diffusion.target, progress=progress,
     )  # fmt: skip
 
 
