@@ -13,15 +13,15 @@ from vdiff_fast.training import config as configuration
 
 
 class SmallNet(nn.Module):
-    """Two convolutions with the time between them, dropout, and a buffer, so that all kinds of state are met."""
+    """Two layers over channels with the time between them, dropout, and a buffer: every kind of state."""
 
     def __init__(self, channels: int = 4, num_classes: int = 0, gradient_checkpointing: bool = False) -> None:
         super().__init__()
-        self.head = nn.Conv3d(3, channels, 3, padding=1)
+        self.head = nn.Linear(3, channels)
         self.time = nn.Linear(1, channels)
         self.label = nn.Embedding(num_classes + 1, channels) if num_classes else None
         self.dropout = nn.Dropout(0.1)
-        self.tail = nn.Conv3d(channels, 3, 3, padding=1)
+        self.tail = nn.Linear(channels, 3)
         self.register_buffer("calls", torch.zeros(()))
 
     def forward(self, x: Tensor, t: Tensor, *, y: Tensor | None = None) -> Tensor:
@@ -30,8 +30,8 @@ class SmallNet(nn.Module):
         added = self.time(t[:, None].float() / 1000)
         if self.label is not None and y is not None:
             added = added + self.label(y)
-        h = torch.nn.functional.silu(self.head(x) + added[:, :, None, None, None])
-        return self.tail(self.dropout(h))
+        h = torch.nn.functional.silu(self.head(x.movedim(1, -1)) + added[:, None, None, None, :])
+        return self.tail(self.dropout(h)).movedim(-1, 1)
 
 
 class Ramps(Dataset):

@@ -178,7 +178,7 @@ class Trainer:
         self.called.train()
         while self.step < last and not stopped:
             waited = self.loader.wait_seconds
-            loss, norm, stopped = self._train_step(batches, stopping())
+            loss, norm, stopped = self._train_step(batches, stopping)
             waited = self.loader.wait_seconds - waited
             window.add(loss, norm, waited)
             progress.update(loss, waited)
@@ -201,7 +201,9 @@ class Trainer:
     def _rate(self, step: int) -> float:
         return learning_rate(self.config.optimizer, step, self.config.steps)
 
-    def _train_step(self, batches: Iterator[dict[str, Any]], stop: bool) -> tuple[float, float, bool]:
+    def _train_step(
+        self, batches: Iterator[dict[str, Any]], stopping: Callable[[], bool]
+    ) -> tuple[float, float, bool]:
         """One optimizer step; (loss, norm of the gradient, whether any rank was asked to stop)."""
         micro_steps = self.config.optimizer.accumulate
         draws.seed_torch(self.config.seed, self.step, self.rank)
@@ -218,7 +220,7 @@ class Trainer:
         self.scaler.unscale_(self.optimizer)
         norm = self._clip()
         # One transfer per step: all ranks see the same figures and so decide alike.
-        seen = torch.stack([torch.stack([l for _, l in done]).mean(), norm, torch.full_like(norm, float(stop))])
+        seen = torch.stack([torch.stack([l for _, l in done]).mean(), norm, torch.full_like(norm, float(stopping()))])
         mean_loss, mean_norm, stops = distributed.mean(seen).tolist()
         self._update(mean_loss, mean_norm, done)
         self.step += 1
