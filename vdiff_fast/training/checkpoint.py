@@ -140,7 +140,8 @@ def latest_checkpoint(folder: Path) -> Path | None:
             return named
     except OSError:
         pass
-    return (checkpoints(folder) or [None])[-1]
+    whole = checkpoints(folder)
+    return whole[-1] if whole else None
 
 
 def load_checkpoint(path: Path) -> Checkpoint:

@@ -13,7 +13,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 # Keys that may differ when a run is resumed: they change neither the weights nor the order of the data.
-_FREE = {"resume": "free"}
+_FREE: dict[str, Any] = {"resume": "free"}
 
 
 class ConfigError(ValueError):
@@ -28,25 +28,27 @@ class DataConfig(_Section):
     """Where clips come from and what one clip looks like."""
 
     source: str = Field(description="folder of videos, one video file, or moving-digits")
-    frames: int = Field(16, ge=1, description="frames of a clip")
-    size: int | tuple[int, int] = Field(32, description="side of a frame, or height and width, in pixels")
-    stride: int = Field(1, ge=1, description="take every stride-th frame")
-    fps: float | None = Field(None, gt=0, description="resample videos to this rate by their time stamps")
-    channels: Literal[1, 3] = Field(3, description="3 (RGB) or 1 (luma)")
-    fit: Literal["cover", "contain", "stretch"] = Field("cover", description="crop, pad with black, or distort")
-    flip: float = Field(0.0, ge=0, le=1, description="probability of a horizontal flip of the whole clip")
-    random_crop: bool = Field(False, description="draw the crop's place instead of the centre")
-    random_window: bool = Field(True, description="draw the first frame of a folder's clips")
-    labels: bool = Field(False, description="train with class labels: the file's folder, or the digits")
-    cache_dir: str | None = Field(None, description="keep decoded frames here", json_schema_extra=_FREE)
-    skip_limit: float = Field(0.05, ge=0, le=1, description="share of unusable files that stops the run")
-    workers: int = Field(0, ge=0, description="processes that load ahead", json_schema_extra=_FREE)
+    frames: int = Field(default=16, ge=1, description="frames of a clip")
+    size: int | tuple[int, int] = Field(default=32, description="side of a frame, or height and width, in pixels")
+    stride: int = Field(default=1, ge=1, description="take every stride-th frame")
+    fps: float | None = Field(default=None, gt=0, description="resample videos to this rate by their time stamps")
+    channels: Literal[1, 3] = Field(default=3, description="3 (RGB) or 1 (luma)")
+    fit: Literal["cover", "contain", "stretch"] = Field(default="cover", description="crop, pad with black, or distort")
+    flip: float = Field(default=0.0, ge=0, le=1, description="probability of a horizontal flip of the whole clip")
+    random_crop: bool = Field(default=False, description="draw the crop's place instead of the centre")
+    random_window: bool = Field(default=True, description="draw the first frame of a folder's clips")
+    labels: bool = Field(default=False, description="train with class labels: the file's folder, or the digits")
+    cache_dir: str | None = Field(default=None, description="keep decoded frames here", json_schema_extra=_FREE)
+    skip_limit: float = Field(default=0.05, ge=0, le=1, description="share of unusable files that stops the run")
+    workers: int = Field(default=0, ge=0, description="processes that load ahead", json_schema_extra=_FREE)
 
 
 class ModelConfig(_Section):
     """Which network."""
 
-    name: str = Field("unet-tiny", description="unet-tiny|small|base, dit-tiny|s|b|l|xl, or package.module:function")
+    name: str = Field(
+        default="unet-tiny", description="unet-tiny|small|base, dit-tiny|s|b|l|xl, or package.module:function"
+    )
     changes: dict[str, Any] = Field(
         default_factory=dict, description="constructor arguments that differ from the preset"
     )
@@ -55,94 +57,108 @@ class ModelConfig(_Section):
 class DiffusionConfig(_Section):
     """The noise schedule and the objective."""
 
-    schedule: Literal["linear", "scaled_linear", "cosine", "flow"] = Field("linear", description="noise schedule")
-    timesteps: int = Field(1000, ge=1, description="steps of the schedule")
-    zero_terminal_snr: bool = Field(False, description="rescale the schedule so that the last step is pure noise")
-    target: Literal["noise", "v", "x0", "flow"] = Field("v", description="what the model predicts")
-    weighting: Literal["uniform", "min_snr"] = Field("uniform", description="weight of the loss over timesteps")
-    gamma: float = Field(5.0, gt=0, description="cap of the signal-to-noise ratio in min_snr")
-    label_dropout: float = Field(0.1, ge=0, le=1, description="share of labels left out, for guidance")
+    schedule: Literal["linear", "scaled_linear", "cosine", "flow"] = Field(
+        default="linear", description="noise schedule"
+    )
+    timesteps: int = Field(default=1000, ge=1, description="steps of the schedule")
+    zero_terminal_snr: bool = Field(
+        default=False, description="rescale the schedule so that the last step is pure noise"
+    )
+    target: Literal["noise", "v", "x0", "flow"] = Field(default="v", description="what the model predicts")
+    weighting: Literal["uniform", "min_snr"] = Field(default="uniform", description="weight of the loss over timesteps")
+    gamma: float = Field(default=5.0, gt=0, description="cap of the signal-to-noise ratio in min_snr")
+    label_dropout: float = Field(default=0.1, ge=0, le=1, description="share of labels left out, for guidance")
 
 
 class OptimizerConfig(_Section):
     """AdamW and its learning rate."""
 
-    lr: float = Field(2e-4, gt=0, description="peak learning rate")
-    warmup_steps: int = Field(100, ge=0, description="linear warm-up from 0")
-    decay: Literal["constant", "cosine", "linear"] = Field("cosine", description="course of the rate after the warm-up")
-    final_lr: float = Field(0.05, ge=0, le=1, description="last rate as a share of the peak")
-    betas: tuple[float, float] = Field((0.9, 0.99), description="decay of AdamW's two moments")
-    eps: float = Field(1e-8, gt=0, description="AdamW's epsilon")
-    weight_decay: float = Field(
-        0.01, ge=0, description="decoupled decay of weight matrices; norms and biases have none"
+    lr: float = Field(default=2e-4, gt=0, description="peak learning rate")
+    warmup_steps: int = Field(default=100, ge=0, description="linear warm-up from 0")
+    decay: Literal["constant", "cosine", "linear"] = Field(
+        default="cosine", description="course of the rate after the warm-up"
     )
-    clip_norm: float = Field(1.0, ge=0, description="largest norm of the gradient; 0 does not clip")
-    accumulate: int = Field(1, ge=1, description="batches whose gradients are added up per step")
+    final_lr: float = Field(default=0.05, ge=0, le=1, description="last rate as a share of the peak")
+    betas: tuple[float, float] = Field(default=(0.9, 0.99), description="decay of AdamW's two moments")
+    eps: float = Field(default=1e-8, gt=0, description="AdamW's epsilon")
+    weight_decay: float = Field(
+        default=0.01, ge=0, description="decoupled decay of weight matrices; norms and biases have none"
+    )
+    clip_norm: float = Field(default=1.0, ge=0, description="largest norm of the gradient; 0 does not clip")
+    accumulate: int = Field(default=1, ge=1, description="batches whose gradients are added up per step")
 
 
 class EmaConfig(_Section):
     """The moving average of the weights, with which samples are drawn."""
 
-    decay: float = Field(0.999, ge=0, lt=1, description="decay per step")
-    warmup: bool = Field(True, description="lower decay at the start: min(decay, (1 + step) / (10 + step))")
+    decay: float = Field(default=0.999, ge=0, lt=1, description="decay per step")
+    warmup: bool = Field(default=True, description="lower decay at the start: min(decay, (1 + step) / (10 + step))")
 
 
 class RuntimeConfig(_Section):
     """How the same mathematics is computed."""
 
-    device: str = Field("auto", description="auto, cpu, cuda, cuda:1, ...", json_schema_extra=_FREE)
-    precision: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="autocast dtype; fp16 scales the loss")
-    compile: bool = Field(False, description="torch.compile the model")
-    activation_checkpointing: bool = Field(
-        False, description="recompute blocks in the backward instead of storing them"
+    device: str = Field(default="auto", description="auto, cpu, cuda, cuda:1, ...", json_schema_extra=_FREE)
+    precision: Literal["fp32", "bf16", "fp16"] = Field(
+        default="fp32", description="autocast dtype; fp16 scales the loss"
     )
-    backend: str = Field("auto", description="auto, reference, cpu, triton or cuda for every op")
-    strategy: Literal["ddp", "fsdp"] = Field("ddp", description="with torchrun: replicate or shard the model")
-    deterministic: bool = Field(False, description="let torch refuse non-deterministic algorithms")
+    compile: bool = Field(default=False, description="torch.compile the model")
+    activation_checkpointing: bool = Field(
+        default=False, description="recompute blocks in the backward instead of storing them"
+    )
+    backend: str = Field(default="auto", description="auto, reference, cpu, triton or cuda for every op")
+    strategy: Literal["ddp", "fsdp"] = Field(default="ddp", description="with torchrun: replicate or shard the model")
+    deterministic: bool = Field(default=False, description="let torch refuse non-deterministic algorithms")
 
 
 class SampleConfig(_Section):
     """Samples drawn while training, with the EMA weights."""
 
-    every: int = Field(1000, ge=0, description="steps between samples; 0 for none", json_schema_extra=_FREE)
-    count: int = Field(4, ge=1, description="videos per sample", json_schema_extra=_FREE)
-    sampler: str = Field("ddim", description="ddim, ddpm, dpmpp_2m or euler", json_schema_extra=_FREE)
-    steps: int = Field(50, ge=1, description="sampling steps", json_schema_extra=_FREE)
-    guidance: float = Field(1.0, description="guidance scale; 1 is none", json_schema_extra=_FREE)
-    fps: float = Field(8.0, gt=0, description="frame rate of what is written", json_schema_extra=_FREE)
-    upscale: int = Field(1, ge=1, description="enlarge by a whole factor", json_schema_extra=_FREE)
+    every: int = Field(default=1000, ge=0, description="steps between samples; 0 for none", json_schema_extra=_FREE)
+    count: int = Field(default=4, ge=1, description="videos per sample", json_schema_extra=_FREE)
+    sampler: str = Field(default="ddim", description="ddim, ddpm, dpmpp_2m or euler", json_schema_extra=_FREE)
+    steps: int = Field(default=50, ge=1, description="sampling steps", json_schema_extra=_FREE)
+    guidance: float = Field(default=1.0, description="guidance scale; 1 is none", json_schema_extra=_FREE)
+    fps: float = Field(default=8.0, gt=0, description="frame rate of what is written", json_schema_extra=_FREE)
+    upscale: int = Field(default=1, ge=1, description="enlarge by a whole factor", json_schema_extra=_FREE)
 
 
 class LogConfig(_Section):
     """metrics.jsonl, loss.png, tensorboard."""
 
-    every: int = Field(10, ge=1, description="steps between rows of metrics.jsonl", json_schema_extra=_FREE)
-    plot_every: int = Field(500, ge=0, description="steps between loss.png; 0: at the end", json_schema_extra=_FREE)
-    tensorboard: bool = Field(False, description="write event files too", json_schema_extra=_FREE)
+    every: int = Field(default=10, ge=1, description="steps between rows of metrics.jsonl", json_schema_extra=_FREE)
+    plot_every: int = Field(
+        default=500, ge=0, description="steps between loss.png; 0: at the end", json_schema_extra=_FREE
+    )
+    tensorboard: bool = Field(default=False, description="write event files too", json_schema_extra=_FREE)
 
 
 class CheckpointConfig(_Section):
     """When to save, and how much to keep."""
 
-    every: int = Field(1000, ge=0, description="steps between checkpoints; 0: at the end", json_schema_extra=_FREE)
-    keep: int = Field(3, ge=1, description="newest checkpoints that stay", json_schema_extra=_FREE)
+    every: int = Field(
+        default=1000, ge=0, description="steps between checkpoints; 0: at the end", json_schema_extra=_FREE
+    )
+    keep: int = Field(default=3, ge=1, description="newest checkpoints that stay", json_schema_extra=_FREE)
 
 
 class NonFiniteConfig(_Section):
     """What to do with a loss or gradient that is NaN or Inf."""
 
     policy: Literal["raise", "skip"] = Field(
-        "raise", description="stop, or leave the step out", json_schema_extra=_FREE
+        default="raise", description="stop, or leave the step out", json_schema_extra=_FREE
     )
-    limit: int = Field(10, ge=1, description="skipped steps in a row that stop the run", json_schema_extra=_FREE)
+    limit: int = Field(
+        default=10, ge=1, description="skipped steps in a row that stop the run", json_schema_extra=_FREE
+    )
 
 
 class TrainConfig(_Section):
     """Everything a run depends on."""
 
-    steps: int = Field(10_000, ge=1, description="optimizer steps")
-    batch_size: int = Field(4, ge=1, description="clips per rank and micro-step")
-    seed: int = Field(0, description="seed of weights, data, timesteps, noise and samples")
+    steps: int = Field(default=10_000, ge=1, description="optimizer steps")
+    batch_size: int = Field(default=4, ge=1, description="clips per rank and micro-step")
+    seed: int = Field(default=0, description="seed of weights, data, timesteps, noise and samples")
     data: DataConfig
     model: ModelConfig = Field(default_factory=ModelConfig)
     diffusion: DiffusionConfig = Field(default_factory=DiffusionConfig)

@@ -80,8 +80,9 @@ def accumulating(wrapped: nn.Module, more: bool) -> AbstractContextManager[Any]:
     """Inside the block, gradients are exchanged only if no more micro-steps follow."""
     if isinstance(wrapped, DistributedDataParallel):
         return wrapped.no_sync() if more else nullcontext()
-    if hasattr(wrapped, "set_requires_gradient_sync"):
-        wrapped.set_requires_gradient_sync(not more)
+    exchange = getattr(wrapped, "set_requires_gradient_sync", None)
+    if exchange is not None:
+        exchange(not more)
     return nullcontext()
 
 
@@ -104,15 +105,20 @@ def gather(value: Any) -> list[Any]:
 
 def full(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Whole tensors from sharded ones; every rank must call it."""
-    return {n: t.full_tensor() if hasattr(t, "full_tensor") else t for n, t in tensors.items()}
+    return {name: _full(tensor) for name, tensor in tensors.items()}
+
+
+def _full(tensor: Tensor) -> Tensor:
+    # DTensor is not imported where nothing is sharded.
+    return getattr(tensor, "full_tensor", lambda: tensor)()
 
 
 def shard_like(whole: Tensor, reference: Tensor) -> Tensor:
     """A whole tensor as this rank's part, if `reference` is sharded."""
-    if not hasattr(reference, "full_tensor"):
-        return whole
-    from torch.distributed.tensor import distribute_tensor
+    from torch.distributed.tensor import DTensor, distribute_tensor
 
+    if not isinstance(reference, DTensor):
+        return whole
     return distribute_tensor(whole.to(reference.device), reference.device_mesh, reference.placements)
 
 

@@ -49,7 +49,7 @@ class Ema:
     @contextmanager
     def applied(self) -> Iterator[nn.Module]:
         """The model with the averaged weights, inside the block."""
-        parameters = list(self.model.parameters())
+        parameters: list[Tensor] = list(self.model.parameters())
         trained = [p.detach().clone() for p in parameters]
         with torch.no_grad():
             torch._foreach_copy_(parameters, self._shadows)

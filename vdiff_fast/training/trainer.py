@@ -42,7 +42,7 @@ def _stop_requests() -> Iterator[Callable[[], bool]]:
     if threading.current_thread() is not threading.main_thread():
         yield lambda: False
         return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before: dict[int, Any] = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def request(number: int, frame: Any) -> None:
         requested.append(number)
@@ -201,9 +201,7 @@ class Trainer:
     def _rate(self, step: int) -> float:
         return learning_rate(self.config.optimizer, step, self.config.steps)
 
-    def _train_step(
-        self, batches: Iterator[dict[str, Any]], stopping: Callable[[], bool]
-    ) -> tuple[float, float, bool]:
+    def _train_step(self, batches: Iterator[dict[str, Any]], stopping: Callable[[], bool]) -> tuple[float, float, bool]:
         """One optimizer step; (loss, norm of the gradient, whether any rank was asked to stop)."""
         micro_steps = self.config.optimizer.accumulate
         draws.seed_torch(self.config.seed, self.step, self.rank)
@@ -230,7 +228,7 @@ class Trainer:
     def _clip(self) -> Tensor:
         limit = self.config.optimizer.clip_norm or float("inf")
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), limit)
-        return norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+        return distributed.full({"norm": norm})["norm"]
 
     def _update(self, loss: float, norm: float, done: list[tuple[Batch, Tensor]]) -> None:
         """Step the optimizer if the figures are finite; gradients that overflow in fp16 are the scaler's affair."""
