@@ -5,4 +5,14 @@ from vdiff_fast._dispatch import BackendUnavailableError, use_backend
 from vdiff_fast._doctor import doctor
 from vdiff_fast._version import __version__
 
-__all__ = ["BackendUnavailableError", "__version__", "diffusion", "doctor", "layout", "models", "nn", "ops", "use_backend"]
+__all__ = [
+    "BackendUnavailableError",
+    "__version__",
+    "diffusion",
+    "doctor",
+    "layout",
+    "models",
+    "nn",
+    "ops",
+    "use_backend",
+]
