@@ -47,9 +47,9 @@ class RelativePositionBias(nn.Module):
         """
         if frames > self.max_frames:
             raise ValueError(f"{frames} frames > {self.max_frames} learned positions; use sample_long or a RoPE model")
-        near = self.weight[:, self.max_frames - frames : self.max_frames + frames - 1]
-        # Window i holds the distances of frame T-1-i to every frame.
-        return near.unfold(1, frames, 1).flip(1)
+        # An index, and not `unfold`, whose window length torch.compile would fix to one number of frames.
+        frame = torch.arange(frames, device=self.weight.device)
+        return self.weight[:, frame[None, :] - frame[:, None] + self.max_frames - 1]
 
     def extra_repr(self) -> str:
         return f"heads={self.heads}, max_frames={self.max_frames}"
@@ -142,8 +142,9 @@ class _Attention(nn.Module):
 
     def _normed_tokens(self, x: Tensor) -> Tensor:
         if self.norm == "group":
-            frames = F.group_norm(layout.as_frames(x), self.num_groups, self.norm_weight, self.norm_bias, self.eps)
-            x = layout.as_video(frames, x.shape[0])
+            x = ops.group_norm_silu(
+                x, self.num_groups, self.norm_weight, self.norm_bias, self.eps, per_frame=True, activation="none"
+            )
         tokens = layout.as_tokens(x)
         if self.norm == "layer":
             tokens = F.layer_norm(tokens, (self.channels,), self.norm_weight, self.norm_bias, self.eps)
