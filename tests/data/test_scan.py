@@ -63,6 +63,19 @@ def test_truncated_where_the_header_comes_first(tmp_path: Path) -> None:
     assert "it ends at" in str(problem)
 
 
+def test_a_truncated_gif_lacks_its_end_mark(tmp_path: Path) -> None:
+    """FFmpeg counts a GIF's frames by reading it, so count and header agree however short it is."""
+    whole = encode(tmp_path / "a.gif", noise(30), codec="gif", pix_fmt="rgb8")
+    assert scan(whole).problem() is None
+    whole.write_bytes(whole.read_bytes() + b"\0\0")
+    assert scan(whole).problem() is None
+    video = scan(truncate(whole, tmp_path / "cut.gif"))
+    assert video.decoded < 20
+    assert isinstance(video.problem(), TruncatedVideoError)
+    assert str(video.problem()).endswith("; the file ends without its end mark")
+    assert video.problem(Tolerance(1.0, 1.0)) is None
+
+
 def test_sound_that_outlasts_the_pictures_is_no_damage(tmp_path: Path) -> None:
     import av
 

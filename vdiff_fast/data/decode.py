@@ -12,10 +12,23 @@ import numpy as np
 import torch
 
 from .errors import CorruptVideoError, TruncatedVideoError
-from .scan import DEFAULT_TOLERANCE, Tolerance, VideoScan, decode_packets, import_av, open_video, scan
+from .scan import (
+    DEFAULT_TOLERANCE,
+    SWS_ACCURATE_RND,
+    SWS_BICUBIC,
+    Tolerance,
+    VideoScan,
+    decode_packets,
+    open_video,
+    scan,
+)
 
 if TYPE_CHECKING:
     from av.video.frame import VideoFrame
+
+# swscale's default rounding darkens YUV video by one level of 255 on average; with SWS_ACCURATE_RND and
+# SWS_FULL_CHR_H_INT it does not, at 1.6 times the cost. As numbers, since PyAV names them only from version 18 on.
+_ACCURATE = SWS_BICUBIC | SWS_ACCURATE_RND | 0x2000
 
 # Applied to each frame (H, W, 3) as it is decoded, so that a long video never lies in memory at full size.
 Convert = Callable[[np.ndarray], np.ndarray]
@@ -37,11 +50,8 @@ def frame_to_rgb(frame: VideoFrame, width: int, height: int, rotation: int = 0) 
     `width` and `height` are the displayed size before rotation; a frame of another size (the stream changed) is scaled.
     """
     alpha = any(component.is_alpha for component in frame.format.components)
-    # swscale's default rounding darkens YUV video by one level of 255 on average; these flags do not (1.6x its time).
-    flags = import_av().video.reformatter.Interpolation
-    accurate = flags.BICUBIC | flags.ACCURATE_RND | flags.FULL_CHR_H_INT
     target = "rgba" if alpha else "rgb24"
-    pixels = frame.reformat(width=width, height=height, format=target, interpolation=accurate).to_ndarray()
+    pixels = frame.reformat(width=width, height=height, format=target, interpolation=_ACCURATE).to_ndarray()
     if alpha:
         opacity = pixels[..., 3:].astype(np.uint16)
         pixels = ((pixels[..., :3] * opacity + 127) // 255).astype(np.uint8)

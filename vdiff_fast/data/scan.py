@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 # Their frames are painted over earlier ones while every packet claims to be a key frame, so a seek shows garbage.
 _PAINTED_FORMATS = frozenset({"gif", "apng", "webp_anim"})
+# libswscale's flags.
+SWS_BICUBIC, SWS_ACCURATE_RND = 0x4, 0x40000
 
 
 def import_av() -> Any:
@@ -65,6 +67,7 @@ class VideoScan:
     pts: np.ndarray = field(repr=False)
     seekable: bool
     note: str = ""
+    ends_early: bool = False
 
     @property
     def name(self) -> str:
@@ -150,6 +153,8 @@ class VideoScan:
         if self.missing > max(1, tolerance.max_missing * total):
             end = f"; it ends at {self.duration:.2f} s of {self.declared_duration:.2f} s"
             return TruncatedVideoError(f"{self.name}: {self.counts()}{'' if self.declared else end}")
+        if self.ends_early and tolerance.max_missing < 1.0:
+            return TruncatedVideoError(f"{self.name}: {self.counts()}; the file ends without its end mark")
         if self.corrupt + self.failed_packets > tolerance.max_corrupt * total:
             return CorruptVideoError(f"{self.name}: {self.counts()}")
         return None
@@ -179,6 +184,13 @@ def open_video(path: str | os.PathLike[str], *, threads: int = 0) -> Iterator[tu
         stream.thread_type = "AUTO"
         stream.codec_context.thread_count = threads
         yield container, stream
+
+
+def _ends_with(path: str | os.PathLike[str], mark: bytes) -> bool:
+    """Whether the file ends with `mark`, padding aside."""
+    with open(path, "rb") as file:
+        file.seek(max(0, os.path.getsize(path) - 64))
+        return file.read().rstrip(b"\0\r\n").endswith(mark)
 
 
 @dataclass
@@ -234,6 +246,8 @@ def scan(path: str | os.PathLike[str], *, threads: int = 0) -> VideoScan:
         rate = stream.average_rate
         declared = stream.frames or None
         seekable = container.format.name not in _PAINTED_FORMATS
+        # FFmpeg takes a GIF's frame count from what is there, so a cut one agrees with itself.
+        ends_early = container.format.name == "gif" and not _ends_with(path, b";")
         declared_duration = _declared_duration(container, stream, tally.end)
         time_base = stream.time_base or Fraction(1, 25)
     if not tally.pts:
@@ -244,7 +258,7 @@ def scan(path: str | os.PathLike[str], *, threads: int = 0) -> VideoScan:
         path=os.fspath(path), codec=codec, stored_width=width, stored_height=height, rotation=rotation,
         declared=declared, declared_duration=declared_duration, corrupt=tally.corrupt,
         failed_packets=tally.failed_packets, nominal_fps=float(rate) if rate else None, times=times, pts=pts,
-        seekable=seekable and in_order, note=note,
+        seekable=seekable and in_order, note=note, ends_early=ends_early,
     )  # fmt: skip
 
 

@@ -18,7 +18,7 @@ import torch
 
 from .errors import VideoWriteError
 from .postprocess import grid, to_uint8
-from .scan import import_av
+from .scan import SWS_ACCURATE_RND, SWS_BICUBIC, import_av
 
 if TYPE_CHECKING:
     from av.video.frame import VideoFrame
@@ -165,11 +165,10 @@ def _write_h264(frames: np.ndarray, path: str, rate: Fraction, container_format:
         context = stream.codec_context
         context.colorspace = context.color_primaries = context.color_trc = _BT709
         context.color_range = _LIMITED_RANGE
-        flags = av.video.reformatter.Interpolation
         for i, pixels in enumerate(frames):
             frame = av.VideoFrame.from_ndarray(pixels, format="rgb24").reformat(
                 format="yuv420p", dst_colorspace="ITU709", dst_color_range="MPEG",
-                interpolation=flags.BICUBIC | flags.ACCURATE_RND,
+                interpolation=SWS_BICUBIC | SWS_ACCURATE_RND,
             )  # fmt: skip
             frame.pts, frame.time_base = i, 1 / rate
             container.mux(stream.encode(frame))
