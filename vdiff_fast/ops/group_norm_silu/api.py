@@ -12,7 +12,7 @@ from vdiff_fast.ops._channel_vectors import affine, check_vector, for_reference,
 from vdiff_fast.ops.group_norm_silu import reference
 
 _OP = "group_norm_silu"
-PREDICATES = {"reference": _dispatch.why_not_reference}
+PREDICATES = {"reference": _dispatch.why_not_reference, "cpu": _dispatch.why_not_cpu}
 _KERNELS = _dispatch.kernel_modules(__package__)
 
 
@@ -184,4 +184,4 @@ def group_norm_silu(
         y, _, _ = _GroupNormSiLU.apply(
             x, x2, weight, bias, scale, shift, add, num_groups, eps, per_frame, silu, backend
         )
-    return y.reshape(shape)
+    return y if y.dim() == len(shape) else y.reshape(shape)  # reshape changes strides of size-1 dims

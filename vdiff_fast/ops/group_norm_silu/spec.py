@@ -138,5 +138,8 @@ SPEC = OpSpec(
     samples=samples,
     predicates=api.PREDICATES,
     invalid=invalid,
+    error_multiple=2.0,
+    error_reason="all are within 2 ulp of float32: sums of a few dozen products differ by the luck of their roundings, "
+    "up to 1.9x either way on these samples; from 16x16 positions on, no gradient is farther than eager's by 1.6x",
     summary="GroupNorm, scale and shift, SiLU in one pass, with a skip pair and a time embedding read in place",
 )

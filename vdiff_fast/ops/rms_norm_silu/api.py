@@ -103,4 +103,4 @@ def rms_norm_silu(
     else:
         x = x if layout.is_channels_last(x) else layout.native(x)
         y, _ = _RMSNormSiLU.apply(x, weight, scale, shift, eps, activation == "silu", backend)
-    return y.reshape(shape)
+    return y if y.dim() == len(shape) else y.reshape(shape)  # reshape changes strides of size-1 dims

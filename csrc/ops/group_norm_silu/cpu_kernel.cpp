@@ -1,0 +1,312 @@
+#include "ops/group_norm_silu/kernel.h"
+
+#include "cpu/lanes.h"
+
+namespace vdiff::VDIFF_ISA {
+namespace {
+
+// Elements between flushes of a run's sums to double, and bytes of a block of rows: both stay in cache for pass two.
+constexpr int64_t kRunChunk = 4096, kBlockBytes = 128 << 10;
+
+template <class T>
+struct Kernels {
+  using V = typename Lanes<T>::Vector;
+  using Real = typename Lanes<T>::Real;
+  static constexpr int kCount = Lanes<T>::count;
+
+  // Calls body(element, lanes) for whole vectors, then once for the tail.
+  template <class Body>
+  static inline void each_vector(int64_t n, Body body) {
+    int64_t i = 0;
+    for (; i + kCount <= n; i += kCount) body(i, kCount);
+    if (i < n) body(i, static_cast<int>(n - i));
+  }
+  static inline V get(const T* p, int lanes) { return lanes == kCount ? load(p) : load_first(p, lanes); }
+  static inline V get_real(const Real* p, int lanes) { return lanes == kCount ? load(p) : load_first(p, lanes); }
+  static inline void put(T* p, V v, int lanes) { lanes == kCount ? store(p, v) : store_first(p, v, lanes); }
+  static inline V zero_after(V v, int lanes) {
+    for (int i = lanes; i < kCount; ++i) v[i] = 0;
+    return v;
+  }
+
+  // --- statistics: mean of a chunk, then the deviations from it while it is in cache, then Chan's combination
+
+  static void moments_chunk(const T* x, int64_t n, double& mean, double& squares) {
+    V sums[4] = {};
+    int64_t i = 0;
+    for (; i + 4 * kCount <= n; i += 4 * kCount) {
+      for (int j = 0; j < 4; ++j) sums[j] += load(x + i + j * kCount);
+    }
+    each_vector(n - i, [&](int64_t at, int lanes) { sums[0] += get(x + i + at, lanes); });
+    const Real center = sum_lanes((sums[0] + sums[1]) + (sums[2] + sums[3])) / static_cast<Real>(n);
+    V first[4] = {}, second[4] = {};
+    i = 0;
+    for (; i + 4 * kCount <= n; i += 4 * kCount) {
+      for (int j = 0; j < 4; ++j) {
+        const V d = load(x + i + j * kCount) - center;
+        first[j] += d;
+        second[j] = fma(d, d, second[j]);
+      }
+    }
+    each_vector(n - i, [&](int64_t at, int lanes) {
+      V d = get(x + i + at, lanes) - center;
+      if (lanes < kCount) d = zero_after(d, lanes);
+      first[0] += d;
+      second[0] = fma(d, d, second[0]);
+    });
+    const double rest = sum_lanes((first[0] + first[1]) + (first[2] + first[3])), count = static_cast<double>(n);
+    mean = center + rest / count;
+    squares = sum_lanes((second[0] + second[1]) + (second[2] + second[3])) - rest * rest / count;
+  }
+
+  static void moments_run(const void* data, int64_t n, double* moments) {
+    const T* x = static_cast<const T*>(data);
+    double mean = 0, squares = 0;
+    for (int64_t done = 0; done < n; done += kRunChunk) {
+      const int64_t count = n - done < kRunChunk ? n - done : kRunChunk;
+      double chunk_mean, chunk_squares;
+      moments_chunk(x + done, count, chunk_mean, chunk_squares);
+      const double delta = chunk_mean - mean, share = static_cast<double>(count) / static_cast<double>(done + count);
+      mean += delta * share;
+      squares += chunk_squares + delta * delta * share * static_cast<double>(done);
+    }
+    moments[0] = mean;
+    moments[1] = squares;
+  }
+
+  static int64_t block_rows(int64_t n) {
+    const int64_t rows = kBlockBytes / (n * static_cast<int64_t>(sizeof(T)));
+    return rows < 16 ? 16 : rows > 256 ? 256 : rows;
+  }
+
+  // body(row) for four rows at a time, then one: accumulators in cache are read and written once per four.
+  template <class Four, class One>
+  static inline void each_row(int64_t rows, Four four, One one) {
+    int64_t row = 0;
+    for (; row + 4 <= rows; row += 4) four(row);
+    for (; row < rows; ++row) one(row);
+  }
+
+  static void block_sums(const T* x, int64_t stride, int64_t rows, int64_t n, Real* sums) {
+    each_vector(n, [&](int64_t c, int) { store(sums + c, V{}); });
+    each_row(
+        rows,
+        [&](int64_t row) {
+          const T *a = x + row * stride, *b = a + stride, *c = b + stride, *d = c + stride;
+          each_vector(n, [&](int64_t at, int lanes) {
+            const V four = (get(a + at, lanes) + get(b + at, lanes)) + (get(c + at, lanes) + get(d + at, lanes));
+            store(sums + at, load(sums + at) + four);
+          });
+        },
+        [&](int64_t row) {
+          each_vector(
+              n, [&](int64_t at, int lanes) { store(sums + at, load(sums + at) + get(x + row * stride + at, lanes)); });
+        });
+  }
+
+  static void block_deviations(const T* x, int64_t stride, int64_t rows, int64_t n, const Real* center, Real* first,
+                               Real* second) {
+    each_vector(n, [&](int64_t c, int) { store(first + c, V{}), store(second + c, V{}); });
+    each_row(
+        rows,
+        [&](int64_t row) {
+          const T* p = x + row * stride;
+          each_vector(n, [&](int64_t at, int lanes) {
+            const V m = load(center + at);
+            const V a = get(p + at, lanes) - m, b = get(p + stride + at, lanes) - m;
+            const V c = get(p + 2 * stride + at, lanes) - m, d = get(p + 3 * stride + at, lanes) - m;
+            store(first + at, load(first + at) + ((a + b) + (c + d)));
+            store(second + at, load(second + at) + (fma(a, a, b * b) + fma(c, c, d * d)));
+          });
+        },
+        [&](int64_t row) {
+          each_vector(n, [&](int64_t at, int lanes) {
+            const V d = get(x + row * stride + at, lanes) - load(center + at);
+            store(first + at, load(first + at) + d);
+            store(second + at, fma(d, d, load(second + at)));
+          });
+        });
+  }
+
+  static void moments_columns(const void* data, int64_t stride, int64_t rows, int64_t n, double* mean, double* squares,
+                              Real* scratch) {
+    const int64_t padded = n + 16, step = block_rows(n);
+    Real *center = scratch, *first = scratch + padded, *second = first + padded;
+    for (int64_t c = 0; c < n; ++c) mean[c] = squares[c] = 0;
+    for (int64_t done = 0; done < rows; done += step) {
+      const int64_t count = rows - done < step ? rows - done : step;
+      const T* x = static_cast<const T*>(data) + done * stride;
+      block_sums(x, stride, count, n, center);
+      each_vector(n, [&](int64_t c, int) { store(center + c, load(center + c) / static_cast<Real>(count)); });
+      block_deviations(x, stride, count, n, center, first, second);
+      const double inverse = 1.0 / static_cast<double>(count);
+      const double share = static_cast<double>(count) / static_cast<double>(done + count);
+      for (int64_t c = 0; c < n; ++c) {
+        const double rest = first[c], block_mean = center[c] + rest * inverse, delta = block_mean - mean[c];
+        mean[c] += delta * share;
+        squares[c] += second[c] - rest * rest * inverse + delta * delta * share * static_cast<double>(done);
+      }
+    }
+  }
+
+  // --- forward
+
+  template <bool kSilu>
+  static void apply_run_as(const T* x, T* y, int64_t n, Affine<Real> affine) {
+    const V center = V{} + *affine.center, slope = V{} + *affine.slope, offset = V{} + *affine.offset;
+    each_vector(n, [&](int64_t i, int lanes) {
+      put(y + i, activate<kSilu>(fma(get(x + i, lanes) - center, slope, offset)), lanes);
+    });
+  }
+  static void apply_run(const void* x, void* y, int64_t n, Affine<Real> affine, bool silu) {
+    (silu ? apply_run_as<true> : apply_run_as<false>)((const T*)x, (T*)y, n, affine);
+  }
+
+  static inline V preactivation(V x, Affine<Real> affine, int64_t c, int lanes, V& centered) {
+    centered = x - get_real(affine.center + c, lanes);
+    return fma(centered, get_real(affine.slope + c, lanes), get_real(affine.offset + c, lanes));
+  }
+
+  template <bool kSilu>
+  static void apply_columns_as(const T* x, int64_t stride, T* y, int64_t y_stride, int64_t rows, int64_t n,
+                               Affine<Real> affine) {
+    for (int64_t row = 0; row < rows; ++row) {
+      const T* from = x + row * stride;
+      T* to = y + row * y_stride;
+      each_vector(n, [&](int64_t c, int lanes) {
+        V centered;
+        put(to + c, activate<kSilu>(preactivation(get(from + c, lanes), affine, c, lanes, centered)), lanes);
+      });
+    }
+  }
+  static void apply_columns(const void* x, int64_t stride, void* y, int64_t y_stride, int64_t rows, int64_t n,
+                            Affine<Real> affine, bool silu) {
+    (silu ? apply_columns_as<true> : apply_columns_as<false>)((const T*)x, stride, (T*)y, y_stride, rows, n, affine);
+  }
+
+  // --- backward
+
+  template <bool kSilu>
+  static void sums_run_as(const T* dy, const T* x, int64_t n, Affine<Real> affine, double* sums) {
+    const V center = V{} + *affine.center, slope = V{} + *affine.slope, offset = V{} + *affine.offset;
+    for (int64_t done = 0; done < n; done += kRunChunk) {
+      V g_sum{}, gx_sum{}, x_sum{};
+      each_vector(n - done < kRunChunk ? n - done : kRunChunk, [&](int64_t i, int lanes) {
+        V centered = get(x + done + i, lanes) - center;
+        if (lanes < kCount) centered = zero_after(centered, lanes);
+        const V g = get(dy + done + i, lanes) * activation_slope<kSilu>(fma(centered, slope, offset));
+        g_sum += g;
+        gx_sum = fma(g, centered, gx_sum);
+        x_sum += centered;
+      });
+      sums[0] += sum_lanes(g_sum);
+      sums[1] += sum_lanes(gx_sum);
+      sums[2] += sum_lanes(x_sum);
+    }
+  }
+  static void sums_run(const void* dy, const void* x, int64_t n, Affine<Real> affine, bool silu, double* sums) {
+    (silu ? sums_run_as<true> : sums_run_as<false>)((const T*)dy, (const T*)x, n, affine, sums);
+  }
+
+  // Adds kRows rows to the sums, in pairs: fewer roundings and fewer stores.
+  template <bool kSilu, int kRows>
+  static inline void sums_rows(const T* dy, int64_t dy_stride, const T* x, int64_t stride, int64_t n,
+                               Affine<Real> affine, Real* g_sum, Real* gx_sum, Real* x_sum) {
+    each_vector(n, [&](int64_t c, int lanes) {
+      const V center = get_real(affine.center + c, lanes), slope = get_real(affine.slope + c, lanes);
+      const V offset = get_real(affine.offset + c, lanes);
+      V g[kRows], gx[kRows], centered[kRows];
+      for (int i = 0; i < kRows; ++i) {
+        centered[i] = get(x + i * stride + c, lanes) - center;
+        g[i] = get(dy + i * dy_stride + c, lanes) * activation_slope<kSilu>(fma(centered[i], slope, offset));
+        gx[i] = g[i] * centered[i];
+      }
+      for (int half = kRows / 2; half > 0; half /= 2) {
+        for (int i = 0; i < half; ++i) g[i] += g[i + half], gx[i] += gx[i + half], centered[i] += centered[i + half];
+      }
+      store(g_sum + c, load(g_sum + c) + g[0]);
+      store(gx_sum + c, load(gx_sum + c) + gx[0]);
+      store(x_sum + c, load(x_sum + c) + centered[0]);
+    });
+  }
+
+  template <bool kSilu>
+  static void sums_block(const T* dy, int64_t dy_stride, const T* x, int64_t stride, int64_t rows, int64_t n,
+                         Affine<Real> affine, Real* g_sum, Real* gx_sum, Real* x_sum) {
+    each_vector(n, [&](int64_t c, int) { store(g_sum + c, V{}), store(gx_sum + c, V{}), store(x_sum + c, V{}); });
+    const auto add = [&]<int kRows>(int64_t row) {
+      sums_rows<kSilu, kRows>(dy + row * dy_stride, dy_stride, x + row * stride, stride, n, affine, g_sum, gx_sum,
+                              x_sum);
+    };
+    each_row(
+        rows, [&](int64_t row) { add.template operator()<4>(row); },
+        [&](int64_t row) { add.template operator()<1>(row); });
+  }
+  static void sums_columns(const void* dy, int64_t dy_stride, const void* x, int64_t stride, int64_t rows, int64_t n,
+                           Affine<Real> affine, bool silu, double* g, double* gx, double* xs, Real* scratch) {
+    const int64_t padded = n + 16, step = 256;
+    Real *g_sum = scratch, *gx_sum = scratch + padded, *x_sum = gx_sum + padded;
+    for (int64_t done = 0; done < rows; done += step) {
+      const int64_t count = rows - done < step ? rows - done : step;
+      (silu ? sums_block<true> : sums_block<false>)((const T*)dy + done * dy_stride, dy_stride,
+                                                    (const T*)x + done * stride, stride, count, n, affine, g_sum,
+                                                    gx_sum, x_sum);
+      for (int64_t c = 0; c < n; ++c) g[c] += g_sum[c], gx[c] += gx_sum[c], xs[c] += x_sum[c];
+    }
+  }
+
+  template <bool kSilu>
+  static void gradient_run_as(const T* dy, const T* x, T* dx, int64_t n, Affine<Real> affine, Gradient<Real> gradient) {
+    const V center = V{} + *affine.center, slope = V{} + *affine.slope, offset = V{} + *affine.offset;
+    const V gain = V{} + *gradient.gain, tilt = V{} + *gradient.tilt, level = V{} + *gradient.level;
+    each_vector(n, [&](int64_t i, int lanes) {
+      const V centered = get(x + i, lanes) - center;
+      const V g = get(dy + i, lanes) * activation_slope<kSilu>(fma(centered, slope, offset));
+      put(dx + i, fma(g, gain, fma(centered, tilt, level)), lanes);
+    });
+  }
+  static void gradient_run(const void* dy, const void* x, void* dx, int64_t n, Affine<Real> affine,
+                           Gradient<Real> gradient, bool silu) {
+    (silu ? gradient_run_as<true> : gradient_run_as<false>)((const T*)dy, (const T*)x, (T*)dx, n, affine, gradient);
+  }
+
+  template <bool kSilu>
+  static void gradient_columns_as(const T* dy, int64_t dy_stride, const T* x, T* dx, int64_t stride, int64_t rows,
+                                  int64_t n, Affine<Real> affine, Gradient<Real> gradient) {
+    for (int64_t row = 0; row < rows; ++row) {
+      const T *from = x + row * stride, *incoming = dy + row * dy_stride;
+      T* to = dx + row * stride;
+      each_vector(n, [&](int64_t c, int lanes) {
+        V centered;
+        const V z = preactivation(get(from + c, lanes), affine, c, lanes, centered);
+        const V g = get(incoming + c, lanes) * activation_slope<kSilu>(z);
+        const V flat = fma(centered, get_real(gradient.tilt + c, lanes), get_real(gradient.level + c, lanes));
+        put(to + c, fma(g, get_real(gradient.gain + c, lanes), flat), lanes);
+      });
+    }
+  }
+  static void gradient_columns(const void* dy, int64_t dy_stride, const void* x, void* dx, int64_t stride, int64_t rows,
+                               int64_t n, Affine<Real> affine, Gradient<Real> gradient, bool silu) {
+    (silu ? gradient_columns_as<true> : gradient_columns_as<false>)((const T*)dy, dy_stride, (const T*)x, (T*)dx,
+                                                                    stride, rows, n, affine, gradient);
+  }
+
+  static GroupNormKernels<Real> table() {
+    return {moments_run, moments_columns, apply_run,    apply_columns,
+            sums_run,    sums_columns,    gradient_run, gradient_columns};
+  }
+};
+
+}  // namespace
+
+void group_norm_kernels(DType dtype, GroupNormKernels<float>* table) {
+  switch (dtype) {
+    case DType::bf16: *table = Kernels<bf16>::table(); return;
+    case DType::f16: *table = Kernels<fp16>::table(); return;
+    default: *table = Kernels<float>::table(); return;
+  }
+}
+
+void group_norm_kernels_f64(GroupNormKernels<double>* table) { *table = Kernels<double>::table(); }
+
+}  // namespace vdiff::VDIFF_ISA
