@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
-from vdiff_fast import _dispatch
+from vdiff_fast import _dispatch, layout
 from vdiff_fast.ops import _random
 from vdiff_fast.ops.sampler_step import columns, reference
+from vdiff_fast.ops.sampler_step.native import Call
 
-PREDICATES: dict[str, _dispatch.Predicate] = {"reference": _dispatch.why_not_reference}
+_KERNELS = _dispatch.kernel_modules(__package__)
+_NO_BACKWARD = "it has no backward, and a gradient is asked for"
+
+
+def _why_not_cpu(x: Tensor, needs_gradient: bool = False) -> str | None:
+    return _NO_BACKWARD if needs_gradient else _dispatch.why_not_cpu(x)
+
+
+PREDICATES: dict[str, _dispatch.Predicate] = {"reference": _dispatch.why_not_reference, "cpu": _why_not_cpu}
 
 
 def _check_tensors(x: Tensor, table: Tensor, others: dict[str, Tensor | None]) -> None:
@@ -67,6 +78,24 @@ def _word(name: str, value: int | Tensor, x: Tensor) -> Tensor:
     """A 0-d int64 tensor on the device of x, so that one compiled graph serves every step."""
     word = _random.counter_word("sampler_step", name, value, x.device)
     return torch.zeros((), dtype=torch.int64, device=x.device) if word is None else word
+
+
+def _narrow(x: Tensor, prediction: Tensor, uncond: Tensor | None) -> torch.dtype:
+    """The dtype that kernels read predictions in: x's, or the half precision that autocast gives under float32."""
+    halves = (torch.bfloat16, torch.float16)
+    alike = uncond is None or uncond.dtype == prediction.dtype
+    return prediction.dtype if x.dtype == torch.float32 and prediction.dtype in halves and alike else x.dtype
+
+
+def _like(x: Tensor, tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """In the memory layout of x, converted where the dtype differs."""
+    return layout.laid_out_like(tensor.to(dtype), x)
+
+
+def _clip_mode(clip: float | str | None, dynamic_ratio: float) -> tuple[int, float]:
+    if isinstance(clip, str):
+        return columns.DYNAMIC, float(dynamic_ratio)
+    return (columns.NO_CLIP, 0.0) if clip is None else (columns.FIXED, float(clip))
 
 
 def sampler_step(
@@ -128,25 +157,48 @@ def sampler_step(
         raise ValueError("sampler_step: give noise= or seed=, not both")
     step = _word("step", step, x)
     seed = None if seed is None else _random.seed_tensor("sampler_step", seed, x.device)
-    sample_offset = _word("sample_offset", sample_offset, x)
+    offset = _random.counter_word("sampler_step", "sample_offset", sample_offset, x.device)
     stream = None if stream is None else _word("stream", stream, x)
     if x.device.type == "cpu" and not torch.compiler.is_compiling():
         _check_values(table, step, previous, noise is not None or seed is not None)
-    _dispatch.choose("sampler_step", PREDICATES, x)
-    return _dispatch.call_reference(
-        reference.sampler_step,
-        x,
-        prediction,
-        table,
-        step,
-        uncond=uncond,
-        guidance_rescale=guidance_rescale,
-        clip=clip,
-        dynamic_ratio=dynamic_ratio,
-        dynamic_max=dynamic_max,
-        previous=previous,
-        noise=noise,
+    inputs = (x, prediction, uncond, previous, noise)
+    needs_gradient = torch.is_grad_enabled() and any(i is not None and i.requires_grad for i in inputs)
+    backend = _dispatch.choose("sampler_step", PREDICATES, x, needs_gradient)
+    if backend == "reference":
+        return _dispatch.call_reference(
+            reference.sampler_step,
+            x,
+            prediction,
+            table,
+            step,
+            uncond=uncond,
+            guidance_rescale=guidance_rescale,
+            clip=clip,
+            dynamic_ratio=dynamic_ratio,
+            dynamic_max=dynamic_max,
+            previous=previous,
+            noise=noise,
+            seed=seed,
+            sample_offset=0 if offset is None else offset,
+            stream=stream,
+        )
+    x = layout.native(x)
+    prediction = _like(x, prediction, _narrow(x, prediction, uncond))
+    mode, bound = _clip_mode(clip, dynamic_ratio)
+    call = Call(
+        x=x,
+        prediction=prediction,
+        table=table.contiguous(),
+        step=step,
+        uncond=None if uncond is None else _like(x, uncond, prediction.dtype),
+        previous=None if previous is None else _like(x, previous, x.dtype),
+        noise=None if noise is None else _like(x, noise, x.dtype),
         seed=seed,
-        sample_offset=sample_offset,
+        sample_offset=offset,
         stream=stream,
+        guidance_rescale=float(guidance_rescale),
+        clip_mode=mode,
+        clip=bound,
+        clip_max=math.inf if dynamic_max is None else float(dynamic_max),
     )
+    return _KERNELS[backend].sampler_step(call)

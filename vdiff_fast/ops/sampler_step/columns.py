@@ -6,3 +6,4 @@ x_prev = X x + X0 x0 + Y y + PREVIOUS previous + NOISE z. The same order in csrc
 
 X0_X, X0_Y, X, X0, Y, PREVIOUS, NOISE, GUIDANCE = range(8)
 COLUMNS = 8
+NO_CLIP, FIXED, DYNAMIC = range(3)

@@ -1,0 +1,9 @@
+// Columns of a sampler's coefficient table; the same order in vdiff_fast/ops/sampler_step/columns.py.
+#pragma once
+
+namespace vdiff::sampler {
+
+enum Column : int { kX0FromX, kX0FromY, kX, kX0, kY, kPrevious, kNoise, kGuidance, kColumns };
+enum Clip : int { kNoClip, kFixed, kDynamic };
+
+}  // namespace vdiff::sampler

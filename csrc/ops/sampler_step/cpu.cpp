@@ -1,0 +1,131 @@
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <tuple>
+#include <vector>
+
+#include "common/video.h"
+#include "cpu/noise_tensor.h"
+#include "ops/sampler_step/kernel.h"
+
+namespace {
+
+using namespace vdiff::sampler;
+using vdiff::SamplerStep;
+using vdiff::Tensor;
+
+constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
+
+// Row `step` of the table as double; NaN outside it.
+void read_row(const Tensor& table, int64_t step, double* row) {
+  const bool inside = step >= 0 && step < table.size(0);
+  const bool narrow = table.scalar_type() == vdiff::ScalarType::Float;
+  for (int i = 0; i < kColumns; ++i) {
+    const int64_t at = step * kColumns + i;
+    row[i] = !inside ? kNaN : narrow ? vdiff::data<float>(table)[at] : vdiff::data<double>(table)[at];
+  }
+}
+
+// What guidance_rescale multiplies y by, per sample: rescale std(prediction) / std(y) + 1 - rescale.
+std::vector<double> rescale_factors(const SamplerStep& args, int64_t batch, double rescale) {
+  const int64_t elements = args.channels * args.positions, step = vdiff::task_positions(1);
+  const int64_t tasks = (elements + step - 1) / step;
+  std::vector<vdiff::SpreadPart> parts(batch * tasks);
+  const auto kernel = VDIFF_KERNEL(sampler_spread);
+  vdiff::for_each_task(batch, elements, step, step, [&](int64_t sample, int64_t task, int64_t begin, int64_t end) {
+    kernel(args, sample, &parts[sample * tasks + task], begin, end);
+  });
+  std::vector<double> factors(batch);
+  for (int64_t b = 0; b < batch; ++b) {
+    double squares[2] = {0, 0}, mean[2] = {0, 0}, count = 0;
+    for (int64_t task = 0; task < tasks; ++task) {
+      const auto& part = parts[b * tasks + task];
+      const double merged = count + part.count;
+      for (int i = 0; i < 2; ++i) {
+        const double delta = part.mean[i] - mean[i];
+        squares[i] += part.squares[i] + delta * delta * count * part.count / merged;
+        mean[i] += delta * part.count / merged;
+      }
+      count = merged;
+    }
+    factors[b] = rescale * std::sqrt(squares[0] / squares[1]) + 1 - rescale;
+  }
+  return factors;
+}
+
+// Linearly interpolated quantile; reorders the values.
+template <class T>
+double quantile(T* values, int64_t count, double ratio) {
+  const double position = ratio * static_cast<double>(count - 1);
+  const int64_t below = static_cast<int64_t>(position);
+  std::nth_element(values, values + below, values + count);
+  const double low = values[below];
+  if (below + 1 >= count) return low;
+  return low + (position - below) * (*std::min_element(values + below + 1, values + count) - low);
+}
+
+// Dynamic thresholding's s per sample: the quantile of |x0|, within [1, maximum]. A NaN among them makes it NaN.
+template <class T>
+std::vector<double> dynamic_limits(const SamplerStep& args, int64_t batch, double ratio, double maximum) {
+  const int64_t elements = args.channels * args.positions;
+  std::vector<double> limits(batch);
+  const auto kernel = VDIFF_KERNEL(sampler_magnitude);
+  torch::stable::parallel_for(0, batch, 1, [&](int64_t first, int64_t last) {
+    std::vector<T> values(elements);
+    for (int64_t b = first; b < last; ++b) {
+      kernel(args, b, values.data(), 0, elements);
+      const bool finite = std::none_of(values.begin(), values.end(), [](T v) { return std::isnan(v); });
+      limits[b] = finite ? std::min(std::max(quantile(values.data(), elements, ratio), 1.0), maximum) : kNaN;
+    }
+  });
+  return limits;
+}
+
+std::tuple<Tensor, Tensor> sampler_step(const Tensor& x, const Tensor& prediction, const Tensor& table,
+                                        const Tensor& step, std::optional<Tensor> uncond,
+                                        std::optional<Tensor> previous, std::optional<Tensor> noise,
+                                        std::optional<Tensor> seed, std::optional<Tensor> sample_offset,
+                                        std::optional<Tensor> stream, double guidance_rescale, int64_t clip_mode,
+                                        double clip, double clip_max) {
+  Tensor x_prev = torch::stable::empty_like(x), x0 = torch::stable::empty_like(x);
+  if (x.numel() == 0) return {x_prev, x0};
+  SamplerStep args{};
+  args.dtype = vdiff::dtype_of(x), args.prediction_dtype = vdiff::dtype_of(prediction);
+  args.x = x.data_ptr(), args.prediction = prediction.data_ptr();
+  args.uncond = uncond.has_value() ? uncond->data_ptr() : nullptr;
+  args.previous = previous.has_value() ? previous->data_ptr() : nullptr;
+  args.x_prev = x_prev.data_ptr(), args.x0 = x0.data_ptr();
+  args.clip = clip_mode == kFixed ? clip : 0;
+  const int64_t index = *vdiff::data<int64_t>(step);
+  read_row(table, index, args.row);
+  args.noise = vdiff::noise_source(noise, seed, sample_offset, stream);
+  if (!stream.has_value()) args.noise.stream = 1 + index;
+  // A term that is wanted and missing makes NaN; noise that no term wants is not drawn.
+  if (!previous.has_value() && args.row[kPrevious] != 0) args.row[kX] = kNaN;
+  if (!noise.has_value() && !seed.has_value() && args.row[kNoise] != 0) args.row[kX] = kNaN;
+  if (args.row[kNoise] == 0) args.noise = {};
+
+  auto layout = vdiff::sample_layout(x);
+  const int64_t elements = layout.channels * layout.positions;
+  args.channels = 1, args.positions = elements;
+  std::vector<double> factors, limits;
+  if (uncond.has_value() && guidance_rescale != 0) {
+    factors = rescale_factors(args, layout.batch, guidance_rescale);
+    args.scale = factors.data();
+  }
+  if (clip_mode == kDynamic) {
+    limits = args.dtype == vdiff::DType::f64 ? dynamic_limits<double>(args, layout.batch, clip, clip_max)
+                                             : dynamic_limits<float>(args, layout.batch, clip, clip_max);
+    args.limit = limits.data();
+  }
+  if (args.noise.drawn) args.channels = layout.channels, args.positions = layout.positions;
+  const auto kernel = VDIFF_KERNEL(sampler_update);
+  const int64_t positions = vdiff::task_positions(args.channels);
+  vdiff::for_each_task(layout.batch, args.positions, positions, positions * args.channels,
+                       [&](int64_t sample, int64_t, int64_t begin, int64_t end) { kernel(args, sample, begin, end); });
+  return {x_prev, x0};
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(vdiff_fast, CPU, m) { m.impl("sampler_step", TORCH_BOX(&sampler_step)); }
