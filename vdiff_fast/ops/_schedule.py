@@ -63,7 +63,8 @@ def check_timesteps(op: str, t: Tensor, schedule: Schedule, x0: Tensor) -> None:
         raise ValueError(f"{op}: x0 is on {x0.device}, t on {t.device}, the schedule on {tables.device}")
     if t.device.type != "cpu" or torch.compiler.is_compiling() or t.numel() == 0:
         return
-    low, high = t.min().item(), t.max().item()
+    values = t.tolist()
+    low, high = min(values), max(values)
     if t.is_floating_point():
         if not (low >= 0.0 and high <= 1.0):
             raise ValueError(f"{op}: t must lie in [0, 1], got values from {low} to {high}")

@@ -1,23 +1,102 @@
-"""Public function: errors and backend choice."""
+"""Public function: errors, backend choice, autograd."""
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
+import torch
 from torch import Tensor
 
-from vdiff_fast import _dispatch
+from vdiff_fast import _dispatch, layout
 from vdiff_fast.ops import _random, _schedule
 from vdiff_fast.ops.diffusion_loss import reference
+from vdiff_fast.ops.diffusion_loss.config import gradient_first
 from vdiff_fast.ops.q_sample.api import check_values, check_video
 
-PREDICATES: dict[str, _dispatch.Predicate] = {"reference": _dispatch.why_not_reference}
+BACKENDS = ("reference", "cpu")
+PREDICATES = {name: _dispatch.GENERIC_PREDICATES[name] for name in BACKENDS}
+_KERNELS = _dispatch.kernel_modules(__package__)
 CHOICES = {
     "target": reference.TARGETS,
     "weighting": ("uniform", "min_snr"),
     "reduction": ("mean", "none"),
     "kind": ("mse", "huber"),
 }
+
+
+class _RedrawnLoss(torch.autograd.Function):
+    """Saves prediction; the backward draws the noise again and rounds the gradient once."""
+
+    @staticmethod
+    def forward(
+        prediction: Tensor,
+        x0: Tensor | None,
+        noise: Tensor | None,
+        t: Tensor,
+        signal: Tensor,
+        noise_scale: Tensor,
+        seed: Tensor | None,
+        sample_offset: Tensor | None,
+        stream: Tensor | None,
+        options: tuple[Any, ...],
+        mean: bool,
+        backend: str,
+    ) -> Tensor:
+        source = (x0, noise, t, signal, noise_scale, seed, sample_offset, stream)
+        return _KERNELS[backend].loss(prediction, *source, *options, mean)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        *tensors, ctx.options, _, ctx.backend = inputs
+        ctx.save_for_backward(*tensors)
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        tensors = ctx.saved_tensors
+        gradients: list[Tensor | None] = [None] * 3
+        for i, of in enumerate(("prediction", "x0", "noise")):
+            if ctx.needs_input_grad[i]:
+                gradient = _KERNELS[ctx.backend].backward(upstream.contiguous(), *tensors, *ctx.options, of)
+                gradients[i] = gradient.to(tensors[i].dtype)
+        return *gradients, *[None] * 9
+
+
+class _GradientFirstLoss(torch.autograd.Function):
+    """Saves the gradient that the forward's one pass wrote; the backward scales it, unless the scale is one."""
+
+    @staticmethod
+    def forward(
+        prediction: Tensor,
+        x0: Tensor | None,
+        noise: Tensor | None,
+        t: Tensor,
+        signal: Tensor,
+        noise_scale: Tensor,
+        seed: Tensor | None,
+        sample_offset: Tensor | None,
+        stream: Tensor | None,
+        options: tuple[Any, ...],
+        mean: bool,
+        backend: str,
+    ) -> tuple[Tensor, Tensor]:
+        source = (x0, noise, t, signal, noise_scale, seed, sample_offset, stream)
+        return _KERNELS[backend].loss_and_gradient(prediction, *source, *options, mean)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        ctx.mark_non_differentiable(output[1])
+        ctx.set_materialize_grads(False)  # else the backward fills zeros for the second output
+        ctx.save_for_backward(output[1])
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
+        (gradient,) = ctx.saved_tensors
+        if upstream is None:
+            return (None,) * 12
+        if torch.compiler.is_compiling() or not bool((upstream == 1).all()):
+            gradient = gradient * (_schedule.per_sample(upstream, gradient) if upstream.dim() else upstream)
+        return gradient, *[None] * 11
 
 
 def diffusion_loss(
@@ -87,24 +166,33 @@ def diffusion_loss(
     key = None if seed is None else _random.seed_tensor("diffusion_loss", seed, x0.device)
     offset = _random.counter_word("diffusion_loss", "sample_offset", sample_offset, x0.device)
     word = _random.counter_word("diffusion_loss", "stream", stream, x0.device)
-    _dispatch.choose("diffusion_loss", PREDICATES, prediction)
-    return _dispatch.call_reference(
-        reference.diffusion_loss,
-        prediction,
-        x0,
-        t,
-        schedule,
-        target=target,
-        noise=noise,
-        seed=key,
-        sample_offset=offset,
-        stream=word,
-        weighting=weighting,
-        gamma=gamma,
-        reduction=reduction,
-        kind=kind,
-        delta=delta,
-    )
+    backend = _dispatch.choose("diffusion_loss", PREDICATES, prediction)
+    if backend == "reference":
+        return _dispatch.call_reference(
+            reference.diffusion_loss, prediction, x0, t, schedule, target=target, noise=noise, seed=key,
+            sample_offset=offset, stream=word, weighting=weighting, gamma=gamma, reduction=reduction, kind=kind,
+            delta=delta,
+        )  # fmt: skip
+    prediction = layout.native(prediction)
+    used_x0, used_noise = _operands(prediction, x0 if target != "noise" else None, noise if target != "x0" else None)
+    tables = schedule.sqrt_alphas_cumprod, schedule.sqrt_one_minus_alphas_cumprod
+    steps = (t.float() if t.is_floating_point() else t).contiguous()
+    arguments = (prediction, used_x0, used_noise, steps, *tables, key, offset, word)
+    options = (target, weighting, gamma, kind, delta)
+    if not any(o is not None and o.requires_grad for o in (prediction, used_x0, used_noise)):
+        return _KERNELS[backend].loss(*arguments, *options, reduction == "mean")
+    if gradient_first(backend, prediction, used_x0, used_noise):
+        return _GradientFirstLoss.apply(*arguments, options, reduction == "mean", backend)[0]
+    return _RedrawnLoss.apply(*arguments, options, reduction == "mean", backend)
+
+
+def _operands(prediction: Tensor, x0: Tensor | None, noise: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+    """x0 and noise in prediction's layout and one dtype: prediction's, or float32 where either differs from it."""
+    dtype = prediction.dtype
+    if dtype != torch.float64 and any(o is not None and o.dtype != dtype for o in (x0, noise)):
+        dtype = torch.float32
+    converted = [None if o is None else layout.laid_out_like(o.to(dtype), prediction) for o in (x0, noise)]
+    return converted[0], converted[1]
 
 
 def _check_options(gamma: float, delta: float, **options: str) -> None:

@@ -105,7 +105,10 @@ def q_sample(
         noise = layout.laid_out_like(noise if noise.dtype == torch.float32 else noise.to(x0.dtype), x0)
     steps = t.float() if t.is_floating_point() else t
     signal, noise_scale = schedule.sqrt_alphas_cumprod, schedule.sqrt_one_minus_alphas_cumprod
-    return _QSample.apply(x0, noise, steps.contiguous(), signal, noise_scale, key, offset, word, backend)
+    steps = steps.contiguous()
+    if not (torch.is_grad_enabled() and (x0.requires_grad or (noise is not None and noise.requires_grad))):
+        return _KERNELS[backend].q_sample(x0, steps, signal, noise_scale, noise, key, offset, word)
+    return _QSample.apply(x0, noise, steps, signal, noise_scale, key, offset, word, backend)
 
 
 def check_video(op: str, name: str, x: Tensor) -> None:
