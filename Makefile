@@ -62,7 +62,7 @@ $(VENV)/.dev: $(VENV)/.test
 	touch $@
 
 $(VENV)/.built: $(SOURCES) | $(VENV)/.runtime
-	$(BIN)/python -m vdiff_fast._build
+	$(BIN)/python vdiff_fast/_build.py
 	touch $@
 
 $(VENV)/.built-test: $(VENV)/.built | $(VENV)/.test
