@@ -129,7 +129,10 @@ def test_output_layout_follows_the_reference_in_shape_and_input_in_memory(
         assert output.shape == wanted.shape
         same_shape = isinstance(x, torch.Tensor) and output.shape == x.shape and x.is_floating_point()
         if same_shape and x.numel() and vf.layout.is_native(x) and backend != "reference":
-            assert output.stride() == x.stride()
+            # torch gives size-1 dimensions strides of its own choice.
+            assert [s for s, n in zip(output.stride(), x.shape) if n > 1] == [
+                s for s, n in zip(x.stride(), x.shape) if n > 1
+            ]
 
 
 @pytest.mark.parametrize(

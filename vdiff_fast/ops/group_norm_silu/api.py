@@ -12,7 +12,11 @@ from vdiff_fast.ops._channel_vectors import affine, check_vector, for_reference,
 from vdiff_fast.ops.group_norm_silu import reference
 
 _OP = "group_norm_silu"
-PREDICATES = {"reference": _dispatch.why_not_reference, "cpu": _dispatch.why_not_cpu}
+PREDICATES = {
+    "reference": _dispatch.why_not_reference,
+    "cpu": _dispatch.why_not_cpu,
+    "triton": _dispatch.why_not_triton,
+}
 _KERNELS = _dispatch.kernel_modules(__package__)
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from vdiff_fast._spec import Invalid, OpSpec, Sample, randn
 from vdiff_fast.ops.group_norm_silu import api, reference
+from vdiff_fast.ops.group_norm_silu.aot import aot
 
 
 def _channels_last(x: Tensor) -> Tensor:
@@ -138,6 +139,7 @@ SPEC = OpSpec(
     samples=samples,
     predicates=api.PREDICATES,
     invalid=invalid,
+    aot=aot,
     error_multiple=2.0,
     error_reason="all are within 2 ulp of float32: sums of a few dozen products differ by the luck of their roundings, "
     "up to 1.9x either way on these samples; from 16x16 positions on, no gradient is farther than eager's by 1.6x",
