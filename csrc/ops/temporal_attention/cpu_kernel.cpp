@@ -5,7 +5,7 @@
 namespace vdiff::VDIFF_ISA {
 namespace {
 
-// Where an item lies, and its tensors in scratch: matrix i of pair p is (T, width) at data + (p * count + i) * matrix.
+// Some positions of some heads of one sample. In scratch, matrix i of pair (s, h) is (T, width).
 struct Item {
   int64_t b, s0, s1, h0, h1;
 };
@@ -26,25 +26,77 @@ struct Problem {
   const int64_t frames = args.frames, d = args.head_dim, lds = padded_frames(frames);
   const int64_t lanes = Simd<A>::lanes, width = (d + lanes - 1) / lanes * lanes, matrix = frames * width;
 
-  // Frame by frame, so that each read runs through contiguous memory: rows of different frames share cache sets.
-  void read(const Tokens& x, const Item& item, A* to, int64_t pair_stride) const {
-    for (int64_t t = 0; t < frames; ++t) {
-      A* row = to + t * width;
-      for (int64_t s = item.s0; s < item.s1; ++s) {
-        const T* from = (const T*)x.data + item.b * x.b + t * x.t + s * x.s;
-        for (int64_t h = item.h0; h < item.h1; ++h, row += pair_stride) read_row(from + h * x.h, row, d);
-      }
-    }
-  }
+  // One buffer's traffic: rows of the last item's outputs leave, rows of the next item's inputs come in. It goes on in
+  // small steps between the pairs that are computed in the other buffer, so memory and arithmetic overlap. A step is
+  // one position of one frame: its reads run through contiguous memory (rows of different frames share cache sets), and
+  // it asks for the rows of the next step early, because no hardware prefetcher follows from frame to frame.
+  template <int In, int Out>
+  struct Traffic {
+    const Problem& problem;
+    const Tokens* (&inputs)[In];
+    const Tokens* (&outputs)[Out];
+    const int (&slots)[Out];  // which matrix of a pair holds output i
 
-  void write(const Tokens& x, const Item& item, const A* from, int64_t pair_stride) const {
-    for (int64_t t = 0; t < frames; ++t) {
-      const A* row = from + t * width;
-      for (int64_t s = item.s0; s < item.s1; ++s) {
-        T* to = (T*)x.data + item.b * x.b + t * x.t + s * x.s;
-        for (int64_t h = item.h0; h < item.h1; ++h, row += pair_stride) write_row(row, to + h * x.h, d);
+    void run(A* buffer, const Item* leaving, const Item* coming, int64_t from, int64_t to) const {
+      const int64_t block = problem.args.block_positions;
+      for (int64_t step = from; step < to; ++step) {
+        const int64_t t = step / block, p = step - t * block;
+        const bool last = p + 1 == block, end = last && t + 1 == problem.frames;
+        A* rows = buffer + p * problem.args.block_heads * In * problem.matrix + t * problem.width;
+        if (leaving && leaving->s0 + p < leaving->s1) {
+          for (int i = 0; i < Out; ++i) {
+            const Tokens& x = *outputs[i];
+            T* at = (T*)x.data + leaving->b * x.b + t * x.t + (leaving->s0 + p) * x.s;
+            write(x, at, *leaving, rows + slots[i] * problem.matrix, end ? 0 : last ? x.t - p * x.s : x.s);
+          }
+        }
+        if (coming && coming->s0 + p < coming->s1) {
+          for (int i = 0; i < In; ++i) {
+            const Tokens& x = *inputs[i];
+            const T* at = (const T*)x.data + coming->b * x.b + t * x.t + (coming->s0 + p) * x.s;
+            read(x, at, *coming, rows + i * problem.matrix, end ? 0 : last ? x.t - p * x.s : x.s);
+          }
+        }
       }
     }
+
+    void read(const Tokens& x, const T* from, const Item& item, A* to, int64_t ahead) const {
+      from += item.h0 * x.h;
+      for (int64_t h = item.h0; h < item.h1; ++h, from += x.h, to += In * problem.matrix) {
+        read_row(from, to, problem.d, ahead);
+      }
+    }
+
+    void write(const Tokens& x, T* to, const Item& item, const A* from, int64_t ahead) const {
+      to += item.h0 * x.h;
+      for (int64_t h = item.h0; h < item.h1; ++h, to += x.h, from += In * problem.matrix) {
+        write_row(from, to, problem.d, ahead);
+      }
+    }
+  };
+
+  // Computes the items [begin, end) in two buffers: pair(matrices of the pair, b, h) works in place.
+  template <int In, int Out, class Pair>
+  void run(const Traffic<In, Out>& traffic, A* scratch, int64_t begin, int64_t end, Pair pair) const {
+    const int64_t pairs = args.block_positions * args.block_heads, steps = args.block_positions * frames;
+    A* buffers[2] = {scratch, scratch + pairs * In * matrix};
+    if (begin == end) return;
+    Item before{}, item = locate(args, begin);
+    traffic.run(buffers[0], nullptr, &item, 0, steps);
+    for (int64_t index = begin; index < end; ++index) {
+      A *here = buffers[(index - begin) & 1], *there = buffers[(index - begin + 1) & 1];
+      const Item after = index + 1 < end ? locate(args, index + 1) : Item{};
+      const int64_t heads = item.h1 - item.h0, count = (item.s1 - item.s0) * heads;
+      for (int64_t i = 0; i < count; ++i) {
+        const int64_t p = i / heads, h = i - p * heads;
+        pair(here + (p * args.block_heads + h) * In * matrix, item.b, item.h0 + h);
+        traffic.run(there, index > begin ? &before : nullptr, index + 1 < end ? &after : nullptr, i * steps / count,
+                    (i + 1) * steps / count);
+      }
+      before = item;
+      item = after;
+    }
+    traffic.run(buffers[(end - begin - 1) & 1], &before, nullptr, 0, steps);
   }
 
   // RMS norm and rotation of the rows of q or k; unit rows and their scales are kept where asked for.
@@ -142,30 +194,22 @@ struct Problem {
   }
 
   void forward(A* scratch, int64_t begin, int64_t end) const {
-    A* transposed = scratch + args.block_positions * args.block_heads * 3 * matrix;
+    A* transposed = scratch + args.block_positions * args.block_heads * 6 * matrix;
     A* weights = transposed + width * lds;
-    for (int64_t index = begin; index < end; ++index) {
-      const Item item = locate(args, index);
-      read(args.q, item, scratch, 3 * matrix);
-      read(args.k, item, scratch + matrix, 3 * matrix);
-      read(args.v, item, scratch + 2 * matrix, 3 * matrix);
-      A* q = scratch;
-      for (int64_t s = item.s0; s < item.s1; ++s) {
-        for (int64_t h = item.h0; h < item.h1; ++h, q += 3 * matrix) {
-          A *k = q + matrix, *v = k + matrix;
-          prepare(q, args.q_weight, nullptr, nullptr);
-          prepare(k, args.k_weight, nullptr, nullptr);
-          transpose(q, width, transposed, lds, frames, d);
-          softmax(k, transposed, weights, item.b, h);
-          multiply<A>({weights, 1, lds}, v, width, q, width, frames, d, frames);
-        }
-      }
-      write(args.out, item, scratch, 3 * matrix);
-    }
+    const Tokens *inputs[] = {&args.q, &args.k, &args.v}, *outputs[] = {&args.out};
+    const int slots[] = {0};
+    run(Traffic<3, 1>{*this, inputs, outputs, slots}, scratch, begin, end, [&](A* q, int64_t b, int64_t h) {
+      A *k = q + matrix, *v = k + matrix;
+      prepare(q, args.q_weight, nullptr, nullptr);
+      prepare(k, args.k_weight, nullptr, nullptr);
+      transpose(q, width, transposed, lds, frames, d);
+      softmax(k, transposed, weights, b, h);
+      multiply<A>({weights, 1, lds}, v, width, q, width, frames, d, frames);
+    });
   }
 
   void backward(A* scratch, int64_t begin, int64_t end) const {
-    A* q_transposed = scratch + args.block_positions * args.block_heads * 4 * matrix;
+    A* q_transposed = scratch + args.block_positions * args.block_heads * 8 * matrix;
     A* dout_transposed = q_transposed + width * lds;
     A* weights = dout_transposed + width * lds;
     A* dlogits = weights + frames * lds;
@@ -174,35 +218,24 @@ struct Problem {
     A *q_scales = k_unit + matrix, *k_scales = q_scales + frames;
     A* dtable = (A*)args.partial;
     A* dweight = dtable + (args.wants_bias_gradient ? args.heads * frames * lds : 0);
-    for (int64_t index = begin; index < end; ++index) {
-      const Item item = locate(args, index);
-      read(args.q, item, scratch, 4 * matrix);
-      read(args.k, item, scratch + matrix, 4 * matrix);
-      read(args.v, item, scratch + 2 * matrix, 4 * matrix);
-      read(args.dout, item, scratch + 3 * matrix, 4 * matrix);
-      A* q = scratch;
-      for (int64_t s = item.s0; s < item.s1; ++s) {
-        for (int64_t h = item.h0; h < item.h1; ++h, q += 4 * matrix) {
-          A *k = q + matrix, *v = k + matrix, *dout = v + matrix;
-          prepare(q, args.q_weight, q_unit, q_scales);
-          prepare(k, args.k_weight, k_unit, k_scales);
-          transpose(q, width, q_transposed, lds, frames, d);
-          transpose(dout, width, dout_transposed, lds, frames, d);
-          softmax(k, q_transposed, weights, item.b, h);
-          multiply<A>({v, width, 1}, dout_transposed, lds, dlogits, lds, frames, frames, d);
-          softmax_backward(weights, dlogits, args.wants_bias_gradient ? dtable + h * frames * lds : nullptr);
-          // dv takes the place of v, dq of dout, dk of k: each source is dead by then.
-          multiply<A>({weights, lds, 1}, dout, width, v, width, frames, d, frames);
-          multiply<A>({dlogits, 1, lds}, k, width, dout, width, frames, d, frames);
-          multiply<A>({dlogits, lds, 1}, q, width, k, width, frames, d, frames);
-          prepare_backward(dout, args.q_weight, q_unit, q_scales, dweight);
-          prepare_backward(k, args.k_weight, k_unit, k_scales, dweight + d);
-        }
-      }
-      write(args.dq, item, scratch + 3 * matrix, 4 * matrix);
-      write(args.dk, item, scratch + matrix, 4 * matrix);
-      write(args.dv, item, scratch + 2 * matrix, 4 * matrix);
-    }
+    const Tokens *inputs[] = {&args.q, &args.k, &args.v, &args.dout}, *outputs[] = {&args.dq, &args.dk, &args.dv};
+    const int slots[] = {3, 1, 2};
+    run(Traffic<4, 3>{*this, inputs, outputs, slots}, scratch, begin, end, [&](A* q, int64_t b, int64_t h) {
+      A *k = q + matrix, *v = k + matrix, *dout = v + matrix;
+      prepare(q, args.q_weight, q_unit, q_scales);
+      prepare(k, args.k_weight, k_unit, k_scales);
+      transpose(q, width, q_transposed, lds, frames, d);
+      transpose(dout, width, dout_transposed, lds, frames, d);
+      softmax(k, q_transposed, weights, b, h);
+      multiply<A>({v, width, 1}, dout_transposed, lds, dlogits, lds, frames, frames, d);
+      softmax_backward(weights, dlogits, args.wants_bias_gradient ? dtable + h * frames * lds : nullptr);
+      // dv takes the place of v, dq of dout, dk of k: each source is dead by then.
+      multiply<A>({weights, lds, 1}, dout, width, v, width, frames, d, frames);
+      multiply<A>({dlogits, 1, lds}, k, width, dout, width, frames, d, frames);
+      multiply<A>({dlogits, lds, 1}, q, width, k, width, frames, d, frames);
+      prepare_backward(dout, args.q_weight, q_unit, q_scales, dweight);
+      prepare_backward(k, args.k_weight, k_unit, k_scales, dweight + d);
+    });
   }
 };
 

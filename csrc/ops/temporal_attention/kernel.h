@@ -44,8 +44,8 @@ inline int64_t scratch_bytes(const TemporalAttention& a, bool backward, int64_t 
   const int64_t width = (a.head_dim + 15) / 16 * 16, matrix = a.frames * width;
   const int64_t pairs = a.block_positions * a.block_heads, square = a.frames * padded_frames(a.frames);
   const int64_t transposed = width * padded_frames(a.frames);
-  const int64_t total = backward ? pairs * 4 * matrix + 2 * transposed + 2 * square + 2 * matrix + 2 * a.frames
-                                 : pairs * 3 * matrix + transposed + square;
+  const int64_t total = backward ? pairs * 8 * matrix + 2 * transposed + 2 * square + 2 * matrix + 2 * a.frames
+                                 : pairs * 6 * matrix + transposed + square;
   return (total + 256) * element;
 }
 

@@ -24,25 +24,36 @@ constexpr bool kHalfTail = true;
 constexpr bool kHalfTail = false;
 #endif
 
+// to = from; the row `ahead` elements further on is asked for.
 template <class T>
-inline void read_row(const T* from, float* to, int64_t d) {
+inline void read_row(const T* from, float* to, int64_t d, int64_t ahead) {
   int64_t i = 0;
-  for (; i + kLanes <= d; i += kLanes) store(to + i, load(from + i));
+  for (; i + kLanes <= d; i += kLanes) {
+    __builtin_prefetch(from + i + ahead);
+    store(to + i, load(from + i));
+  }
   if constexpr (kHalfTail) {
     if (i < d) store(to + i, load_half(from + i));
   }
 }
-inline void read_row(const double* from, double* to, int64_t d) { __builtin_memcpy(to, from, d * sizeof(double)); }
+inline void read_row(const double* from, double* to, int64_t d, int64_t) {
+  __builtin_memcpy(to, from, d * sizeof(double));
+}
 
 template <class T>
-inline void write_row(const float* from, T* to, int64_t d) {
+inline void write_row(const float* from, T* to, int64_t d, int64_t ahead) {
   int64_t i = 0;
-  for (; i + kLanes <= d; i += kLanes) store(to + i, load(from + i));
+  for (; i + kLanes <= d; i += kLanes) {
+    __builtin_prefetch(to + i + ahead, 1);
+    store(to + i, load(from + i));
+  }
   if constexpr (kHalfTail) {
     if (i < d) store_half(to + i, load(from + i));
   }
 }
-inline void write_row(const double* from, double* to, int64_t d) { __builtin_memcpy(to, from, d * sizeof(double)); }
+inline void write_row(const double* from, double* to, int64_t d, int64_t) {
+  __builtin_memcpy(to, from, d * sizeof(double));
+}
 
 // sum of a[i] * b[i] in four partial sums, which the compiler may hold in lanes.
 template <class A>
