@@ -18,6 +18,7 @@ def sample(
     num: Annotated[int, typer.Option(min=1, help="How many videos.")] = 1,
     steps: Annotated[int, typer.Option(min=1, help="Sampling steps.")] = 50,
     sampler: Annotated[str, typer.Option(help="ddim, ddpm, dpmpp_2m or euler.")] = "ddim",
+    spacing: Annotated[str | None, typer.Option(help="leading, trailing, linspace or karras.")] = None,
     seed: Annotated[int, typer.Option(help="The same seed gives the same video.")] = 0,
     guidance: Annotated[float, typer.Option(help="Guidance scale; 1 is none, more needs labels.")] = 1.0,
     label: Annotated[list[int] | None, typer.Option(help="Class label; repeat it for several videos.")] = None,
@@ -55,8 +56,8 @@ def sample(
     with torch.autocast(trained.schedule.device.type, AUTOCAST_DTYPES.get(precision), enabled=precision != "fp32"):
         videos = draw_samples(
             trained.model, trained.schedule, trained.config, num, sampler=sampler, steps=steps, guidance=guidance,
-            seed=seed, labels=labels, frames=frames, size=(shape, shape) if isinstance(shape, int) else shape,
-            progress=True,
+            spacing=spacing, seed=seed, labels=labels, frames=frames,
+            size=(shape, shape) if isinstance(shape, int) else shape, progress=True,
         )  # fmt: skip
     scale = parse_size(upscale)
     mode: Literal["nearest", "bicubic"] = "nearest" if nearest else "bicubic"

@@ -118,6 +118,7 @@ class SampleConfig(_Section):
     count: int = Field(default=4, ge=1, description="videos per sample", json_schema_extra=_FREE)
     sampler: str = Field(default="ddim", description="ddim, ddpm, dpmpp_2m or euler", json_schema_extra=_FREE)
     steps: int = Field(default=50, ge=1, description="sampling steps", json_schema_extra=_FREE)
+    spacing: str | None = Field(default=None, description="sampling times, see sampler_table", json_schema_extra=_FREE)
     guidance: float = Field(default=1.0, description="guidance scale; 1 is none", json_schema_extra=_FREE)
     fps: float = Field(default=8.0, gt=0, description="frame rate of what is written", json_schema_extra=_FREE)
     upscale: int = Field(default=1, ge=1, description="enlarge by a whole factor", json_schema_extra=_FREE)

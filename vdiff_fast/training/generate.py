@@ -59,7 +59,8 @@ def load_run(
 def draw_samples(
     model: nn.Module, schedule: diffusion.NoiseSchedule, config: TrainConfig, count: int, *, sampler: str = "ddim",
     steps: int = 50, guidance: float = 1.0, seed: int = 0, labels: Tensor | None = None,
-    frames: int | None = None, size: tuple[int, int] | None = None, progress: bool = False,
+    spacing: str | None = None, frames: int | None = None, size: tuple[int, int] | None = None,
+    progress: bool = False,
 ) -> Tensor:  # fmt: skip
     """`count` videos (B, C, T, H, W) in [-1, 1] about, of the trained shape unless `frames` and `size` say otherwise.
 
@@ -72,8 +73,8 @@ def draw_samples(
     y = None if labels is None else labels.to(schedule.device)
     # Pixels end at -1 and 1, so every estimate of x0 is cut there.
     return diffusion.sample(
-        model, shape, schedule, sampler, steps=steps, guidance=guidance, seed=seed, y=y, clip=1.0,
-        target=config.diffusion.target, progress=progress,
+        model, shape, schedule, sampler, steps=steps, guidance=guidance, seed=seed, y=y, spacing=spacing,
+        clip=1.0, target=config.diffusion.target, progress=progress,
     )  # fmt: skip
 
 
@@ -90,7 +91,8 @@ def write_samples(
     with objective.autocast():
         videos = draw_samples(
             model, objective.schedule, config, wanted.count, sampler=wanted.sampler, steps=wanted.steps,
-            guidance=wanted.guidance, seed=config.seed, labels=class_labels(wanted.count, num_classes),
+            guidance=wanted.guidance, spacing=wanted.spacing, seed=config.seed,
+            labels=class_labels(wanted.count, num_classes),
         )  # fmt: skip
     if not write:
         return
