@@ -9,6 +9,7 @@ import torch
 from diffusers.models.embeddings import get_timestep_embedding
 
 import vdiff_fast as vf
+from vdiff_fast import _library
 
 STEPS = torch.tensor([0, 1, 17, 500, 999])
 
@@ -57,3 +58,12 @@ def test_strided_and_expanded_times() -> None:
     torch.testing.assert_close(vf.ops.timestep_embedding(t[::2], 16), vf.ops.timestep_embedding(t[::2].clone(), 16))
     expanded = vf.ops.timestep_embedding(torch.tensor(5).expand(3), 16)
     torch.testing.assert_close(expanded, vf.ops.timestep_embedding(torch.tensor([5, 5, 5]), 16))
+
+
+@pytest.mark.skipif(_library.CPU.reason is not None, reason=str(_library.CPU.reason))
+def test_large_times_keep_their_phase() -> None:
+    """The kernels reduce the phase in double: within an ulp or so where float32 would be off by 0.1."""
+    t = torch.tensor([999_999, 123_457])
+    exact = vf.ops.timestep_embedding(t.double(), 64)
+    with vf.use_backend("cpu", ops=["timestep_embedding"]):
+        torch.testing.assert_close(vf.ops.timestep_embedding(t, 64).double(), exact, rtol=0, atol=2e-7)

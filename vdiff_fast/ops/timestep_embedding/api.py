@@ -5,10 +5,28 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from vdiff_fast import _dispatch
+from vdiff_fast import _dispatch, _library
 from vdiff_fast.ops.timestep_embedding import reference
 
-PREDICATES = {"reference": _dispatch.why_not_reference}
+_KERNELS = _dispatch.kernel_modules(__package__)
+_CPU_REASON = _library.CPU.reason
+
+
+def why_not_cpu(t: Tensor) -> str | None:
+    """CPU C++ kernels, which read integer times too."""
+    if t.is_floating_point() or _CPU_REASON is not None:
+        return _dispatch.why_not_cpu(t)
+    return None if t.device.type == "cpu" else f"the tensor is on {t.device.type}"
+
+
+PREDICATES: dict[str, _dispatch.Predicate] = {"reference": _dispatch.why_not_reference, "cpu": why_not_cpu}
+
+
+def kernel_times(t: Tensor) -> Tensor:
+    """t as kernels read it: contiguous float32, float64 or int64."""
+    if t.dtype not in (torch.float32, torch.float64, torch.int64):
+        t = t.to(torch.float32 if t.is_floating_point() else torch.int64)
+    return t.detach().contiguous()
 
 
 def check(op: str, t: Tensor, dim: int, max_period: float, shift: float) -> None:
@@ -56,6 +74,11 @@ def timestep_embedding(
     Source: Vaswani et al. 2017, section 3.5; Ho et al. 2020.
     """
     check("timestep_embedding", t, dim, max_period, shift)
-    options = {"max_period": max_period, "shift": shift, "flip_sin_to_cos": flip_sin_to_cos, "scale": scale}
-    _dispatch.choose("timestep_embedding", PREDICATES, t)
-    return _dispatch.call_reference(reference.timestep_embedding, t.detach(), dim, **options)
+    backend = _dispatch.choose("timestep_embedding", PREDICATES, t)
+    if backend == "reference":
+        options = {"max_period": max_period, "shift": shift, "flip_sin_to_cos": flip_sin_to_cos, "scale": scale}
+        return _dispatch.call_reference(reference.timestep_embedding, t.detach(), dim, **options)
+    dtype = t.dtype if t.is_floating_point() else torch.float32
+    return _KERNELS[backend].timestep_embedding(
+        kernel_times(t), dim, float(max_period), float(shift), flip_sin_to_cos, float(scale), dtype
+    )

@@ -2,13 +2,63 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 from torch import Tensor
 
 from vdiff_fast import _dispatch
 from vdiff_fast.ops.timestep_embedding.api import check as check_embedding
+from vdiff_fast.ops.timestep_embedding.api import kernel_times, timestep_embedding
 from vdiff_fast.ops.timestep_mlp import reference
 
-PREDICATES = {"reference": _dispatch.why_not_reference}
+_KERNELS = _dispatch.kernel_modules(__package__)
+
+
+def _why_not_cpu(x: Tensor, w1: Tensor | None = None) -> str | None:
+    return _dispatch.why_not_cpu(x if w1 is None else w1)
+
+
+PREDICATES: dict[str, _dispatch.Predicate] = {"reference": _dispatch.why_not_reference, "cpu": _why_not_cpu}
+
+
+class _TimestepMLP(torch.autograd.Function):
+    """Saves the hidden layer before its activation, (B, H): a thousandth of the weights that making it again reads."""
+
+    @staticmethod
+    def forward(
+        t: Tensor, w1: Tensor, b1: Tensor | None, w2: Tensor, b2: Tensor | None, options: tuple[Any, ...], backend: str
+    ) -> tuple[Tensor, Tensor]:
+        return _KERNELS[backend].timestep_mlp(t, w1, b1, w2, b2, *options)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        t, w1, _, w2, _, ctx.options, _ = inputs
+        ctx.mark_non_differentiable(output[1])
+        ctx.save_for_backward(t, w1, w2, output[1])
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor, _: Tensor) -> tuple[Any, ...]:
+        t, w1, w2, pre = (saved.detach() for saved in ctx.saved_tensors)
+        dy = dy.detach()
+        _, need_w1, need_b1, need_w2, need_b2, _, _ = ctx.needs_input_grad
+        dw1 = db1 = dw2 = db2 = None
+        if need_w2:
+            dw2 = dy.t() @ torch.nn.functional.silu(pre).to(dy.dtype)
+        if need_b2:
+            db2 = dy.sum(0)
+        if need_w1 or need_b1:
+            gate = torch.sigmoid(pre)
+            dpre = ((dy @ w2) * (gate * (1 + pre * (1 - gate)))).to(dy.dtype)
+            db1 = dpre.sum(0) if need_b1 else None
+        if need_w1:
+            max_period, shift, flip, scale = ctx.options
+            times = t if dy.dtype == torch.float64 else t.float()
+            sinusoids = timestep_embedding(
+                times, w1.shape[1], max_period=max_period, shift=shift, flip_sin_to_cos=flip, scale=scale
+            )
+            dw1 = dpre.t() @ sinusoids.to(dy.dtype)
+        return None, dw1, db1, dw2, db2, None, None
 
 
 def _check(t: Tensor, w1: Tensor, b1: Tensor | None, w2: Tensor, b2: Tensor | None) -> None:
@@ -61,6 +111,14 @@ def timestep_mlp(
     """
     _check(t, w1, b1, w2, b2)
     check_embedding("timestep_mlp", t, w1.shape[1], max_period, shift)
-    options = {"max_period": max_period, "shift": shift, "flip_sin_to_cos": flip_sin_to_cos, "scale": scale}
-    _dispatch.choose("timestep_mlp", PREDICATES, w1, t)
-    return _dispatch.call_reference(reference.timestep_mlp, t.detach(), w1, b1, w2, b2, **options)
+    backend = _dispatch.choose("timestep_mlp", PREDICATES, t, w1)
+    if backend == "reference":
+        options = {"max_period": max_period, "shift": shift, "flip_sin_to_cos": flip_sin_to_cos, "scale": scale}
+        return _dispatch.call_reference(reference.timestep_mlp, t.detach(), w1, b1, w2, b2, **options)
+    numbers = (float(max_period), float(shift), flip_sin_to_cos, float(scale))
+    t, w1, w2 = kernel_times(t), w1.contiguous(), w2.contiguous()
+    b1, b2 = (None if bias is None else bias.contiguous() for bias in (b1, b2))
+    learned = any(weight is not None and weight.requires_grad for weight in (w1, b1, w2, b2))
+    if learned and torch.is_grad_enabled():
+        return _TimestepMLP.apply(t, w1, b1, w2, b2, numbers, backend)[0]
+    return _KERNELS[backend].timestep_mlp(t, w1, b1, w2, b2, *numbers)[0]
