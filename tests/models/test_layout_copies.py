@@ -1,0 +1,49 @@
+"""A forward and backward of VideoUNet copies no activation to change its layout."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tests.models.copies import layout_copies
+from tests.models.helpers import SMALL, small_unet, steps, video
+from vdiff_fast.ops.group_norm_silu.api import PREDICATES as NORM
+
+SHAPE = (2, 3, 4, 24, 16)
+# The smallest activation of the network; the video itself has fewer elements, and may be copied into place once.
+SMALLEST = SMALL["channels"][1] * 2 * 4 * 12 * 8
+
+needs_kernels = pytest.mark.skipif(
+    NORM["cpu" if "cpu" in NORM else "reference"](video(), 4) is not None, reason="the CPU kernels are not built"
+)
+
+
+def test_the_counter_sees_copies_and_overlooks_casts_and_biases() -> None:
+    x = torch.randn(8, 6)
+    linear = torch.nn.Linear(6, 5)
+    assert layout_copies(lambda: x.t().contiguous(), 48) == ["aten::clone [[6, 8]]", "aten::copy_ [[6, 8]]"]
+    assert layout_copies(lambda: torch.cat([x, x]), 96) == ["aten::cat [[8, 6], [8, 6]]"]
+    assert "aten::stack [[8, 6], [8, 6]]" in layout_copies(lambda: torch.stack([x, x]), 96)
+    assert layout_copies(lambda: torch.empty(8, 6).copy_(x), 48) == ["aten::copy_ [[8, 6]]"]
+    assert layout_copies(lambda: (x.bfloat16(), linear(x)), 1) == []
+
+
+@needs_kernels
+@pytest.mark.parametrize("expanded", [False, True], ids=["dense_gradient", "expanded_gradient"])
+@pytest.mark.parametrize("channels_last", [True, False], ids=["channels_last", "ncthw"])
+@pytest.mark.parametrize("autocast", [False, True], ids=["fp32", "bf16_autocast"])
+def test_no_layout_copies(autocast: bool, channels_last: bool, expanded: bool) -> None:
+    model = small_unet(num_classes=3, context_dim=6, cond_channels=4)
+    x, t, labels = video(SHAPE), steps(), torch.tensor([0, 3])
+    context, cond = video((2, 5, 6), 1), video((2, 4, *SHAPE[2:]), 2)
+    if channels_last:
+        x = x.contiguous(memory_format=torch.channels_last_3d)
+
+    def run() -> None:
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            y = model(x, t, y=labels, context=context, cond=cond)
+        loss = y.sum() if expanded else y.square().mean()
+        loss.backward()
+
+    run()
+    assert layout_copies(run, SMALLEST) == []
