@@ -9,7 +9,11 @@ import vdiff_fast as vf
 from vdiff_fast import _library
 from vdiff_fast.ops.sampler_step import columns
 
-BACKENDS = ["reference", *(["cpu"] if _library.CPU.reason is None else [])]
+BACKENDS = [
+    "reference",
+    *(["cpu"] if _library.CPU.reason is None else []),
+    pytest.param("triton", marks=pytest.mark.interpreter),
+]
 SHAPES = [(3, 5), (2, 3, 37), (3, 4, 6, 5), (2, 3, 4, 5, 6), (1, 5, 1, 9, 4), (2, 1, 3, 33)]
 
 

@@ -16,11 +16,17 @@ _KERNELS = _dispatch.kernel_modules(__package__)
 _NO_BACKWARD = "it has no backward, and a gradient is asked for"
 
 
-def _why_not_cpu(x: Tensor, needs_gradient: bool = False) -> str | None:
-    return _NO_BACKWARD if needs_gradient else _dispatch.why_not_cpu(x)
+def _predicate(generic: _dispatch.Predicate) -> _dispatch.Predicate:
+    """A kernel runs where the generic predicate lets it, and where no gradient is asked for."""
+
+    def why_not(x: Tensor, needs_gradient: bool = False) -> str | None:
+        return _NO_BACKWARD if needs_gradient else generic(x)
+
+    return why_not
 
 
-PREDICATES: dict[str, _dispatch.Predicate] = {"reference": _dispatch.why_not_reference, "cpu": _why_not_cpu}
+PREDICATES: dict[str, _dispatch.Predicate] = {"reference": _dispatch.why_not_reference}
+PREDICATES |= {name: _predicate(_dispatch.GENERIC_PREDICATES[name]) for name in ("cpu", "triton")}
 
 
 def _check_tensors(x: Tensor, table: Tensor, others: dict[str, Tensor | None]) -> None:

@@ -34,7 +34,8 @@ def quantile(values: Tensor, ratio: float) -> Tensor:
     position = ratio * (values.shape[-1] - 1)
     below = math.floor(position)
     above = min(below + 1, values.shape[-1] - 1)
-    return torch.lerp(ordered[..., below], ordered[..., above], position - below)
+    between = torch.lerp(ordered[..., below], ordered[..., above], position - below)
+    return torch.where(ordered[..., -1].isnan(), math.nan, between)  # a NaN sorts last
 
 
 def _thresholded(x0: Tensor, ratio: float, maximum: float | None) -> Tensor:

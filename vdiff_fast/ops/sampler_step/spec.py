@@ -7,8 +7,10 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from vdiff_fast._spec import BenchCase, Invalid, OpSpec, Sample, randn
+from vdiff_fast._spec import AotCase, BenchCase, Invalid, OpSpec, Sample, randn
+from vdiff_fast.ops.noise.config import DRAW, FLAT, PLANES, PLANES_OF_FOUR
 from vdiff_fast.ops.sampler_step import api, columns, reference
+from vdiff_fast.ops.sampler_step.config import SPREAD
 
 
 def table(device: torch.device) -> Tensor:
@@ -86,6 +88,47 @@ def invalid() -> Iterator[Invalid]:
     yield Invalid("max", lambda: f(x, x, rows, 2, clip="dynamic", dynamic_max=0.5), ValueError, "dynamic_max")
 
 
+_POINTERS = {
+    "x_ptr": "*bf16", "prediction_ptr": "*bf16", "uncond_ptr": "*bf16", "previous_ptr": "*bf16", "noise_ptr": "*bf16",
+    "seed_ptr": "*i64", "offset_ptr": "*i64", "stream_ptr": "*i64", "table_ptr": "*fp32", "step_ptr": "*i64",
+    "scale_ptr": "*fp32", "limit_ptr": "*fp32", "x_prev_ptr": "*bf16", "x0_ptr": "*bf16", "out_ptr": "*fp32",
+    "parts_ptr": "*fp32",
+}  # fmt: skip
+_SIZES = ("steps", "channels", "positions", "tiles", "elements")
+
+
+def _aot_case(name: str, kernel: str, absent: set[str], constants: dict[str, int], num_warps: int) -> AotCase:
+    """Pointers that are absent are None; data pointers are 16-byte aligned."""
+    signature = _POINTERS | dict.fromkeys(_SIZES, "i32") | {"clip": "fp32", "rescale": "fp32"}
+    return AotCase(
+        name=f"sampler_step_{name}",
+        kernel=kernel,
+        signature={k: v for k, v in signature.items() if k not in absent},
+        constants=dict.fromkeys(absent) | constants,
+        divisible=(),
+        num_warps=num_warps,
+        enable_fp_fusion=False,
+    )
+
+
+def aot() -> Iterator[AotCase]:
+    """The fullest step in each memory mode, a deterministic one, and the reductions."""
+    for name, mode, clip, absent in (
+        ("flat", FLAT, columns.FIXED, {"noise_ptr", "stream_ptr", "scale_ptr", "limit_ptr"}),
+        ("planes_of_four", PLANES_OF_FOUR, columns.DYNAMIC, {"noise_ptr", "offset_ptr"}),
+        ("planes", PLANES, columns.NO_CLIP, {"noise_ptr", "previous_ptr", "limit_ptr"}),
+        ("deterministic", FLAT, columns.NO_CLIP, {
+            "noise_ptr", "seed_ptr", "offset_ptr", "stream_ptr", "previous_ptr", "scale_ptr", "limit_ptr",
+        }),
+    ):  # fmt: skip
+        constants = {"CLIP": clip, "MODE": mode, "QUADS": DRAW.quads}
+        yield _aot_case(name, "update_kernel", absent, constants, DRAW.num_warps)
+    block = {"BLOCK": SPREAD.block}
+    yield _aot_case("magnitude", "magnitude_kernel", {"scale_ptr"}, block, SPREAD.num_warps)
+    yield _aot_case("spread", "spread_kernel", set(), block, SPREAD.num_warps)
+    yield _aot_case("rescale", "rescale_kernel", set(), block | {"PARTS": SPREAD.parts}, 4)
+
+
 def bench() -> Iterator[BenchCase]:
     """Latents of Stable Video Diffusion and Wan, and pixels of the demo."""
     for name, shape in (
@@ -118,6 +161,7 @@ SPEC = OpSpec(
     samples=samples,
     predicates=api.PREDICATES,
     invalid=invalid,
+    aot=aot,
     bench=bench,
     gradcheck=False,
     summary="guidance, x0, clipping, update and noise of one sampling step",

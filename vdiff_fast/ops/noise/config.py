@@ -1,0 +1,49 @@
+"""Launch parameters of the Triton kernels that draw noise."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class DrawConfig:
+    quads: int
+    num_warps: int
+
+
+# Two counters a thread: eight elements fill a 16-byte access in half precision. Not measured on a GPU yet.
+DRAW = DrawConfig(quads=256, num_warps=4)
+
+# How a tile's elements lie in memory: in the order of e; planes of channels whose counters hold four channels of one
+# position; or planes with any number of channels.
+FLAT, PLANES_OF_FOUR, PLANES = 0, 1, 2
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """(channels, positions) of a sample, the mode, and the tiles a sample takes."""
+
+    mode: int
+    channels: int
+    positions: int
+    tiles: int
+
+    @staticmethod
+    def of(x: Tensor, drawn: bool = True, config: DrawConfig = DRAW) -> Tiling:
+        """Channels-last memory, and every rank without a channel axis, is in the order of e."""
+        elements = x.numel() // x.shape[0]
+        channels = x.shape[1] if x.dim() in (4, 5) and x.is_contiguous() and drawn else 1
+        positions = elements // channels
+        if channels == 1 or positions == 1:
+            return Tiling(FLAT, 1, elements, -(-elements // (4 * config.quads)))
+        if channels % 4 == 0:
+            return Tiling(PLANES_OF_FOUR, channels, positions, channels // 4 * -(-positions // config.quads))
+        return Tiling(PLANES, channels, positions, -(-elements // (4 * config.quads)))
+
+
+def triton_type(dtype: torch.dtype) -> str:
+    """The pointer type of an AOT signature."""
+    return {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16"}[dtype]
