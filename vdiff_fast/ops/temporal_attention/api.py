@@ -110,7 +110,8 @@ def _kernel_options(
     cos, sin = rope or (None, None)
     visible = None if mask is None else mask.contiguous()
     factor = q.shape[-1] ** -0.5 if scale is None else float(scale)
-    return ready(bias), visible, ready(q_weight), ready(k_weight), ready(cos), ready(sin), causal, factor, eps
+    # Under torch.compile float() realizes eps here, and not inside the Function, where a second call would not find it.
+    return ready(bias), visible, ready(q_weight), ready(k_weight), ready(cos), ready(sin), causal, factor, float(eps)
 
 
 def _check_options(

@@ -1,0 +1,30 @@
+"""VideoUNet under torch.compile: one graph, and the same one for other sizes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch._dynamo.testing import CompileCounterWithBackend
+
+from tests.models.helpers import gradients, small_unet, steps, video
+
+
+@pytest.mark.slow
+def test_one_graph_serves_other_resolutions_and_numbers_of_frames() -> None:
+    torch._dynamo.reset()
+    model = small_unet(blocks=(1, 0), temporal_attention=(True, False))
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(model, fullgraph=True, dynamic=True, backend=counter)
+    for shape in ((2, 3, 5, 12, 8), (2, 3, 5, 20, 28), (2, 3, 7, 12, 16)):
+        x, t = video(shape), steps()
+        y, expected = gradients(model, x, t)
+        x.requires_grad_()
+        prediction = compiled(x, t)
+        torch.testing.assert_close(prediction, y)
+        cotangent = torch.randn(y.shape, generator=torch.Generator().manual_seed(9), dtype=torch.float64).float()
+        actual = torch.autograd.grad(prediction, [x, *model.parameters()], cotangent)
+        for a, e in zip(actual, expected):
+            torch.testing.assert_close(a, e)
+        if shape[2:] == (5, 12, 8):
+            frames = counter.frame_count
+    assert counter.frame_count == frames

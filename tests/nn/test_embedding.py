@@ -1,0 +1,35 @@
+"""Embeddings of steps and labels."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+import vdiff_fast as vf
+from vdiff_fast.nn import LabelEmbedding, TimestepEmbedding
+
+
+def test_timestep_embedding_is_sinusoids_linear_silu_linear() -> None:
+    module = TimestepEmbedding(16, 24, 10, shift=0.0, flip_sin_to_cos=True, scale=1000.0)
+    t = torch.tensor([0.0, 0.25, 1.0])
+    sinusoids = vf.ops.timestep_embedding(t, 16, shift=0.0, flip_sin_to_cos=True, scale=1000.0)
+    hidden = F.silu(F.linear(sinusoids, module.linear_1.weight, module.linear_1.bias))
+    torch.testing.assert_close(module(t), F.linear(hidden, module.linear_2.weight, module.linear_2.bias))
+    assert TimestepEmbedding(16, 24)(t).shape == (3, 24)
+
+
+def test_labels_have_a_null_class() -> None:
+    module = LabelEmbedding(4, 6)
+    y = torch.tensor([0, 4, 3])
+    assert torch.equal(module(y), module.weight[y])
+    assert torch.equal(module(None, 2), module.weight[[4, 4]])
+    module(None, 3).sum().backward()
+    assert module.weight.grad is not None
+    assert torch.equal(module.weight.grad[4], torch.full((6,), 3.0))
+
+
+@pytest.mark.parametrize("label", [-1, 5])
+def test_a_label_outside_the_classes_is_refused(label: int) -> None:
+    with pytest.raises(ValueError, match=rf"label {label} is outside 0\.\.3 \(4 is the null class\)"):
+        LabelEmbedding(4, 6)(torch.tensor([0, label]))
