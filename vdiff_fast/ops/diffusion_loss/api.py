@@ -11,14 +11,14 @@ from torch import Tensor
 from vdiff_fast import _dispatch, layout
 from vdiff_fast.ops import _random, _schedule
 from vdiff_fast.ops.diffusion_loss import reference
-from vdiff_fast.ops.diffusion_loss.config import gradient_first
+from vdiff_fast.ops.diffusion_loss.config import TARGETS, gradient_first
 from vdiff_fast.ops.q_sample.api import check_values, check_video
 
-BACKENDS = ("reference", "cpu")
+BACKENDS = ("reference", "cpu", "triton")
 PREDICATES = {name: _dispatch.GENERIC_PREDICATES[name] for name in BACKENDS}
 _KERNELS = _dispatch.kernel_modules(__package__)
 CHOICES = {
-    "target": reference.TARGETS,
+    "target": TARGETS,
     "weighting": ("uniform", "min_snr"),
     "reduction": ("mean", "none"),
     "kind": ("mse", "huber"),

@@ -1,9 +1,13 @@
-"""Where the gradient is written in the forward pass."""
+"""Codes of the options, and where the gradient is written in the forward pass."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+
+# In the order of csrc/ops/diffusion_loss/math.h.
+TARGETS = ("noise", "v", "x0", "flow")
+INPUTS = ("prediction", "x0", "noise")
 
 
 def gradient_first(backend: str, prediction: Tensor, x0: Tensor | None, noise: Tensor | None) -> bool:

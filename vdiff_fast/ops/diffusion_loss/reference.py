@@ -14,8 +14,6 @@ from torch.nn import functional as F
 from vdiff_fast.ops import _schedule
 from vdiff_fast.ops.noise import reference as noise_reference
 
-TARGETS = ("noise", "v", "x0", "flow")
-
 
 def target_coefficients(signal: Tensor, noise_scale: Tensor, target: str) -> tuple[Tensor, Tensor]:
     """(p, q) of target = p noise + q x0."""

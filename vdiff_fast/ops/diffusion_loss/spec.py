@@ -7,9 +7,11 @@ from typing import Any
 
 import torch
 
-from vdiff_fast._spec import Invalid, OpSpec, Sample, randn
+from vdiff_fast._spec import AotCase, Invalid, OpSpec, Sample, randn
 from vdiff_fast.ops._schedule import Tables
 from vdiff_fast.ops.diffusion_loss import api, reference
+from vdiff_fast.ops.diffusion_loss.config import INPUTS, TARGETS
+from vdiff_fast.ops.noise.config import DRAW, FLAT, PLANES, PLANES_OF_FOUR
 from vdiff_fast.ops.q_sample.spec import channels_last
 
 SHAPES = ((2, 3, 4, 5), (2, 4, 3, 5, 2), (3, 5, 7), (4,), (1, 16, 1, 1, 5))
@@ -25,7 +27,7 @@ def samples(device: torch.device, dtype: torch.dtype) -> Iterator[Sample]:
     yield Sample("empty", (nothing, nothing, t, schedule), {"seed": seed, "reduction": "none"})
     prediction, x0 = randn((3, 3, 4, 5), device, dtype), randn((3, 3, 4, 5), device, dtype, seed=1)
     t = torch.tensor([0, 4, 9], device=device)
-    for target in reference.TARGETS:
+    for target in TARGETS:
         for weighting in ("uniform", "min_snr"):
             options = {"target": target, "weighting": weighting, "reduction": "none", "seed": seed}
             yield Sample(f"{target}-{weighting}", (prediction, x0, t, schedule), options)
@@ -68,6 +70,54 @@ def invalid() -> Iterator[Invalid]:
     yield Invalid("non-finite x0", lambda: call(x=bad, check_finite=True), ValueError, "NaN or Inf, first in sample 0")
 
 
+def _aot_case(name: str, mode: int, target: str, *, given: bool = False, huber: bool = False) -> AotCase:
+    optional = {
+        "x0_ptr": None if target == "noise" else "*bf16",
+        "noise_ptr": "*bf16" if given else None,
+        "seed_ptr": None if given or target == "x0" else "*i64",
+        "offset_ptr": None,
+        "stream_ptr": None,
+        "upstream_ptr": "*fp32" if "gradient" in name else None,
+        "sums_ptr": None if "gradient" in name else "*fp64",
+        "gradient_ptr": "*bf16" if "gradient" in name else None,
+    }
+    present = {k: v for k, v in optional.items() if v is not None}
+    return AotCase(
+        name=f"diffusion_loss_{name}",
+        kernel="loss_kernel",
+        signature={
+            "prediction_ptr": "*bf16", "t_ptr": "*i64", "signal_ptr": "*fp32", "scale_ptr": "*fp32", "gamma": "fp32",
+            "delta": "fp32", "samples": "i32", "steps": "i32", "channels": "i32", "positions": "i32", "tiles": "i32",
+            **present,
+        },
+        constants={
+            **{k: v for k, v in optional.items() if v is None}, "UPSTREAM_STRIDE": 0, "TARGET": TARGETS.index(target),
+            "MIN_SNR": True, "HUBER": huber, "OF": INPUTS.index("prediction"), "MODE": mode, "QUADS": DRAW.quads,
+        },
+        divisible=("prediction_ptr", "positions", *(k for k in present if optional[k] == "*bf16")),
+        num_warps=DRAW.num_warps,
+        enable_fp_fusion=False,
+    )  # fmt: skip
+
+
+def aot() -> Iterator[AotCase]:
+    """Every memory mode, target and option once, forward and backward."""
+    yield _aot_case("flat_noise", FLAT, "noise")
+    yield _aot_case("flat_v_gradient", FLAT, "v")
+    yield _aot_case("flat_huber_gradient", FLAT, "flow", huber=True)
+    yield _aot_case("planes_of_four_v_gradient", PLANES_OF_FOUR, "v")
+    yield _aot_case("planes_v_gradient", PLANES, "v")
+    yield _aot_case("given_v_gradient", FLAT, "v", given=True)
+    yield _aot_case("x0", FLAT, "x0")
+    yield AotCase(
+        name="diffusion_loss_sum",
+        kernel="sum_kernel",
+        signature={"sums_ptr": "*fp64", "loss_ptr": "*fp32", "count": "i32", "elements": "i64"},
+        constants={"BLOCK": 1024},
+        divisible=("sums_ptr",),
+    )
+
+
 SPEC = OpSpec(
     name="diffusion_loss",
     module=__package__,
@@ -76,6 +126,7 @@ SPEC = OpSpec(
     samples=samples,
     predicates=api.PREDICATES,
     invalid=invalid,
+    aot=aot,
     error_multiple=1.5,
     error_reason="a float32 gradient written by the forward pass is rounded there and again where it is scaled",
     summary="the loss of a prediction and its gradient, the noise drawn again instead of stored",

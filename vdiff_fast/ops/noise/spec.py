@@ -6,8 +6,9 @@ from collections.abc import Iterator
 
 import torch
 
-from vdiff_fast._spec import Invalid, OpSpec, Sample
+from vdiff_fast._spec import AotCase, Invalid, OpSpec, Sample
 from vdiff_fast.ops.noise import api, reference
+from vdiff_fast.ops.noise.config import DRAW
 
 SHAPES = ((3,), (2, 7), (2, 3, 5), (2, 3, 4, 5), (2, 4, 3, 5, 2), (1, 1, 1, 1), (0, 3, 2, 2), (2, 0, 4))
 
@@ -35,6 +36,20 @@ def invalid() -> Iterator[Invalid]:
     yield Invalid("integer dtype", lambda: draw((2, 3), 1, dtype=torch.int64), TypeError, "torch.int64")
 
 
+def aot() -> Iterator[AotCase]:
+    pointers = {"seed_ptr": "*i64", "offset_ptr": "*i64", "stream_ptr": "*i64"}
+    for output in ("*fp32", "*bf16"):
+        yield AotCase(
+            name=f"noise_{output[1:]}",
+            kernel="noise_kernel",
+            signature={**pointers, "y_ptr": output, "elements": "i64", "tiles": "i32"},
+            constants={"QUADS": DRAW.quads},
+            divisible=("y_ptr", "elements"),
+            num_warps=DRAW.num_warps,
+            enable_fp_fusion=False,
+        )
+
+
 SPEC = OpSpec(
     name="noise",
     module=__package__,
@@ -43,6 +58,7 @@ SPEC = OpSpec(
     samples=samples,
     predicates=api.PREDICATES,
     invalid=invalid,
+    aot=aot,
     exact=True,
     gradcheck=False,
     summary="counter-based standard normals, the same bits on every backend",

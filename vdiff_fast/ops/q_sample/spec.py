@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 
-from vdiff_fast._spec import Invalid, OpSpec, Sample, randn
+from vdiff_fast._spec import AotCase, Invalid, OpSpec, Sample, randn
 from vdiff_fast.ops._schedule import Tables
+from vdiff_fast.ops.noise.config import DRAW, FLAT, PLANES, PLANES_OF_FOUR
 from vdiff_fast.ops.q_sample import api, reference
 
 SHAPES = ((2, 3, 4, 5), (2, 4, 3, 5, 2), (3, 5, 7), (4,), (2, 1, 2, 3, 3), (1, 16, 1, 1, 5), (0, 3, 2, 2), (2, 0, 2, 2))
@@ -65,6 +66,31 @@ def invalid() -> Iterator[Invalid]:
     yield Invalid("non-finite x0", lambda: call(bad, check_finite=True), ValueError, "NaN or Inf, first in sample 1")
 
 
+def aot() -> Iterator[AotCase]:
+    """Drawn in each memory mode, given, and none (the backward)."""
+    for name, mode, seed, noise in (
+        ("flat", FLAT, "*i64", None),
+        ("planes_of_four", PLANES_OF_FOUR, "*i64", None),
+        ("planes", PLANES, "*i64", None),
+        ("given", FLAT, None, "*fp32"),
+        ("scale", FLAT, None, None),
+    ):
+        optional = {"noise_ptr": noise, "seed_ptr": seed, "offset_ptr": seed, "stream_ptr": None}
+        yield AotCase(
+            name=f"q_sample_{name}",
+            kernel="q_sample_kernel",
+            signature={
+                "x0_ptr": "*bf16", "t_ptr": "*i64", "signal_ptr": "*fp32", "scale_ptr": "*fp32", "out_ptr": "*bf16",
+                "steps": "i32", "channels": "i32", "positions": "i32", "tiles": "i32",
+                **{k: v for k, v in optional.items() if v is not None},
+            },
+            constants={"MODE": mode, "QUADS": DRAW.quads, **{k: v for k, v in optional.items() if v is None}},
+            divisible=("x0_ptr", "out_ptr", "positions", *(["noise_ptr"] if noise else [])),
+            num_warps=DRAW.num_warps,
+            enable_fp_fusion=False,
+        )  # fmt: skip
+
+
 SPEC = OpSpec(
     name="q_sample",
     module=__package__,
@@ -73,5 +99,6 @@ SPEC = OpSpec(
     samples=samples,
     predicates=api.PREDICATES,
     invalid=invalid,
+    aot=aot,
     summary="a video noised to step t, the noise drawn in the kernel",
 )

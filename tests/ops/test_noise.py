@@ -1,0 +1,149 @@
+"""The noise itself: published words, bits on every instruction set, statistics, counters."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+import vdiff_fast as vf
+from vdiff_fast import _library, _philox
+
+# Random123's kat_vectors for philox4x32 with 10 rounds: counter, key, output.
+KNOWN_ANSWERS = [
+    ((0, 0, 0, 0), (0, 0), (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8)),
+    ((0xFFFFFFFF,) * 4, (0xFFFFFFFF,) * 2, (0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD)),
+    (
+        (0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344),
+        (0xA4093822, 0x299F31D0),
+        (0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1),
+    ),
+]
+SHAPES = [(2, 3, 4, 16, 17), (3, 5, 9, 7), (2, 4099), (1, 1, 1, 1), (2, 8, 3, 3)]
+N = 400_000
+
+
+@pytest.mark.parametrize(("counter", "key", "words"), KNOWN_ANSWERS)
+def test_words_are_the_published_ones(counter: tuple[int, ...], key: tuple[int, int], words: tuple[int, ...]) -> None:
+    k0, k1 = (torch.tensor(k) for k in key)
+    assert tuple(int(w) for w in _philox.philox4x32(tuple(torch.tensor(c) for c in counter), (k0, k1))) == words
+
+
+def test_normals_are_box_muller_of_the_words() -> None:
+    words = torch.randint(0, 2**32, (4, 100_000), generator=torch.Generator().manual_seed(0))
+    words[:, :4] = torch.tensor([0, 1, 2**32 - 1, 2**31])
+    u = (words[::2].float() * 2.0**-32 + 2.0**-33).double()
+    radius, angle = (-2 * u.log()).sqrt(), words[1::2].double() * (2 * math.pi / 2**32)
+    exact = torch.stack([radius[0] * angle[0].cos(), radius[0] * angle[0].sin()], dim=-1)
+    normals = _philox.box_muller(tuple(words))[:, :2].double()
+    assert float((normals - exact).abs().max()) < 2e-6
+    assert bool(torch.isfinite(normals).all())
+
+
+@pytest.mark.parametrize("name", ["avx512", "avx2", "scalar"])
+def test_every_instruction_set_gives_the_reference_bits(name: str) -> None:
+    before = _library.isa()
+    try:
+        _library.set_isa(name)
+    except ValueError as error:
+        pytest.skip(str(error))
+    try:
+        for shape in SHAPES:
+            for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
+                drawn = []
+                for backend in ("reference", "cpu"):
+                    with vf.use_backend(backend, ops=["noise"]):
+                        drawn.append(vf.ops.noise(shape, -77, sample_offset=2**32 - 1, stream=5, dtype=dtype))
+                assert torch.equal(*drawn)
+    finally:
+        _library.set_isa(before or "scalar")
+
+
+@pytest.mark.interpreter
+def test_triton_gives_the_reference_bits() -> None:
+    for shape in SHAPES:
+        drawn = []
+        for backend in ("reference", "triton"):
+            with vf.use_backend(backend, ops=["noise"]):
+                drawn.append(vf.ops.noise(shape, -77, sample_offset=2**32 - 1, stream=5))
+        assert torch.equal(*drawn)
+
+
+def test_channels_are_counted_last_in_channels_last_memory() -> None:
+    video, flat = vf.ops.noise((2, 3, 4, 5, 6), 9), vf.ops.noise((2, 360), 9)
+    assert video.is_contiguous(memory_format=torch.channels_last_3d)
+    assert torch.equal(video.movedim(1, -1).reshape(2, -1), flat)
+    image = vf.ops.noise((2, 3, 5, 6), 9)
+    assert image.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(image.movedim(1, -1).reshape(2, -1), flat[:, :90])
+
+
+def test_any_split_of_the_batch_is_the_same_video() -> None:
+    whole = vf.ops.noise((7, 3, 2, 5), 11, stream=2)
+    for cut in range(8):
+        parts = [vf.ops.noise((cut, 3, 2, 5), 11, stream=2)]
+        parts.append(vf.ops.noise((7 - cut, 3, 2, 5), 11, stream=2, sample_offset=torch.tensor(cut)))
+        assert torch.equal(torch.cat(parts), whole)
+
+
+def test_counters_wrap_as_32_bit_words() -> None:
+    wrapped = vf.ops.noise((2, 8), 1, sample_offset=2**32 - 1)
+    assert torch.equal(wrapped[1:], vf.ops.noise((1, 8), 1))
+    assert torch.equal(vf.ops.noise((1, 8), 1, stream=-1), vf.ops.noise((1, 8), 1, stream=2**32 - 1))
+    assert not torch.equal(vf.ops.noise((1, 8), 1), vf.ops.noise((1, 8), 1 + 2**32))
+
+
+def kolmogorov_smirnov(values: torch.Tensor) -> float:
+    """sqrt(n) sup |F_n - Phi|, which exceeds 1.95 once in a thousand times."""
+    ordered = values.double().flatten().sort().values
+    n = ordered.numel()
+    cdf = torch.special.ndtr(ordered)
+    rank = torch.arange(n, dtype=torch.float64)
+    return math.sqrt(n) * float(torch.maximum((cdf - rank / n).abs(), (cdf - (rank + 1) / n).abs()).max())
+
+
+@pytest.mark.parametrize("seed", [0, 1, -1, 2**40 + 3])
+def test_values_are_standard_normal(seed: int) -> None:
+    z = vf.ops.noise((1, N), seed, dtype=torch.float64)
+    for power, (mean, deviation) in {1: (0, 1), 2: (1, 2**0.5), 3: (0, 15**0.5), 4: (3, 96**0.5)}.items():
+        assert abs(float((z**power).mean()) - mean) < 4.5 * deviation / math.sqrt(N)
+    assert kolmogorov_smirnov(z) < 1.95
+    assert 4.2 < float(z.abs().max()) < 6.7
+    for lag in (1, 2, 3, 4, 5, 8, 64):
+        assert abs(float((z[:, lag:] * z[:, :-lag]).mean())) < 4.5 / math.sqrt(N)
+
+
+def test_the_uniform_statistic_sees_a_wrong_distribution() -> None:
+    assert kolmogorov_smirnov(vf.ops.noise((1, N), 3) * 1.01) > 1.95
+
+
+def test_samples_streams_and_seeds_are_uncorrelated() -> None:
+    n = N // 4
+    draws = [vf.ops.noise((4, n), 5), vf.ops.noise((4, n), 5, stream=1), vf.ops.noise((4, n), 5, stream=2)]
+    draws += [vf.ops.noise((4, n), seed) for seed in (6, 7, 2**32 + 5, -5)]
+    rows = torch.cat(draws).double()
+    correlation = rows @ rows.T / n - torch.eye(len(rows))
+    off_diagonal = correlation[~torch.eye(len(rows), dtype=torch.bool)]
+    assert float(off_diagonal.abs().max()) < 5 / math.sqrt(n)
+
+
+@pytest.mark.parametrize("dynamic", [None, True])
+def test_one_graph_serves_six_seeds(dynamic: bool | None) -> None:
+    graphs = []
+
+    def count(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> torch.fx.GraphModule:
+        graphs.append(graph)
+        return graph
+
+    def draw(seed: int | torch.Tensor) -> torch.Tensor:
+        return vf.ops.noise((2, 3, 4, 4), seed)
+
+    for convert, most in ((torch.tensor, 1), (int, 1 if dynamic else 2)):
+        torch._dynamo.reset()
+        graphs.clear()
+        compiled = torch.compile(draw, backend=count, fullgraph=True, dynamic=dynamic)
+        for seed in (11, 12, 13, 2**40, -5, 77):
+            assert torch.equal(compiled(convert(seed)), draw(seed))
+        # An int is specialised at first sight unless dynamic=True; from its second value on, one graph serves all.
+        assert len(graphs) <= most

@@ -1,0 +1,19 @@
+"""The two coefficients of a sample as a Triton device function; see vdiff_fast/ops/_schedule.py."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def coefficients(t_ptr, signal_ptr, scale_ptr, steps, sample):
+    """(signal, noise scale) in float32 of int64 steps or, for a flow, float32 sigmas; NaN where t is out of range."""
+    nan = float("nan")
+    t = tl.load(t_ptr + sample)
+    if t_ptr.dtype.element_ty == tl.float32:
+        inside = (t >= 0.0) & (t <= 1.0)
+        return tl.where(inside, 1.0 - t, nan), tl.where(inside, t, nan)
+    inside = (t >= 0) & (t < steps)
+    row = tl.where(inside, t, 0)
+    return tl.where(inside, tl.load(signal_ptr + row), nan), tl.where(inside, tl.load(scale_ptr + row), nan)

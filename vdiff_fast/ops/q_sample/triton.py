@@ -1,0 +1,100 @@
+"""Triton kernel: one program per tile of one sample; the noise lives in registers only."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from vdiff_fast import _library
+from vdiff_fast.ops._philox_triton import counter_word, element_normals, flat_normals, normals
+from vdiff_fast.ops._schedule_triton import coefficients
+from vdiff_fast.ops.noise.config import DRAW, Tiling
+from vdiff_fast.ops.q_sample.native import fake_q_sample
+
+
+@triton.jit
+def _mix(x0_ptr, out_ptr, at, n, a, b, mask):
+    x = tl.load(x0_ptr + at, mask=mask, other=0.0).to(tl.float32)
+    tl.store(out_ptr + at, (a * x + b * n).to(out_ptr.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def q_sample_kernel(
+    x0_ptr, t_ptr, signal_ptr, scale_ptr, noise_ptr, seed_ptr, offset_ptr, stream_ptr, out_ptr,
+    steps, channels, positions, tiles, MODE: tl.constexpr, QUADS: tl.constexpr,
+):  # fmt: skip
+    program = tl.program_id(0).to(tl.int64)
+    sample, tile = program // tiles, program % tiles
+    a, b = coefficients(t_ptr, signal_ptr, scale_ptr, steps, sample)
+    base = sample * channels * positions
+    x0_ptr += base
+    out_ptr += base
+    at = tile * (4 * QUADS) + tl.arange(0, 4 * QUADS)
+    inside = at < tl.cast(channels, tl.int64) * positions
+    if seed_ptr is None:
+        n = tl.zeros((4 * QUADS,), tl.float32)
+        if noise_ptr is not None:
+            n = tl.load(noise_ptr + base + at, mask=inside, other=0.0).to(tl.float32)
+        _mix(x0_ptr, out_ptr, at, n, a, b, inside)
+    else:
+        seed, stream = tl.load(seed_ptr), counter_word(stream_ptr)
+        index = counter_word(offset_ptr) + sample
+        if MODE == 0:
+            n = flat_normals(seed, index, stream, tile * QUADS, QUADS)
+            _mix(x0_ptr, out_ptr, at, n, a, b, inside)
+        elif MODE == 1:
+            fours = channels // 4
+            four, position = tile % fours, tile // fours * QUADS + tl.arange(0, QUADS)
+            n0, n1, n2, n3 = normals(seed, index, stream, position * fours + four)
+            plane, mask = position + four * 4 * positions, position < positions
+            _mix(x0_ptr, out_ptr, plane, n0, a, b, mask)
+            _mix(x0_ptr, out_ptr, plane + positions, n1, a, b, mask)
+            _mix(x0_ptr, out_ptr, plane + 2 * positions, n2, a, b, mask)
+            _mix(x0_ptr, out_ptr, plane + 3 * positions, n3, a, b, mask)
+        else:
+            n = element_normals(seed, index, stream, at % positions * channels + at // positions)
+            _mix(x0_ptr, out_ptr, at, n, a, b, inside)
+
+
+def _launch(
+    x0: Tensor,
+    t: Tensor,
+    signal: Tensor,
+    noise_scale: Tensor,
+    noise: Tensor | None,
+    seed: Tensor | None,
+    sample_offset: Tensor | None,
+    stream: Tensor | None,
+) -> Tensor:
+    out = torch.empty_like(x0)
+    if out.numel():
+        tiling = Tiling.of(x0, drawn=seed is not None)
+        q_sample_kernel[(x0.shape[0] * tiling.tiles,)](
+            x0, t, signal, noise_scale, noise, seed, sample_offset, stream, out,
+            signal.numel(), tiling.channels, tiling.positions, tiling.tiles,
+            MODE=tiling.mode, QUADS=DRAW.quads, num_warps=DRAW.num_warps, enable_fp_fusion=False,
+        )  # fmt: skip
+    return out
+
+
+_library.define_triton(
+    "q_sample(Tensor x0, Tensor t, Tensor signal, Tensor noise_scale, Tensor? noise, Tensor? seed, "
+    "Tensor? sample_offset, Tensor? stream) -> Tensor",
+    _launch,
+    fake_q_sample,
+)
+
+
+def q_sample(
+    x0: Tensor,
+    t: Tensor,
+    signal: Tensor,
+    noise_scale: Tensor,
+    noise: Tensor | None,
+    seed: Tensor | None,
+    sample_offset: Tensor | None,
+    stream: Tensor | None,
+) -> Tensor:
+    return torch.ops.vdiff_fast_triton.q_sample.default(x0, t, signal, noise_scale, noise, seed, sample_offset, stream)
