@@ -58,12 +58,23 @@ __device__ __forceinline__ void words(const Stream& s, uint64_t quad, uint32_t (
   }
 }
 
-template <int N>
-__device__ __forceinline__ float horner(float x, const float (&coefficients)[N]) {
-  float value = __fadd_rn(__fmul_rn(x, coefficients[N - 1]), coefficients[N - 2]);
-#pragma unroll
-  for (int i = N - 3; i >= 0; --i) value = __fadd_rn(__fmul_rn(value, x), coefficients[i]);
-  return value;
+// value * x + c in two roundings.
+__device__ __forceinline__ float step(float value, float x, float c) { return __fadd_rn(__fmul_rn(value, x), c); }
+
+// Device code has no constexpr arrays, but it has their elements.
+template <int I>
+constexpr float kLogTerm = kLog[I];
+template <int I>
+constexpr float kSinTerm = kSin[I];
+template <int I>
+constexpr float kCosTerm = kCos[I];
+
+__device__ __forceinline__ float log_polynomial(float f) {
+  float value = step(f, kLogTerm<8>, kLogTerm<7>);
+  value = step(step(value, f, kLogTerm<6>), f, kLogTerm<5>);
+  value = step(step(value, f, kLogTerm<4>), f, kLogTerm<3>);
+  value = step(step(value, f, kLogTerm<2>), f, kLogTerm<1>);
+  return step(value, f, kLogTerm<0>);
 }
 
 // sqrt(-2 log u), u = word / 2^32 + 2^-33.
@@ -71,15 +82,16 @@ __device__ __forceinline__ float radius(uint32_t word) {
   const float u = __fadd_rn(__fmul_rn(__uint2float_rn(word), 0x1p-32f), 0x1p-33f);
   const int32_t bits = __float_as_int(u), exponent = (bits - kTwoThirds) >> 23;
   const float f = __fadd_rn(__int_as_float(bits - (exponent << 23)), -1.0f);
-  return __fsqrt_rn(__fadd_rn(__fmul_rn(f, horner(f, kLog)), __fmul_rn(__int2float_rn(exponent), kMinus2Ln2)));
+  return __fsqrt_rn(__fadd_rn(__fmul_rn(f, log_polynomial(f)), __fmul_rn(__int2float_rn(exponent), kMinus2Ln2)));
 }
 
 // r cos and r sin of 2 pi word / 2^32.
 __device__ __forceinline__ void polar(float r, uint32_t word, float& first, float& second) {
   const uint32_t quadrant = (word + (1u << 29)) >> 30;
   const float x = __fmul_rn(__int2float_rn(static_cast<int32_t>(word - (quadrant << 30))), kAngle), z = __fmul_rn(x, x);
-  const float sine = __fadd_rn(x, __fmul_rn(__fmul_rn(x, z), horner(z, kSin)));
-  const float cosine = __fadd_rn(__fadd_rn(1.0f, -__fmul_rn(z, 0.5f)), __fmul_rn(__fmul_rn(z, z), horner(z, kCos)));
+  const float sine = __fadd_rn(x, __fmul_rn(__fmul_rn(x, z), step(step(z, kSinTerm<2>, kSinTerm<1>), z, kSinTerm<0>)));
+  const float cosine = __fadd_rn(__fadd_rn(1.0f, -__fmul_rn(z, 0.5f)),
+                                 __fmul_rn(__fmul_rn(z, z), step(step(z, kCosTerm<2>, kCosTerm<1>), z, kCosTerm<0>)));
   const bool odd = quadrant & 1;
   const uint32_t a = __float_as_uint(odd ? sine : cosine) ^ (((quadrant + 1) & 2u) << 30);
   const uint32_t b = __float_as_uint(odd ? cosine : sine) ^ ((quadrant & 2u) << 30);

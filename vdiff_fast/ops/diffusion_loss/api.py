@@ -14,7 +14,7 @@ from vdiff_fast.ops.diffusion_loss import reference
 from vdiff_fast.ops.diffusion_loss.config import TARGETS, gradient_first
 from vdiff_fast.ops.q_sample.api import check_values, check_video
 
-BACKENDS = ("reference", "cpu", "triton")
+BACKENDS = ("reference", "cpu", "triton", "cuda")
 PREDICATES = {name: _dispatch.GENERIC_PREDICATES[name] for name in BACKENDS}
 _KERNELS = _dispatch.kernel_modules(__package__)
 CHOICES = {

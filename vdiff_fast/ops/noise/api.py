@@ -12,7 +12,7 @@ from vdiff_fast import _dispatch
 from vdiff_fast.ops import _random
 from vdiff_fast.ops.noise import reference
 
-BACKENDS = ("reference", "cpu", "triton")
+BACKENDS = ("reference", "cpu", "triton", "cuda")
 
 
 def _for_dtype(predicate: _dispatch.Predicate) -> _dispatch.Predicate:

@@ -11,7 +11,7 @@ from vdiff_fast import _dispatch, layout
 from vdiff_fast.ops import _random, _schedule
 from vdiff_fast.ops.q_sample import reference
 
-BACKENDS = ("reference", "cpu", "triton")
+BACKENDS = ("reference", "cpu", "triton", "cuda")
 PREDICATES = {name: _dispatch.GENERIC_PREDICATES[name] for name in BACKENDS}
 _KERNELS = _dispatch.kernel_modules(__package__)
 

@@ -1,0 +1,122 @@
+// How a thread finds its four elements, their noise, and reads and writes them.
+#pragma once
+
+#include "common/philox.h"
+#include "common/video.h"
+#include "cuda/dtype.cuh"
+#include "cuda/launch.h"
+
+namespace vdiff {
+
+constexpr int kDrawThreads = 256;
+
+// Given, drawn (seed not null), or none.
+struct DeviceNoise {
+  const void* given;
+  bool given_is_float;
+  const int64_t *seed, *sample_offset, *stream;
+};
+
+inline DeviceNoise device_noise(const std::optional<Tensor>& given, const std::optional<Tensor>& seed,
+                                const std::optional<Tensor>& sample_offset, const std::optional<Tensor>& stream) {
+  return {given.has_value() ? given->data_ptr() : nullptr,
+          given.has_value() && given->scalar_type() == ScalarType::Float, data<int64_t>(seed),
+          data<int64_t>(sample_offset), data<int64_t>(stream)};
+}
+
+// Blocks that one sample takes, at one counter of four elements a thread.
+inline int64_t draw_blocks(int64_t elements) { return ceil_div(ceil_div(elements, 4), kDrawThreads); }
+
+// One thread's counter: where its four elements lie in the sample. `packed`: side by side.
+struct Quad {
+  uint64_t index;
+  int64_t at[4];
+  int count;
+  bool packed;
+};
+
+__device__ __forceinline__ int64_t quotient(int64_t a, int64_t b) {
+  // A 64-bit division is ten times as long as a 32-bit one.
+  if ((static_cast<uint64_t>(a | b) >> 32) == 0) return static_cast<uint32_t>(a) / static_cast<uint32_t>(b);
+  return a / b;
+}
+
+// The i-th counter in an order that keeps a warp's accesses close; false past the end.
+__device__ __forceinline__ bool find_quad(int64_t channels, int64_t positions, int64_t i, Quad& quad) {
+  const int64_t elements = channels * positions;
+  if (4 * i >= elements) return false;
+  quad.index = i, quad.packed = channels == 1;
+  quad.count = elements - 4 * i < 4 ? static_cast<int>(elements - 4 * i) : 4;
+  if (channels == 1) {
+#pragma unroll
+    for (int w = 0; w < 4; ++w) quad.at[w] = 4 * i + w;
+  } else if (channels % 4 == 0) {
+    // Four channels of one position: neighbouring threads take neighbouring positions.
+    const int64_t four = quotient(i, positions), position = i - four * positions;
+    quad.index = position * (channels / 4) + four;
+#pragma unroll
+    for (int w = 0; w < 4; ++w) quad.at[w] = (4 * four + w) * positions + position;
+  } else {
+#pragma unroll
+    for (int w = 0; w < 4; ++w) {
+      const int64_t position = quotient(4 * i + w, channels);
+      quad.at[w] = (4 * i + w - position * channels) * positions + position;
+    }
+  }
+  return true;
+}
+
+template <class T>
+__device__ __forceinline__ bool vectorised(const T* p, const Quad& quad) {
+  return quad.packed && quad.count == 4 && (reinterpret_cast<uintptr_t>(p + quad.at[0]) % (4 * sizeof(T))) == 0;
+}
+
+template <class T>
+struct alignas(4 * sizeof(T)) Pack {
+  T v[4];
+};
+
+template <class T>
+__device__ __forceinline__ void read(const T* p, const Quad& quad, float (&x)[4]) {
+  if (vectorised(p, quad)) {
+    const auto pack = *reinterpret_cast<const Pack<T>*>(p + quad.at[0]);
+#pragma unroll
+    for (int w = 0; w < 4; ++w) x[w] = to_float(pack.v[w]);
+    return;
+  }
+#pragma unroll
+  for (int w = 0; w < 4; ++w) x[w] = w < quad.count ? to_float(p[quad.at[w]]) : 0.0f;
+}
+
+template <class T>
+__device__ __forceinline__ void write(T* p, const Quad& quad, const float (&x)[4]) {
+  if (vectorised(p, quad)) {
+    Pack<T> pack;
+#pragma unroll
+    for (int w = 0; w < 4; ++w) pack.v[w] = from_float<T>(x[w]);
+    *reinterpret_cast<Pack<T>*>(p + quad.at[0]) = pack;
+    return;
+  }
+#pragma unroll
+  for (int w = 0; w < 4; ++w) {
+    if (w < quad.count) p[quad.at[w]] = from_float<T>(x[w]);
+  }
+}
+
+// T is the dtype of a given noise that is not float32; `base` is the sample's first element.
+template <class T>
+__device__ __forceinline__ void read_noise(const DeviceNoise& noise, int64_t sample, int64_t base, const Quad& quad,
+                                           float (&n)[4]) {
+  if (noise.seed != nullptr) {
+    philox::normals(philox::make_stream(noise.seed, noise.sample_offset, noise.stream, sample), quad.index, n);
+  } else if (noise.given == nullptr) {
+#pragma unroll
+    for (int w = 0; w < 4; ++w) n[w] = 0.0f;
+  } else if (noise.given_is_float) {
+    read(static_cast<const float*>(noise.given) + base, quad, n);
+  } else {
+    read(static_cast<const T*>(noise.given) + base, quad, n);
+  }
+}
+
+}  // namespace vdiff
