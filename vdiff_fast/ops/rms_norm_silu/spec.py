@@ -10,6 +10,7 @@ from torch import Tensor
 
 from vdiff_fast._spec import Invalid, OpSpec, Sample, randn
 from vdiff_fast.ops.rms_norm_silu import api, reference
+from vdiff_fast.ops.rms_norm_silu.aot import aot
 
 
 def _channels_last(x: Tensor) -> Tensor:
@@ -74,5 +75,8 @@ SPEC = OpSpec(
     samples=samples,
     predicates=api.PREDICATES,
     invalid=invalid,
+    aot=aot,
+    error_multiple=2.0,
+    error_reason="in float32 both are a roundoff or two off, so their ratio scatters; its mean over the samples is < 1",
     summary="RMSNorm over channels, scale and shift, SiLU in one pass",
 )
