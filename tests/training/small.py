@@ -15,12 +15,12 @@ from vdiff_fast.training import config as configuration
 class SmallNet(nn.Module):
     """Two layers over channels with the time between them, dropout, and a buffer: every kind of state."""
 
-    def __init__(self, channels: int = 4, num_classes: int = 0, gradient_checkpointing: bool = False) -> None:
+    def __init__(self, channels: int = 4, num_classes: int = 0, dropout: float = 0.1) -> None:
         super().__init__()
         self.head = nn.Linear(3, channels)
         self.time = nn.Linear(1, channels)
         self.label = nn.Embedding(num_classes + 1, channels) if num_classes else None
-        self.dropout = nn.Dropout(0.1)
+        self.dropout = nn.Dropout(dropout)
         self.tail = nn.Linear(channels, 3)
         self.register_buffer("calls", torch.zeros(()))
 

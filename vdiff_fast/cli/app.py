@@ -64,7 +64,8 @@ def run(arguments: list[str]) -> int:
     """Run one command line; see `vdiff_fast.cli.main`."""
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
-    logging.basicConfig(level=logging.DEBUG if debug else logging.WARNING, format="%(levelname)s: %(message)s")
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    logging.getLogger("vdiff_fast").setLevel(logging.DEBUG if debug else logging.WARNING)
     try:
         status = app(arguments, prog_name="vdiff-fast", standalone_mode=False)
         return status if isinstance(status, int) else 0
