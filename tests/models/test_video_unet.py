@@ -28,7 +28,7 @@ def test_unknown_preset_names_the_known_ones() -> None:
 def test_a_new_model_predicts_zero_and_its_temporal_layers_are_the_identity() -> None:
     x, t = video(), steps()
     assert torch.equal(VideoUNet.preset("tiny", num_groups=4)(x, t), torch.zeros_like(x))
-    model = VideoUNet.preset("tiny", per_frame=True, temporal_conv=(True, True, True))
+    model = VideoUNet.preset("tiny", per_frame=True, grid=False, temporal_conv=(True, True, True))
     torch.nn.init.normal_(model.conv_out.weight)
     for module in model.modules():
         if isinstance(module, vf.models.video_unet.ResidualBlock):

@@ -32,6 +32,7 @@ class VideoUNetConfig:
         modulation: how the time embedding enters a block: "add" to the features, or "scale_shift" of the norm.
         positions: of the frames in temporal attention: "bias" (learned, relative, per head), "rope", or "none".
         max_frames: longest clip that "bias" serves; "rope" and "none" know no limit.
+        grid: add an embedding of the pixel's place in the clip to the first features; for scenes that are aligned.
         time_scale: multiplies t before the sinusoids; 1000 for flow times in [0, 1].
         num_classes: class labels `y`; 0 for an unconditional model.
         context_dim: channels of the context tokens, for cross-attention on levels with spatial attention; 0 for none.
@@ -52,6 +53,7 @@ class VideoUNetConfig:
     modulation: ModulationKind = "add"
     positions: PositionKind = "bias"
     max_frames: int = 32
+    grid: bool = False
     time_scale: float = 1.0
     num_classes: int = 0
     context_dim: int = 0
@@ -114,6 +116,7 @@ PRESETS = {
         temporal_attention=(False, True, True),
         head_dim=32,
         num_groups=8,
+        grid=True,
     ),
     "small": VideoUNetConfig(
         channels=(96, 192, 384),

@@ -20,6 +20,7 @@ from vdiff_fast.models.unet_config import PRESETS, VideoUNetConfig
 from vdiff_fast.nn import (
     CrossAttention,
     FrameConv2d,
+    GridEmbedding,
     GroupNormSiLU,
     LabelEmbedding,
     SpatialAttention,
@@ -165,6 +166,7 @@ class VideoUNet(nn.Module):
         self.label_embedding = LabelEmbedding(config.num_classes, embedding) if config.num_classes else None
         self.null_context = nn.Parameter(torch.zeros(config.context_dim)) if config.context_dim else None
         self.conv_in = FrameConv2d(config.in_channels, finest, 3, padding=1)
+        self.grid = GridEmbedding(finest) if config.grid else None
         self.cond_in = None
         if config.cond_channels:
             self.cond_in = FrameConv2d(config.cond_channels, finest, 3, padding=1, bias=False)
@@ -215,6 +217,8 @@ class VideoUNet(nn.Module):
         modulations = iter(self._modulations(t, y))
 
         h = self.conv_in(layout.canonical(x))
+        if self.grid is not None:
+            h = h + self.grid(*x.shape[2:]).to(h.dtype)
         if self.cond_in is not None and cond is not None:
             h = h + self.cond_in(layout.canonical(cond))
         skips = []

@@ -9,7 +9,7 @@ from vdiff_fast.nn.attention import (
     TemporalAttention,
 )
 from vdiff_fast.nn.convolution import FrameConv2d, TemporalConv, UpsampleConv2d
-from vdiff_fast.nn.embedding import LabelEmbedding, TimestepEmbedding
+from vdiff_fast.nn.embedding import GridEmbedding, LabelEmbedding, TimestepEmbedding
 from vdiff_fast.nn.norm import AdaGroupNormSiLU, GroupNormSiLU, RMSNormSiLU
 from vdiff_fast.nn.qkv_linear import qkv_linear
 
@@ -17,6 +17,7 @@ __all__ = [
     "AdaGroupNormSiLU",
     "CrossAttention",
     "FrameConv2d",
+    "GridEmbedding",
     "GroupNormSiLU",
     "LabelEmbedding",
     "RMSNormSiLU",

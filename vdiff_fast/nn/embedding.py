@@ -1,6 +1,8 @@
-"""Embeddings of the diffusion step and of class labels."""
+"""Embeddings of the diffusion step, of class labels and of positions."""
 
 from __future__ import annotations
+
+import math
 
 import torch
 from torch import Tensor, nn
@@ -82,3 +84,35 @@ class LabelEmbedding(nn.Embedding):
                 f"label {int(wrong[0])} is outside 0..{self.num_classes - 1} "
                 f"({self.num_classes} is the null class); the model knows {self.num_classes} classes"
             )
+
+
+class GridEmbedding(nn.Module):
+    """e[:, i, j, k] = W_T f(u_i) + W_H f(u_j) + W_W f(u_k): where a pixel lies in its clip, u_i = (2 i + 1) / n - 1.
+
+    f(u) = [u | sin(2^m pi u / 2) | cos(2^m pi u / 2)], m = 0 .. octaves - 1. Convolutions alone learn where they are
+    from the padding only, which is slow where scenes are aligned or there is one.
+
+    Args:
+        channels: width of e.
+        octaves: frequencies per axis.
+
+    Shape: sizes (T, H, W) -> (1, channels, T, H, W) in channels-last memory.
+
+    Source: Liu et al. 2018, "CoordConv"; Mildenhall et al. 2020, "NeRF", eq. 4 (octaves).
+    """
+
+    def __init__(self, channels: int, octaves: int = 4) -> None:
+        super().__init__()
+        self.octaves = octaves
+        self.axes = nn.ModuleList(nn.Linear(1 + 2 * octaves, channels, bias=False) for _ in range(3))
+
+    def _features(self, size: int, weight: Tensor) -> Tensor:
+        """f of every position of one axis, (size, 1 + 2 octaves)."""
+        u = (2 * torch.arange(size, device=weight.device, dtype=torch.float32) + 1) / size - 1
+        angles = u[:, None] * (math.pi / 2) * 2.0 ** torch.arange(self.octaves, device=weight.device)
+        return torch.cat([u[:, None], angles.sin(), angles.cos()], dim=1).to(weight.dtype)
+
+    def forward(self, frames: int, height: int, width: int) -> Tensor:
+        weights = (axis.weight for axis in self.axes if isinstance(axis, nn.Linear))
+        t, h, w = (self._features(n, weight) @ weight.t() for n, weight in zip((frames, height, width), weights))
+        return (t[:, None, None] + h[:, None] + w).movedim(-1, 0)[None]
