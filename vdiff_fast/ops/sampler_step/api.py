@@ -26,7 +26,7 @@ def _predicate(generic: _dispatch.Predicate) -> _dispatch.Predicate:
 
 
 PREDICATES: dict[str, _dispatch.Predicate] = {"reference": _dispatch.why_not_reference}
-PREDICATES |= {name: _predicate(_dispatch.GENERIC_PREDICATES[name]) for name in ("cpu", "triton")}
+PREDICATES |= {name: _predicate(_dispatch.GENERIC_PREDICATES[name]) for name in ("cpu", "triton", "cuda")}
 
 
 def _check_tensors(x: Tensor, table: Tensor, others: dict[str, Tensor | None]) -> None:
@@ -194,7 +194,7 @@ def sampler_step(
     call = Call(
         x=x,
         prediction=prediction,
-        table=table.contiguous(),
+        table=table.to(torch.promote_types(x.dtype, torch.float32)).contiguous(),
         step=step,
         uncond=None if uncond is None else _like(x, uncond, prediction.dtype),
         previous=None if previous is None else _like(x, previous, x.dtype),
