@@ -13,7 +13,7 @@ demo: $(VENV)/.built
 	$(BIN)/vdiff-fast demo --out out
 
 test: $(VENV)/.built-test $(TRITON_PINNED)/.ready
-	$(PYTEST) -q
+	$(PYTEST) -q -n 2 --dist worksteal
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
