@@ -107,6 +107,7 @@ class OpSpec:
         exact: outputs are bit-equal on all backends (counter-based noise).
         bytes_per_element: minimum activation tensors read and written, forward and backward, per element of x.
         peers: name -> the same call in another implementation, with the copies it needs.
+        random_peers: names of peers that draw other numbers than ours, so that their values cannot be checked.
         module: the room's package, where `triton` and `native` lie.
     """
 
@@ -120,6 +121,7 @@ class OpSpec:
     aot: Callable[[], Iterator[AotCase]] = lambda: iter(())
     bench: Callable[[], Iterator[BenchCase]] = lambda: iter(())
     peers: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
+    random_peers: tuple[str, ...] = ()
     error_multiple: float = 1.1
     error_reason: str = ""
     exact: bool = False

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
 import torch
+from torch.nn import functional as F
 
-from vdiff_fast._spec import AotCase, Invalid, OpSpec, Sample, randn
-from vdiff_fast.ops._schedule import Tables
+from vdiff_fast._spec import AotCase, BenchCase, Invalid, OpSpec, Sample, randn
+from vdiff_fast.ops._schedule import Tables, per_sample
 from vdiff_fast.ops.diffusion_loss import api, reference
 from vdiff_fast.ops.diffusion_loss.config import INPUTS, TARGETS
-from vdiff_fast.ops.noise.config import DRAW, FLAT, PLANES, PLANES_OF_FOUR
+from vdiff_fast.ops.noise.config import BENCH_SHAPES, DRAW, FLAT, PLANES, PLANES_OF_FOUR
 from vdiff_fast.ops.q_sample.spec import channels_last
 
 SHAPES = ((2, 3, 4, 5), (2, 4, 3, 5, 2), (3, 5, 7), (4,), (1, 16, 1, 1, 5))
@@ -118,6 +120,31 @@ def aot() -> Iterator[AotCase]:
     )
 
 
+def bench() -> Iterator[BenchCase]:
+    """Target v, the noise drawn again: the forward reads prediction and x0, the backward also writes the gradient."""
+    for name, shape in BENCH_SHAPES.items():
+
+        def sample(device: torch.device, dtype: torch.dtype, shape: tuple[int, ...] = shape) -> Sample:
+            prediction = channels_last(randn(shape, device, dtype))
+            x0 = channels_last(randn(shape, device, dtype, seed=1, grad=False))
+            t = torch.arange(shape[0], device=device) * 4
+            options = {"target": "v", "seed": torch.tensor(1, device=device)}
+            return Sample("bench", (prediction, x0, t, Tables.cosine(1000, device)), options)
+
+        size = math.prod(shape)
+        yield BenchCase(name=name, sample=sample, bytes_forward=4 * size, bytes_backward=6 * size)
+
+
+def stored_noise(
+    prediction: torch.Tensor, x0: torch.Tensor, t: torch.Tensor, schedule: Tables, *, target: str, seed: torch.Tensor
+) -> torch.Tensor:
+    """What a trainer writes by hand for target v, the noise of q_sample kept: here drawn by torch."""
+    noise = torch.randn_like(x0)
+    signal, noise_scale = schedule.sqrt_alphas_cumprod[t], schedule.sqrt_one_minus_alphas_cumprod[t]
+    wanted = per_sample(signal, x0) * noise - per_sample(noise_scale, x0) * x0
+    return F.mse_loss(prediction.float(), wanted.float())
+
+
 SPEC = OpSpec(
     name="diffusion_loss",
     module=__package__,
@@ -127,6 +154,9 @@ SPEC = OpSpec(
     predicates=api.PREDICATES,
     invalid=invalid,
     aot=aot,
+    bench=bench,
+    peers={"stored noise": stored_noise},
+    random_peers=("stored noise",),
     error_multiple=1.5,
     error_reason="a float32 gradient written by the forward pass is rounded there and again where it is scaled",
     summary="the loss of a prediction and its gradient, the noise drawn again instead of stored",

@@ -7,6 +7,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+# Benchmarks: latents of Stable Video Diffusion and Wan, and pixels of a small model.
+BENCH_SHAPES = {
+    "svd_latent": (2, 4, 14, 72, 128),
+    "wan_latent": (1, 16, 21, 60, 104),
+    "pixels": (4, 3, 16, 64, 64),
+}
+
 
 @dataclass(frozen=True)
 class DrawConfig:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import torch
 
-from vdiff_fast._spec import AotCase, Invalid, OpSpec, Sample
+from vdiff_fast._spec import AotCase, BenchCase, Invalid, OpSpec, Sample
+from vdiff_fast.layout import channels_last_format
 from vdiff_fast.ops.noise import api, reference
-from vdiff_fast.ops.noise.config import DRAW
+from vdiff_fast.ops.noise.config import BENCH_SHAPES, DRAW
 
 SHAPES = ((3,), (2, 7), (2, 3, 5), (2, 3, 4, 5), (2, 4, 3, 5, 2), (1, 1, 1, 1), (0, 3, 2, 2), (2, 0, 4))
 
@@ -50,6 +52,21 @@ def aot() -> Iterator[AotCase]:
         )
 
 
+def bench() -> Iterator[BenchCase]:
+    for name, shape in BENCH_SHAPES.items():
+
+        def sample(device: torch.device, dtype: torch.dtype, shape: tuple[int, ...] = shape) -> Sample:
+            return Sample("bench", (shape, torch.tensor(1, device=device)), {"dtype": dtype})
+
+        yield BenchCase(name=name, sample=sample, bytes_forward=2 * math.prod(shape))
+
+
+def torch_randn(shape: tuple[int, ...], seed: torch.Tensor, *, dtype: torch.dtype) -> torch.Tensor:
+    """torch's generator, in the memory layout a video network reads."""
+    values = torch.randn(shape, dtype=dtype, device=seed.device)
+    return values.contiguous(memory_format=channels_last_format(len(shape)))
+
+
 SPEC = OpSpec(
     name="noise",
     module=__package__,
@@ -59,6 +76,9 @@ SPEC = OpSpec(
     predicates=api.PREDICATES,
     invalid=invalid,
     aot=aot,
+    bench=bench,
+    peers={"torch.randn": torch_randn},
+    random_peers=("torch.randn",),
     exact=True,
     gradcheck=False,
     summary="counter-based standard normals, the same bits on every backend",
