@@ -10,6 +10,7 @@ from vdiff_fast.ops.timestep_embedding import reference
 
 _KERNELS = _dispatch.kernel_modules(__package__)
 _CPU_REASON = _library.CPU.reason
+_TRITON_REASON = _library.why_no_triton()
 
 
 def why_not_cpu(t: Tensor) -> str | None:
@@ -19,7 +20,19 @@ def why_not_cpu(t: Tensor) -> str | None:
     return None if t.device.type == "cpu" else f"the tensor is on {t.device.type}"
 
 
-PREDICATES: dict[str, _dispatch.Predicate] = {"reference": _dispatch.why_not_reference, "cpu": why_not_cpu}
+def _why_not_triton(t: Tensor) -> str | None:
+    """Triton kernels, which read integer times too."""
+    if t.is_floating_point() or _TRITON_REASON is not None:
+        return _dispatch.why_not_triton(t)
+    usable = t.device.type == "cuda" or _library.INTERPRETING
+    return None if usable else f"the tensor is on {t.device.type}"
+
+
+PREDICATES: dict[str, _dispatch.Predicate] = {
+    "reference": _dispatch.why_not_reference,
+    "cpu": why_not_cpu,
+    "triton": _why_not_triton,
+}
 
 
 def kernel_times(t: Tensor) -> Tensor:

@@ -6,8 +6,9 @@ from collections.abc import Iterator
 
 import torch
 
-from vdiff_fast._spec import BenchCase, Invalid, OpSpec, Sample
+from vdiff_fast._spec import AotCase, BenchCase, Invalid, OpSpec, Sample
 from vdiff_fast.ops.timestep_embedding import api, reference
+from vdiff_fast.ops.timestep_embedding.config import TILE
 
 ADM = {"shift": 0.0, "flip_sin_to_cos": True}
 
@@ -37,6 +38,18 @@ def invalid() -> Iterator[Invalid]:
     yield Invalid("period", lambda: f(torch.zeros(2), 8, max_period=-1.0), ValueError, "max_period -1.0")
 
 
+def aot() -> Iterator[AotCase]:
+    for name, time, out, flip in (("steps", "*i64", "*fp32", False), ("times", "*fp32", "*bf16", True)):
+        yield AotCase(
+            name=f"timestep_embedding_{name}",
+            kernel="embedding_kernel",
+            signature={"t_ptr": time, "y_ptr": out, "dim": "i32", "tiles": "i32"},
+            constants={"RATE": -0.058, "SCALE": 1000.0, "FLIP": flip, "BLOCK": TILE.block},
+            divisible=("y_ptr", "dim"),
+            num_warps=TILE.num_warps,
+        )
+
+
 def bench() -> Iterator[BenchCase]:
     for batch, dim in ((1, 320), (16, 256), (16, 1280)):
 
@@ -54,6 +67,7 @@ SPEC = OpSpec(
     samples=samples,
     predicates=api.PREDICATES,
     invalid=invalid,
+    aot=aot,
     bench=bench,
     summary="sinusoids of time: the DDPM, ADM and diffusers conventions",
 )
