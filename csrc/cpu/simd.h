@@ -31,8 +31,17 @@ inline vint bits(vfloat x) { return (vint)x; }
 inline vfloat from_bits(vint x) { return (vfloat)x; }
 // Lane-wise mask ? a : b; comparisons of vectors give all-ones or zero.
 inline vfloat select(vint mask, vfloat a, vfloat b) { return (vfloat)((mask & (vint)a) | (~mask & (vint)b)); }
+// b where a comparison fails, so for a NaN too.
+#if defined(__AVX512F__)
+inline vfloat vmax(vfloat a, vfloat b) { return (vfloat)_mm512_max_ps((__m512)a, (__m512)b); }
+inline vfloat vmin(vfloat a, vfloat b) { return (vfloat)_mm512_min_ps((__m512)a, (__m512)b); }
+#elif defined(__AVX2__)
+inline vfloat vmax(vfloat a, vfloat b) { return (vfloat)_mm256_max_ps((__m256)a, (__m256)b); }
+inline vfloat vmin(vfloat a, vfloat b) { return (vfloat)_mm256_min_ps((__m256)a, (__m256)b); }
+#else
 inline vfloat vmax(vfloat a, vfloat b) { return select(a > b, a, b); }
 inline vfloat vmin(vfloat a, vfloat b) { return select(a < b, a, b); }
+#endif
 
 // a * b + c in one rounding where the set has it; -ffp-contract=off keeps every other expression apart.
 inline vfloat fma(vfloat a, vfloat b, vfloat c) {
@@ -59,6 +68,24 @@ struct fp16 {
   uint16_t raw;
 };
 
+#if defined(__AVX512F__)
+inline vfloat load(const bf16* p) {
+  const __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)p));
+  return (vfloat)_mm512_slli_epi32(wide, 16);
+}
+// Round to nearest even; a NaN stays a NaN.
+#if defined(__AVX512BF16__)
+inline void store(bf16* p, vfloat v) { _mm256_storeu_si256((__m256i*)p, (__m256i)_mm512_cvtneps_pbh((__m512)v)); }
+#else
+inline void store(bf16* p, vfloat v) {
+  const __m512i u = (__m512i)v, high = _mm512_srli_epi32(u, 16);
+  const __m512i carry = _mm512_add_epi32(_mm512_and_si512(high, _mm512_set1_epi32(1)), _mm512_set1_epi32(0x7fff));
+  const __mmask16 nan = _mm512_cmp_ps_mask((__m512)v, (__m512)v, _CMP_UNORD_Q);
+  const __m512i rounded = _mm512_mask_or_epi32(_mm512_add_epi32(u, carry), nan, u, _mm512_set1_epi32(0x400000));
+  _mm256_storeu_si256((__m256i*)p, _mm512_cvtepi32_epi16(_mm512_srli_epi32(rounded, 16)));
+}
+#endif
+#else
 inline vfloat load(const bf16* p) {
   vhalf h;
   __builtin_memcpy(&h, p, sizeof h);
@@ -73,6 +100,7 @@ inline void store(bf16* p, vfloat v) {
   const vhalf h = __builtin_convertvector((nan & quiet) | (~nan & rounded), vhalf);
   __builtin_memcpy(p, &h, sizeof h);
 }
+#endif
 
 #if defined(__AVX512F__)
 inline vfloat load(const fp16* p) { return (vfloat)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p)); }

@@ -11,6 +11,7 @@ using vdiff::Affine;
 using vdiff::Gradient;
 using vdiff::GroupNormKernels;
 using vdiff::Tensor;
+using vdiff::group_norm::Chunk;
 using vdiff::group_norm::Plan;
 using MaybeTensor = std::optional<Tensor>;
 
@@ -104,9 +105,10 @@ struct Sources {
   }
   int count() const { return data[1] != nullptr ? 2 : 1; }
   int64_t first(int s) const { return s == 0 ? 0 : plan.source_channels[0]; }
-  char* run(int64_t segment, int64_t c) const {
-    const int s = plan.source_of(c);
-    return data[s] + plan.run_offset(segment, c, first(s), plan.source_channels[s]) * plan.element;
+  char* run(const Chunk& k) const {
+    const int s = plan.source_of(k.c);
+    const int64_t row = k.sample * plan.source_channels[s] + k.c - first(s);
+    return data[s] + ((row * plan.segments + k.frame) * plan.length + k.begin) * plan.element;
   }
   char* row(int s, int64_t segment, int64_t position) const {
     return data[s] + (segment * plan.length + position) * plan.source_channels[s] * plan.element;
@@ -118,8 +120,9 @@ struct Joint {
   const Plan& plan;
   char* data;
 
-  char* run(int64_t segment, int64_t c) const {
-    return data + plan.run_offset(segment, c, 0, plan.channels) * plan.element;
+  char* run(const Chunk& k) const {
+    const int64_t row = k.sample * plan.channels + k.c;
+    return data + ((row * plan.segments + k.frame) * plan.length + k.begin) * plan.element;
   }
   char* row(int64_t segment, int64_t position, int64_t c) const {
     return data + ((segment * plan.length + position) * plan.channels + c) * plan.element;
@@ -198,14 +201,14 @@ class Forward {
         moments.take(static_cast<double>(elements), result[0] + add, result[1]);
       }
     };
-    vdiff::group_norm::each_chunk(plan_, block, part, [&](int64_t segment, int64_t c, int64_t begin, int64_t end) {
-      const char* chunk = x_.run(segment, c) + begin * plan_.element;
-      const double chunk_add = coefficients_.add(segment, c);
+    vdiff::group_norm::each_chunk(plan_, block, part, [&](const Chunk& k) {
+      const char* chunk = x_.run(k);
+      const double chunk_add = coefficients_.add(k.segment, k.c);
       if (chunk != run + elements * plan_.element || chunk_add != add) {
         flush();
         run = chunk, elements = 0, add = chunk_add;
       }
-      elements += end - begin;
+      elements += k.end - k.begin;
     });
     flush();
   }
@@ -220,9 +223,8 @@ class Forward {
   }
 
   void apply_runs(int64_t block, int64_t part) {
-    vdiff::group_norm::each_chunk(plan_, block, part, [&](int64_t segment, int64_t c, int64_t begin, int64_t end) {
-      kernels_.apply_run(x_.run(segment, c) + begin * plan_.element, y_.run(segment, c) + begin * plan_.element,
-                         end - begin, coefficients_.affine(segment, c), plan_.silu);
+    vdiff::group_norm::each_chunk(plan_, block, part, [&](const Chunk& k) {
+      kernels_.apply_run(x_.run(k), y_.run(k), k.end - k.begin, coefficients_.affine(k.segment, k.c), plan_.silu);
     });
   }
 
@@ -363,16 +365,17 @@ class Backward {
   double* partial(int64_t block, int64_t part) {
     return partial_.data() + (block * plan_.parts + part) * partial_size();
   }
-  // Where a contiguous block keeps the sums of one channel of one segment.
-  int64_t run_index(int64_t segment, int64_t c) const {
-    return 3 * (c % plan_.per_group * plan_.unit_segments + segment % plan_.unit_segments);
+  // Where a contiguous block keeps the sums of its i-th channel; a unit per frame has one segment only.
+  int64_t run_index(int64_t frame, int64_t i) const {
+    return 3 * (i * plan_.unit_segments + (plan_.per_frame ? 0 : frame));
   }
 
   void reduce_runs(int64_t block, int64_t part) {
     double* sums = partial(block, part);
-    vdiff::group_norm::each_chunk(plan_, block, part, [&](int64_t segment, int64_t c, int64_t begin, int64_t end) {
-      kernels_.sums_run(dy_.run(segment, c) + begin * plan_.element, x_.run(segment, c) + begin * plan_.element,
-                        end - begin, coefficients_.affine(segment, c), plan_.silu, sums + run_index(segment, c));
+    const int64_t first = block % plan_.groups * plan_.per_group;
+    vdiff::group_norm::each_chunk(plan_, block, part, [&](const Chunk& k) {
+      kernels_.sums_run(dy_.run(k), x_.run(k), k.end - k.begin, coefficients_.affine(k.segment, k.c), plan_.silu,
+                        sums + run_index(k.frame, k.c - first));
     });
   }
 
@@ -381,7 +384,7 @@ class Backward {
     each_vector(unit, group, [&](int64_t segment, int64_t c) {
       double sums[3] = {};
       for (int64_t part = 0; part < plan_.parts; ++part) {
-        const double* from = partial(block, part) + run_index(segment, c);
+        const double* from = partial(block, part) + run_index(segment % plan_.segments, c - group * plan_.per_group);
         for (int k = 0; k < 3; ++k) sums[k] += from[k];
       }
       keep(segment, c, sums);
@@ -469,10 +472,9 @@ class Backward {
   }
 
   void apply_runs(int64_t block, int64_t part) {
-    vdiff::group_norm::each_chunk(plan_, block, part, [&](int64_t segment, int64_t c, int64_t begin, int64_t end) {
-      const int64_t offset = begin * plan_.element;
-      kernels_.gradient_run(dy_.run(segment, c) + offset, x_.run(segment, c) + offset, dx_.run(segment, c) + offset,
-                            end - begin, coefficients_.affine(segment, c), gradient(segment, c), plan_.silu);
+    vdiff::group_norm::each_chunk(plan_, block, part, [&](const Chunk& k) {
+      kernels_.gradient_run(dy_.run(k), x_.run(k), dx_.run(k), k.end - k.begin, coefficients_.affine(k.segment, k.c),
+                            gradient(k.segment, k.c), plan_.silu);
     });
   }
 

@@ -13,6 +13,7 @@ struct Kernels {
   using V = typename Lanes<T>::Vector;
   using Real = typename Lanes<T>::Real;
   static constexpr int kCount = Lanes<T>::count;
+  static constexpr bool kNarrow = sizeof(T) == 2;
 
   // Calls body(element, lanes) for whole vectors, then once for the tail.
   template <class Body>
@@ -155,7 +156,7 @@ struct Kernels {
   static void apply_run_as(const T* x, T* y, int64_t n, Affine<Real> affine) {
     const V center = V{} + *affine.center, slope = V{} + *affine.slope, offset = V{} + *affine.offset;
     each_vector(n, [&](int64_t i, int lanes) {
-      put(y + i, activate<kSilu>(fma(get(x + i, lanes) - center, slope, offset)), lanes);
+      put(y + i, activate<kSilu, kNarrow>(fma(get(x + i, lanes) - center, slope, offset)), lanes);
     });
   }
   static void apply_run(const void* x, void* y, int64_t n, Affine<Real> affine, bool silu) {
@@ -175,7 +176,7 @@ struct Kernels {
       T* to = y + row * y_stride;
       each_vector(n, [&](int64_t c, int lanes) {
         V centered;
-        put(to + c, activate<kSilu>(preactivation(get(from + c, lanes), affine, c, lanes, centered)), lanes);
+        put(to + c, activate<kSilu, kNarrow>(preactivation(get(from + c, lanes), affine, c, lanes, centered)), lanes);
       });
     }
   }
@@ -194,7 +195,7 @@ struct Kernels {
       each_vector(n - done < kRunChunk ? n - done : kRunChunk, [&](int64_t i, int lanes) {
         V centered = get(x + done + i, lanes) - center;
         if (lanes < kCount) centered = zero_after(centered, lanes);
-        const V g = get(dy + done + i, lanes) * activation_slope<kSilu>(fma(centered, slope, offset));
+        const V g = get(dy + done + i, lanes) * activation_slope<kSilu, kNarrow>(fma(centered, slope, offset));
         g_sum += g;
         gx_sum = fma(g, centered, gx_sum);
         x_sum += centered;
@@ -218,7 +219,7 @@ struct Kernels {
       V g[kRows], gx[kRows], centered[kRows];
       for (int i = 0; i < kRows; ++i) {
         centered[i] = get(x + i * stride + c, lanes) - center;
-        g[i] = get(dy + i * dy_stride + c, lanes) * activation_slope<kSilu>(fma(centered[i], slope, offset));
+        g[i] = get(dy + i * dy_stride + c, lanes) * activation_slope<kSilu, kNarrow>(fma(centered[i], slope, offset));
         gx[i] = g[i] * centered[i];
       }
       for (int half = kRows / 2; half > 0; half /= 2) {
@@ -261,7 +262,7 @@ struct Kernels {
     const V gain = V{} + *gradient.gain, tilt = V{} + *gradient.tilt, level = V{} + *gradient.level;
     each_vector(n, [&](int64_t i, int lanes) {
       const V centered = get(x + i, lanes) - center;
-      const V g = get(dy + i, lanes) * activation_slope<kSilu>(fma(centered, slope, offset));
+      const V g = get(dy + i, lanes) * activation_slope<kSilu, kNarrow>(fma(centered, slope, offset));
       put(dx + i, fma(g, gain, fma(centered, tilt, level)), lanes);
     });
   }
@@ -279,7 +280,7 @@ struct Kernels {
       each_vector(n, [&](int64_t c, int lanes) {
         V centered;
         const V z = preactivation(get(from + c, lanes), affine, c, lanes, centered);
-        const V g = get(incoming + c, lanes) * activation_slope<kSilu>(z);
+        const V g = get(incoming + c, lanes) * activation_slope<kSilu, kNarrow>(z);
         const V flat = fma(centered, get_real(gradient.tilt + c, lanes), get_real(gradient.level + c, lanes));
         put(to + c, fma(g, get_real(gradient.gain + c, lanes), flat), lanes);
       });

@@ -49,11 +49,7 @@ struct Plan {
   int64_t vectors() const { return batch * segments * channels; }
   bool empty() const { return batch * segments * length * channels == 0; }
 
-  // First element of channel c of segment bs in source s, and the source that holds channel c.
   int source_of(int64_t c) const { return c < source_channels[0] ? 0 : 1; }
-  int64_t run_offset(int64_t bs, int64_t c, int64_t first, int64_t of_channels) const {
-    return (((bs / segments) * of_channels + c - first) * segments + bs % segments) * length;
-  }
   // Rows of a channels-last part: segment and range of positions.
   struct Rows {
     int64_t segment, begin, end;
@@ -106,20 +102,25 @@ void run_blocks(const Plan& plan, Reduce reduce, Finish finish, Apply apply) {
   }
 }
 
-// Calls body(segment, channel, begin, end) for the chunks of one part of a contiguous group, in memory order.
+// Part of a contiguous run: positions [begin, end) of channel c in segment `frame` of a sample; `segment` counts all.
+struct Chunk {
+  int64_t sample, frame, segment, c, begin, end;
+};
+
+// Calls body(chunk) for the chunks of one part of a contiguous group, in memory order.
 template <class Body>
 void each_chunk(const Plan& plan, int64_t block, int64_t part, Body body) {
-  const int64_t unit = block / plan.groups, group = block % plan.groups;
+  const int64_t unit = block / plan.groups, group = block % plan.groups, first = unit * plan.unit_segments;
   const int64_t cuts = (plan.length + kChunk - 1) / kChunk, total = plan.per_group * plan.unit_segments * cuts;
   const int64_t begin = part * total / plan.parts, end = (part + 1) * total / plan.parts;
-  int64_t cut = begin % cuts, segment = begin / cuts % plan.unit_segments, c = begin / cuts / plan.unit_segments;
+  int64_t cut = begin % cuts, s = begin / cuts % plan.unit_segments, c = begin / cuts / plan.unit_segments;
+  const int64_t sample = first / plan.segments, frame = first % plan.segments;
   for (int64_t i = begin; i < end; ++i) {
-    body(unit * plan.unit_segments + segment, group * plan.per_group + c, cut * kChunk,
-         std::min((cut + 1) * kChunk, plan.length));
-    if (++cut == cuts) {
-      cut = 0;
-      if (++segment == plan.unit_segments) segment = 0, ++c;
-    }
+    body(Chunk{sample, frame + s, first + s, group * plan.per_group + c, cut * kChunk,
+               std::min((cut + 1) * kChunk, plan.length)});
+    if (++cut < cuts) continue;
+    cut = 0;
+    if (++s == plan.unit_segments) s = 0, ++c;
   }
 }
 
