@@ -188,7 +188,7 @@ class Forward {
   }
 
  private:
-  // Chunks that lie behind each other and get the same `add` are one run.
+  // Rows and chunks that lie behind each other and get the same `add` are one run.
   void reduce_runs(int64_t block, int64_t part) {
     Moments& moments = runs_[block * plan_.parts + part];
     const char* run = nullptr;
@@ -202,13 +202,15 @@ class Forward {
       }
     };
     vdiff::group_norm::each_chunk(plan_, block, part, [&](const Chunk& k) {
-      const char* chunk = x_.run(k);
-      const double chunk_add = coefficients_.add(k.segment, k.c);
-      if (chunk != run + elements * plan_.element || chunk_add != add) {
-        flush();
-        run = chunk, elements = 0, add = chunk_add;
+      for (int64_t row = 0; row < k.rows; ++row) {
+        const char* start = x_.run(k) + row * plan_.row_stride() * plan_.element;
+        const double row_add = coefficients_.add(k.segment, k.c + row);
+        if (start != run + elements * plan_.element || row_add != add) {
+          flush();
+          run = start, elements = 0, add = row_add;
+        }
+        elements += k.end - k.begin;
       }
-      elements += k.end - k.begin;
     });
     flush();
   }
@@ -224,7 +226,8 @@ class Forward {
 
   void apply_runs(int64_t block, int64_t part) {
     vdiff::group_norm::each_chunk(plan_, block, part, [&](const Chunk& k) {
-      kernels_.apply_run(x_.run(k), y_.run(k), k.end - k.begin, coefficients_.affine(k.segment, k.c), plan_.silu);
+      kernels_.apply_runs(x_.run(k), y_.run(k), plan_.row_stride(), k.rows, k.end - k.begin,
+                          coefficients_.affine(k.segment, k.c), plan_.silu, plan_.group_bytes());
     });
   }
 
@@ -374,20 +377,20 @@ class Backward {
     double* sums = partial(block, part);
     const int64_t first = block % plan_.groups * plan_.per_group;
     vdiff::group_norm::each_chunk(plan_, block, part, [&](const Chunk& k) {
-      kernels_.sums_run(dy_.run(k), x_.run(k), k.end - k.begin, coefficients_.affine(k.segment, k.c), plan_.silu,
-                        sums + run_index(k.frame, k.c - first));
+      kernels_.sums_runs(dy_.run(k), x_.run(k), plan_.row_stride(), k.rows, k.end - k.begin,
+                         coefficients_.affine(k.segment, k.c), plan_.silu, sums + run_index(k.frame, k.c - first));
     });
   }
 
+  // The sums of one channel of one segment, over the parts of its block.
   void fold_runs(int64_t block) {
-    const int64_t unit = block / plan_.groups, group = block % plan_.groups;
-    each_vector(unit, group, [&](int64_t segment, int64_t c) {
-      double sums[3] = {};
+    const int64_t group = block % plan_.groups;
+    fold(block / plan_.groups, group, [&](int64_t segment, int64_t c, double* sums) {
+      const int64_t i = run_index(segment % plan_.segments, c - group * plan_.per_group);
       for (int64_t part = 0; part < plan_.parts; ++part) {
-        const double* from = partial(block, part) + run_index(segment % plan_.segments, c - group * plan_.per_group);
+        const double* from = partial(block, part) + i;
         for (int k = 0; k < 3; ++k) sums[k] += from[k];
       }
-      keep(segment, c, sums);
     });
   }
 
@@ -406,37 +409,35 @@ class Backward {
 
   void fold_rows(int64_t unit) {
     const int64_t cuts = plan_.parts / plan_.unit_segments;
-    for (int64_t segment = 0; segment < plan_.unit_segments; ++segment) {
-      for (int64_t c = 0; c < plan_.channels; ++c) {
-        double sums[3] = {};
+    for (int64_t group = 0; group < plan_.groups; ++group) {
+      fold(unit, group, [&](int64_t segment, int64_t c, double* sums) {
+        const int64_t first = (segment - unit * plan_.unit_segments) * cuts;
         for (int64_t cut = 0; cut < cuts; ++cut) {
-          const double* from = partial(unit, segment * cuts + cut) + c;
+          const double* from = partial(unit, first + cut) + c;
           for (int k = 0; k < 3; ++k) sums[k] += from[k * plan_.channels];
         }
-        keep(unit * plan_.unit_segments + segment, c, sums);
-      }
+      });
     }
-  }
-
-  double rstd(int64_t segment, int64_t c) const { return rstd_[statistic(segment, c)]; }
-  double rest(int64_t segment, int64_t c) const { return coefficients_.rest(segment, c, mean_[statistic(segment, c)]); }
-  int64_t statistic(int64_t segment, int64_t c) const {
-    return segment / plan_.unit_segments * plan_.groups + c / plan_.per_group;
   }
 
   // Sums over (x - center) become sums over the normalised n = (x - mean) * rstd.
-  void keep(int64_t segment, int64_t c, const double* sums) {
-    const int64_t i = segment * plan_.channels + c;
-    sum_g_[i] = sums[0];
-    sum_gn_[i] = rstd(segment, c) * (sums[1] - rest(segment, c) * sums[0]);
-    if (coefficients_.adds()) {
-      const double length = static_cast<double>(plan_.length);
-      sum_dz_[i] = rstd(segment, c) * (sums[2] - length * rest(segment, c));
-    }
+  template <class Sum>
+  void fold(int64_t unit, int64_t group, Sum sum) {
+    const double mean = mean_[unit * plan_.groups + group], rstd = rstd_[unit * plan_.groups + group];
+    each_vector(unit, group, [&](int64_t segment, int64_t c) {
+      double sums[3] = {};
+      sum(segment, c, sums);
+      const int64_t i = segment * plan_.channels + c;
+      const double rest = coefficients_.rest(segment, c, mean);
+      sum_g_[i] = sums[0];
+      sum_gn_[i] = rstd * (sums[1] - rest * sums[0]);
+      if (coefficients_.adds()) sum_dz_[i] = rstd * (sums[2] - static_cast<double>(plan_.length) * rest);
+    });
   }
 
   // dz = rstd * (g w - mean(g w) - n mean(g w n)), w = weight * (1 + scale), means over the group.
   void finish(int64_t unit, int64_t group) {
+    const double mean = mean_[unit * plan_.groups + group], r = rstd_[unit * plan_.groups + group];
     double mean_dn = 0, mean_dn_n = 0;
     each_vector(unit, group, [&](int64_t segment, int64_t c) {
       const int64_t i = segment * plan_.channels + c;
@@ -448,10 +449,10 @@ class Backward {
     mean_dn_n /= static_cast<double>(plan_.count());
     each_vector(unit, group, [&](int64_t segment, int64_t c) {
       const int64_t i = segment * plan_.channels + c;
-      const double r = rstd(segment, c), w = coefficients_.weight(c) * coefficients_.factor(segment, c);
+      const double w = coefficients_.weight(c) * coefficients_.factor(segment, c);
       gain_[i] = static_cast<Real>(r * w);
       tilt_[i] = static_cast<Real>(-r * r * mean_dn_n);
-      level_[i] = static_cast<Real>(r * r * mean_dn_n * rest(segment, c) - r * mean_dn);
+      level_[i] = static_cast<Real>(r * r * mean_dn_n * coefficients_.rest(segment, c, mean) - r * mean_dn);
       if (coefficients_.adds()) {
         const double length = static_cast<double>(plan_.length);
         sum_dz_[i] = r * (w * sum_g_[i] - length * mean_dn - sum_dz_[i] * mean_dn_n);
@@ -473,8 +474,9 @@ class Backward {
 
   void apply_runs(int64_t block, int64_t part) {
     vdiff::group_norm::each_chunk(plan_, block, part, [&](const Chunk& k) {
-      kernels_.gradient_run(dy_.run(k), x_.run(k), dx_.run(k), k.end - k.begin, coefficients_.affine(k.segment, k.c),
-                            gradient(k.segment, k.c), plan_.silu);
+      kernels_.gradient_runs(dy_.run(k), x_.run(k), dx_.run(k), plan_.row_stride(), k.rows, k.end - k.begin,
+                             coefficients_.affine(k.segment, k.c), gradient(k.segment, k.c), plan_.silu,
+                             plan_.group_bytes());
     });
   }
 

@@ -152,15 +152,24 @@ struct Kernels {
 
   // --- forward
 
-  template <bool kSilu>
-  static void apply_run_as(const T* x, T* y, int64_t n, Affine<Real> affine) {
-    const V center = V{} + *affine.center, slope = V{} + *affine.slope, offset = V{} + *affine.offset;
-    each_vector(n, [&](int64_t i, int lanes) {
-      put(y + i, activate<kSilu, kNarrow>(fma(get(x + i, lanes) - center, slope, offset)), lanes);
-    });
+  static inline void fetch(const T* p, int64_t ahead) {
+    __builtin_prefetch(reinterpret_cast<const char*>(p) + ahead, 0, 2);
   }
-  static void apply_run(const void* x, void* y, int64_t n, Affine<Real> affine, bool silu) {
-    (silu ? apply_run_as<true> : apply_run_as<false>)((const T*)x, (T*)y, n, affine);
+
+  template <bool kSilu>
+  static void apply_runs_as(const T* x, T* y, int64_t stride, int64_t rows, int64_t n, Affine<Real> affine,
+                            int64_t ahead) {
+    for (int64_t row = 0; row < rows; ++row, x += stride, y += stride) {
+      const V center = V{} + affine.center[row], slope = V{} + affine.slope[row], offset = V{} + affine.offset[row];
+      each_vector(n, [&](int64_t i, int lanes) {
+        fetch(x + i, ahead);
+        put(y + i, activate<kSilu, kNarrow>(fma(get(x + i, lanes) - center, slope, offset)), lanes);
+      });
+    }
+  }
+  static void apply_runs(const void* x, void* y, int64_t stride, int64_t rows, int64_t n, Affine<Real> affine,
+                         bool silu, int64_t ahead) {
+    (silu ? apply_runs_as<true> : apply_runs_as<false>)((const T*)x, (T*)y, stride, rows, n, affine, ahead);
   }
 
   static inline V preactivation(V x, Affine<Real> affine, int64_t c, int lanes, V& centered) {
@@ -188,8 +197,7 @@ struct Kernels {
   // --- backward
 
   template <bool kSilu>
-  static void sums_run_as(const T* dy, const T* x, int64_t n, Affine<Real> affine, double* sums) {
-    const V center = V{} + *affine.center, slope = V{} + *affine.slope, offset = V{} + *affine.offset;
+  static void sums_run(const T* dy, const T* x, int64_t n, V center, V slope, V offset, double* sums) {
     for (int64_t done = 0; done < n; done += kRunChunk) {
       V g_sum{}, gx_sum{}, x_sum{};
       each_vector(n - done < kRunChunk ? n - done : kRunChunk, [&](int64_t i, int lanes) {
@@ -205,8 +213,17 @@ struct Kernels {
       sums[2] += sum_lanes(x_sum);
     }
   }
-  static void sums_run(const void* dy, const void* x, int64_t n, Affine<Real> affine, bool silu, double* sums) {
-    (silu ? sums_run_as<true> : sums_run_as<false>)((const T*)dy, (const T*)x, n, affine, sums);
+  template <bool kSilu>
+  static void sums_runs_as(const T* dy, const T* x, int64_t stride, int64_t rows, int64_t n, Affine<Real> affine,
+                           double* sums) {
+    for (int64_t row = 0; row < rows; ++row) {
+      sums_run<kSilu>(dy + row * stride, x + row * stride, n, V{} + affine.center[row], V{} + affine.slope[row],
+                      V{} + affine.offset[row], sums + 3 * row);
+    }
+  }
+  static void sums_runs(const void* dy, const void* x, int64_t stride, int64_t rows, int64_t n, Affine<Real> affine,
+                        bool silu, double* sums) {
+    (silu ? sums_runs_as<true> : sums_runs_as<false>)((const T*)dy, (const T*)x, stride, rows, n, affine, sums);
   }
 
   // Adds kRows rows to the sums, in pairs: fewer roundings and fewer stores.
@@ -257,18 +274,24 @@ struct Kernels {
   }
 
   template <bool kSilu>
-  static void gradient_run_as(const T* dy, const T* x, T* dx, int64_t n, Affine<Real> affine, Gradient<Real> gradient) {
-    const V center = V{} + *affine.center, slope = V{} + *affine.slope, offset = V{} + *affine.offset;
-    const V gain = V{} + *gradient.gain, tilt = V{} + *gradient.tilt, level = V{} + *gradient.level;
-    each_vector(n, [&](int64_t i, int lanes) {
-      const V centered = get(x + i, lanes) - center;
-      const V g = get(dy + i, lanes) * activation_slope<kSilu, kNarrow>(fma(centered, slope, offset));
-      put(dx + i, fma(g, gain, fma(centered, tilt, level)), lanes);
-    });
+  static void gradient_runs_as(const T* dy, const T* x, T* dx, int64_t stride, int64_t rows, int64_t n,
+                               Affine<Real> affine, Gradient<Real> gradient, int64_t ahead) {
+    for (int64_t row = 0; row < rows; ++row, dy += stride, x += stride, dx += stride) {
+      const V center = V{} + affine.center[row], slope = V{} + affine.slope[row], offset = V{} + affine.offset[row];
+      const V gain = V{} + gradient.gain[row], tilt = V{} + gradient.tilt[row], level = V{} + gradient.level[row];
+      each_vector(n, [&](int64_t i, int lanes) {
+        fetch(x + i, ahead);
+        fetch(dy + i, ahead);
+        const V centered = get(x + i, lanes) - center;
+        const V g = get(dy + i, lanes) * activation_slope<kSilu, kNarrow>(fma(centered, slope, offset));
+        put(dx + i, fma(g, gain, fma(centered, tilt, level)), lanes);
+      });
+    }
   }
-  static void gradient_run(const void* dy, const void* x, void* dx, int64_t n, Affine<Real> affine,
-                           Gradient<Real> gradient, bool silu) {
-    (silu ? gradient_run_as<true> : gradient_run_as<false>)((const T*)dy, (const T*)x, (T*)dx, n, affine, gradient);
+  static void gradient_runs(const void* dy, const void* x, void* dx, int64_t stride, int64_t rows, int64_t n,
+                            Affine<Real> affine, Gradient<Real> gradient, bool silu, int64_t ahead) {
+    (silu ? gradient_runs_as<true> : gradient_runs_as<false>)((const T*)dy, (const T*)x, (T*)dx, stride, rows, n,
+                                                              affine, gradient, ahead);
   }
 
   template <bool kSilu>
@@ -293,8 +316,8 @@ struct Kernels {
   }
 
   static GroupNormKernels<Real> table() {
-    return {moments_run, moments_columns, apply_run,    apply_columns,
-            sums_run,    sums_columns,    gradient_run, gradient_columns};
+    return {moments_run, moments_columns, apply_runs,    apply_columns,
+            sums_runs,   sums_columns,    gradient_runs, gradient_columns};
   }
 };
 

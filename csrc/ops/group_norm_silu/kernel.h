@@ -19,23 +19,26 @@ struct Gradient {
   const Real *gain, *tilt, *level;
 };
 
-// Single-threaded inner loops. A run is n contiguous elements of one channel and reads entry 0 of each coefficient;
-// columns are n channels of `rows` positions, a row every `stride` elements. Real is float, double for float64.
+// Single-threaded inner loops. Runs are n contiguous elements in each of `rows` channels, a row every `stride` elements
+// and one coefficient for each; columns are n channels of `rows` positions. Real is float, double for float64.
 template <class Real>
 struct GroupNormKernels {
   // moments[0], [1]: mean and sum of squared deviations.
   void (*moments_run)(const void* x, int64_t n, double* moments);
   void (*moments_columns)(const void* x, int64_t stride, int64_t rows, int64_t n, double* mean, double* squares,
                           Real* scratch);
-  void (*apply_run)(const void* x, void* y, int64_t n, Affine<Real> affine, bool silu);
+  // `ahead` bytes further lies what is read next: it is fetched into cache meanwhile.
+  void (*apply_runs)(const void* x, void* y, int64_t stride, int64_t rows, int64_t n, Affine<Real> affine, bool silu,
+                     int64_t ahead);
   void (*apply_columns)(const void* x, int64_t stride, void* y, int64_t y_stride, int64_t rows, int64_t n,
                         Affine<Real> affine, bool silu);
-  // Adds sum g, sum g * (x - center), sum (x - center).
-  void (*sums_run)(const void* dy, const void* x, int64_t n, Affine<Real> affine, bool silu, double* sums);
+  // Adds sum g, sum g * (x - center), sum (x - center): three sums a row of runs, three arrays for columns.
+  void (*sums_runs)(const void* dy, const void* x, int64_t stride, int64_t rows, int64_t n, Affine<Real> affine,
+                    bool silu, double* sums);
   void (*sums_columns)(const void* dy, int64_t dy_stride, const void* x, int64_t stride, int64_t rows, int64_t n,
                        Affine<Real> affine, bool silu, double* g, double* gx, double* xs, Real* scratch);
-  void (*gradient_run)(const void* dy, const void* x, void* dx, int64_t n, Affine<Real> affine, Gradient<Real> gradient,
-                       bool silu);
+  void (*gradient_runs)(const void* dy, const void* x, void* dx, int64_t stride, int64_t rows, int64_t n,
+                        Affine<Real> affine, Gradient<Real> gradient, bool silu, int64_t ahead);
   void (*gradient_columns)(const void* dy, int64_t dy_stride, const void* x, void* dx, int64_t stride, int64_t rows,
                            int64_t n, Affine<Real> affine, Gradient<Real> gradient, bool silu);
 };

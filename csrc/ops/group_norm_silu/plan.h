@@ -49,6 +49,9 @@ struct Plan {
   int64_t vectors() const { return batch * segments * channels; }
   bool empty() const { return batch * segments * length * channels == 0; }
 
+  // Elements between the runs of neighbouring channels, and bytes between neighbouring groups of one source.
+  int64_t row_stride() const { return segments * length; }
+  int64_t group_bytes() const { return per_group * row_stride() * element; }
   int source_of(int64_t c) const { return c < source_channels[0] ? 0 : 1; }
   // Rows of a channels-last part: segment and range of positions.
   struct Rows {
@@ -102,22 +105,31 @@ void run_blocks(const Plan& plan, Reduce reduce, Finish finish, Apply apply) {
   }
 }
 
-// Part of a contiguous run: positions [begin, end) of channel c in segment `frame` of a sample; `segment` counts all.
+// Positions [begin, end) of `rows` channels from c on, in segment `frame` of a sample; `segment` counts all segments.
 struct Chunk {
-  int64_t sample, frame, segment, c, begin, end;
+  int64_t sample, frame, segment, c, rows, begin, end;
 };
 
 // Calls body(chunk) for the chunks of one part of a contiguous group, in memory order.
 template <class Body>
 void each_chunk(const Plan& plan, int64_t block, int64_t part, Body body) {
-  const int64_t unit = block / plan.groups, group = block % plan.groups, first = unit * plan.unit_segments;
+  const int64_t unit = block / plan.groups, first_c = block % plan.groups * plan.per_group;
+  const int64_t first = unit * plan.unit_segments, sample = first / plan.segments, frame = first % plan.segments;
   const int64_t cuts = (plan.length + kChunk - 1) / kChunk, total = plan.per_group * plan.unit_segments * cuts;
   const int64_t begin = part * total / plan.parts, end = (part + 1) * total / plan.parts;
+  if (cuts == 1 && plan.unit_segments == 1) {
+    // Short runs: one call for all channels of a source.
+    const int64_t split = std::clamp(plan.source_channels[0], first_c + begin, first_c + end);
+    const auto rows = [&](int64_t from, int64_t to) {
+      if (to > from) body(Chunk{sample, frame, first, from, to - from, 0, plan.length});
+    };
+    rows(first_c + begin, split);
+    rows(split, first_c + end);
+    return;
+  }
   int64_t cut = begin % cuts, s = begin / cuts % plan.unit_segments, c = begin / cuts / plan.unit_segments;
-  const int64_t sample = first / plan.segments, frame = first % plan.segments;
   for (int64_t i = begin; i < end; ++i) {
-    body(Chunk{sample, frame + s, first + s, group * plan.per_group + c, cut * kChunk,
-               std::min((cut + 1) * kChunk, plan.length)});
+    body(Chunk{sample, frame + s, first + s, first_c + c, 1, cut * kChunk, std::min((cut + 1) * kChunk, plan.length)});
     if (++cut < cuts) continue;
     cut = 0;
     if (++s == plan.unit_segments) s = 0, ++c;
