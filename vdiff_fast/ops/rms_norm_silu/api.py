@@ -12,7 +12,11 @@ from vdiff_fast.ops._channel_vectors import affine, for_reference, laid_out, mod
 from vdiff_fast.ops.rms_norm_silu import reference
 
 _OP = "rms_norm_silu"
-PREDICATES = {"reference": _dispatch.why_not_reference, "triton": _dispatch.why_not_triton}
+PREDICATES = {
+    "reference": _dispatch.why_not_reference,
+    "cpu": _dispatch.why_not_cpu,
+    "triton": _dispatch.why_not_triton,
+}
 _KERNELS = _dispatch.kernel_modules(__package__)
 
 

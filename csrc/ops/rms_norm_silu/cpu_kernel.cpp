@@ -1,0 +1,222 @@
+#include "ops/rms_norm_silu/kernel.h"
+
+#include "cpu/lanes.h"
+
+namespace vdiff::VDIFF_ISA {
+namespace {
+
+inline vfloat root(vfloat v) {
+#if defined(__AVX512F__)
+  return (vfloat)_mm512_sqrt_ps((__m512)v);
+#elif defined(__AVX2__)
+  return (vfloat)_mm256_sqrt_ps((__m256)v);
+#else
+  for (int i = 0; i < kLanes; ++i) v[i] = __builtin_sqrtf(v[i]);
+  return v;
+#endif
+}
+inline vdouble root(vdouble v) {
+  for (int i = 0; i < kDoubleLanes; ++i) v[i] = __builtin_sqrt(v[i]);
+  return v;
+}
+
+template <class T>
+struct Kernels {
+  using V = typename Lanes<T>::Vector;
+  using Real = typename Lanes<T>::Real;
+  static constexpr int kCount = Lanes<T>::count;
+  static constexpr bool kNarrow = sizeof(T) == 2;
+  // Positions whose channels are taken together where positions are contiguous: whole cache lines of every channel.
+  static constexpr int kWide = 4;
+
+  template <class Body>
+  static inline void each_vector(int64_t n, Body body) {
+    int64_t i = 0;
+    for (; i + kCount <= n; i += kCount) body(i, kCount);
+    if (i < n) body(i, static_cast<int>(n - i));
+  }
+  template <class U>
+  static inline V get(const U* p, int lanes) {
+    return lanes == kCount ? load(p) : load_first(p, lanes);
+  }
+  template <class U>
+  static inline void put(U* p, V v, int lanes) {
+    lanes == kCount ? store(p, v) : store_first(p, v, lanes);
+  }
+
+  // --- channels-last: a row of channels per position
+
+  template <bool kSilu>
+  static void forward_row(const T* x, T* y, int64_t n, Real* rstd, const Real* slope, const Real* offset, Real eps) {
+    V squares{};
+    each_vector(n, [&](int64_t c, int lanes) {
+      const V v = get(x + c, lanes);
+      squares = fma(v, v, squares);
+    });
+    const Real mean = sum_lanes(squares) / static_cast<Real>(n);
+    const Real inverse = Real{1} / root(V{} + (mean + eps))[0];
+    *rstd = inverse;
+    each_vector(n, [&](int64_t c, int lanes) {
+      const V z = fma(get(x + c, lanes) * inverse, get(slope + c, lanes), get(offset + c, lanes));
+      put(y + c, activate<kSilu, kNarrow>(z), lanes);
+    });
+  }
+
+  // dx = rstd * (g slope - n mean(g slope n)); g slope of the row waits in scratch.
+  template <bool kSilu>
+  static void backward_row(const T* dy, const T* x, T* dx, int64_t n, Real rstd, const Real* slope, const Real* offset,
+                           Real* g_sum, Real* gn_sum, Real* held) {
+    V dot{};
+    each_vector(n, [&](int64_t c, int lanes) {
+      const V normed = get(x + c, lanes) * rstd, s = get(slope + c, lanes);
+      const V g = get(dy + c, lanes) * activation_slope<kSilu, kNarrow>(fma(normed, s, get(offset + c, lanes)));
+      store(g_sum + c, load(g_sum + c) + g);
+      store(gn_sum + c, fma(g, normed, load(gn_sum + c)));
+      store(held + c, g * s);
+      dot = fma(g * s, normed, dot);
+    });
+    const Real mean = sum_lanes(dot) / static_cast<Real>(n);
+    each_vector(n, [&](int64_t c, int lanes) {
+      const V normed = get(x + c, lanes) * rstd;
+      put(dx + c, (load(held + c) - normed * mean) * rstd, lanes);
+    });
+  }
+
+  template <bool kSilu>
+  static void backward_rows(const RmsNormSlab& slab, const T* dy, const T* x, T* dx, const Real* rstd,
+                            const Real* slope, const Real* offset, double* g, double* gn, Real* scratch) {
+    const int64_t n = slab.channels, padded = n + 16;
+    Real *held = scratch, *g_sum = scratch + padded, *gn_sum = g_sum + padded;
+    for (int64_t done = slab.begin; done < slab.end;) {
+      const int64_t stop = slab.end - done < 64 ? slab.end : done + 64;
+      each_vector(n, [&](int64_t c, int) { store(g_sum + c, V{}), store(gn_sum + c, V{}); });
+      for (; done < stop; ++done) {
+        const int64_t at = done * n;
+        backward_row<kSilu>(dy + at, x + at, dx + at, n, rstd[done], slope, offset, g_sum, gn_sum, held);
+      }
+      for (int64_t c = 0; c < n; ++c) g[c] += g_sum[c], gn[c] += gn_sum[c];
+    }
+  }
+
+  // --- contiguous: kWide vectors of positions, all channels of which stay in cache between the two passes
+
+  template <int kVectors, bool kSilu>
+  static void forward_block(const RmsNormSlab& slab, const T* x, T* y, Real* rstd, const Real* slope,
+                            const Real* offset, Real eps, int lanes) {
+    V squares[kVectors] = {};
+    for (int64_t c = 0; c < slab.channels; ++c) {
+      for (int j = 0; j < kVectors; ++j) {
+        const V v = get(x + c * slab.channel_stride + j * kCount, lanes);
+        squares[j] = fma(v, v, squares[j]);
+      }
+    }
+    for (int j = 0; j < kVectors; ++j) {
+      squares[j] = 1 / root(squares[j] / (V{} + static_cast<Real>(slab.channels)) + eps);
+      put(rstd + j * kCount, squares[j], lanes);
+    }
+    for (int64_t c = 0; c < slab.channels; ++c) {
+      const V s = V{} + slope[c], o = V{} + offset[c];
+      for (int j = 0; j < kVectors; ++j) {
+        const int64_t at = c * slab.channel_stride + j * kCount;
+        put(y + at, activate<kSilu, kNarrow>(fma(get(x + at, lanes) * squares[j], s, o)), lanes);
+      }
+    }
+  }
+
+  template <int kVectors, bool kSilu>
+  static void backward_block(const RmsNormSlab& slab, const T* dy, const T* x, T* dx, const Real* rstd,
+                             const Real* slope, const Real* offset, double* g_sums, double* gn_sums, int lanes) {
+    V dot[kVectors] = {}, inverse[kVectors];
+    for (int j = 0; j < kVectors; ++j) inverse[j] = get(rstd + j * kCount, lanes);
+    for (int64_t c = 0; c < slab.channels; ++c) {
+      const V s = V{} + slope[c], o = V{} + offset[c];
+      V g_sum{}, gn_sum{};
+      for (int j = 0; j < kVectors; ++j) {
+        const int64_t at = c * slab.channel_stride + j * kCount;
+        const V normed = get(x + at, lanes) * inverse[j];
+        const V g = get(dy + at, lanes) * activation_slope<kSilu, kNarrow>(fma(normed, s, o));
+        g_sum += g;
+        gn_sum = fma(g, normed, gn_sum);
+        dot[j] = fma(g * s, normed, dot[j]);
+      }
+      g_sums[c] += sum_lanes(g_sum);
+      gn_sums[c] += sum_lanes(gn_sum);
+    }
+    for (int j = 0; j < kVectors; ++j) dot[j] = dot[j] / (V{} + static_cast<Real>(slab.channels));
+    for (int64_t c = 0; c < slab.channels; ++c) {
+      const V s = V{} + slope[c], o = V{} + offset[c];
+      for (int j = 0; j < kVectors; ++j) {
+        const int64_t at = c * slab.channel_stride + j * kCount;
+        const V normed = get(x + at, lanes) * inverse[j];
+        const V g = get(dy + at, lanes) * activation_slope<kSilu, kNarrow>(fma(normed, s, o));
+        put(dx + at, (g * s - normed * dot[j]) * inverse[j], lanes);
+      }
+    }
+  }
+
+  // Calls wide(position) for kWide whole vectors, then narrow(position, lanes) for one.
+  template <class WideBody, class NarrowBody>
+  static inline void each_block(const RmsNormSlab& slab, WideBody wide, NarrowBody narrow) {
+    int64_t p = slab.begin;
+    for (; p + kWide * kCount <= slab.end; p += kWide * kCount) wide(p);
+    each_vector(slab.end - p, [&](int64_t i, int lanes) { narrow(p + i, lanes); });
+  }
+
+  template <bool kSilu>
+  static void forward_as(RmsNormSlab slab, const T* x, T* y, Real* rstd, const Real* slope, const Real* offset,
+                         Real eps) {
+    if (slab.position_stride != 1) {
+      for (int64_t p = slab.begin; p < slab.end; ++p) {
+        forward_row<kSilu>(x + p * slab.channels, y + p * slab.channels, slab.channels, rstd + p, slope, offset, eps);
+      }
+      return;
+    }
+    each_block(
+        slab, [&](int64_t p) { forward_block<kWide, kSilu>(slab, x + p, y + p, rstd + p, slope, offset, eps, kCount); },
+        [&](int64_t p, int lanes) {
+          forward_block<1, kSilu>(slab, x + p, y + p, rstd + p, slope, offset, eps, lanes);
+        });
+  }
+  static void forward(RmsNormSlab slab, const void* x, void* y, Real* rstd, const Real* slope, const Real* offset,
+                      double eps, Real*) {
+    (slab.silu ? forward_as<true> : forward_as<false>)(slab, (const T*)x, (T*)y, rstd, slope, offset,
+                                                       static_cast<Real>(eps));
+  }
+
+  template <bool kSilu>
+  static void backward_as(RmsNormSlab slab, const T* dy, const T* x, T* dx, const Real* rstd, const Real* slope,
+                          const Real* offset, double* g, double* gn, Real* scratch) {
+    if (slab.position_stride != 1) {
+      return backward_rows<kSilu>(slab, dy, x, dx, rstd, slope, offset, g, gn, scratch);
+    }
+    each_block(
+        slab,
+        [&](int64_t p) {
+          backward_block<kWide, kSilu>(slab, dy + p, x + p, dx + p, rstd + p, slope, offset, g, gn, kCount);
+        },
+        [&](int64_t p, int lanes) {
+          backward_block<1, kSilu>(slab, dy + p, x + p, dx + p, rstd + p, slope, offset, g, gn, lanes);
+        });
+  }
+  static void backward(RmsNormSlab slab, const void* dy, const void* x, void* dx, const Real* rstd, const Real* slope,
+                       const Real* offset, double* g, double* gn, Real* scratch) {
+    (slab.silu ? backward_as<true> : backward_as<false>)(slab, (const T*)dy, (const T*)x, (T*)dx, rstd, slope, offset,
+                                                         g, gn, scratch);
+  }
+};
+
+}  // namespace
+
+void rms_norm_kernels(DType dtype, RmsNormKernels<float>* table) {
+  switch (dtype) {
+    case DType::bf16: *table = {Kernels<bf16>::forward, Kernels<bf16>::backward}; return;
+    case DType::f16: *table = {Kernels<fp16>::forward, Kernels<fp16>::backward}; return;
+    default: *table = {Kernels<float>::forward, Kernels<float>::backward}; return;
+  }
+}
+
+void rms_norm_kernels_f64(RmsNormKernels<double>* table) {
+  *table = {Kernels<double>::forward, Kernels<double>::backward};
+}
+
+}  // namespace vdiff::VDIFF_ISA
