@@ -16,7 +16,6 @@ from torch.nn import functional as F
 import vdiff_fast as vf
 from tests.checks import relative_error
 from vdiff_fast import _library
-from vdiff_fast.ops.group_norm_silu import reference
 
 NATIVE = pytest.mark.skipif(_library.CPU.reason is not None, reason=_library.CPU.reason or "")
 BACKENDS = [
