@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vdiff_fast._spec import Invalid, OpSpec, Sample, randn
+from vdiff_fast._spec import BenchCase, Invalid, OpSpec, Sample, randn
+from vdiff_fast.ops._layers import GROUP_NORM_LAYERS, NormLayer
 from vdiff_fast.ops.group_norm_silu import api, reference
 from vdiff_fast.ops.group_norm_silu.aot import aot
 
@@ -131,6 +132,25 @@ def invalid() -> Iterator[Invalid]:
     )
 
 
+def bench() -> Iterator[BenchCase]:
+    """Every layer in both layouts; the minimum is x read and y written, and with dy read and dx written."""
+    for layer in GROUP_NORM_LAYERS:
+        for last in (False, True):
+
+            def sample(device: torch.device, dtype: torch.dtype, layer: NormLayer = layer, last: bool = last) -> Sample:
+                options: dict[str, Any] = {"per_frame": True} if layer.per_frame else {}
+                return _sample(layer.name, layer.shape, layer.num_groups, device, dtype, last=last, **options)
+
+            elements = torch.Size(layer.shape).numel()
+            yield BenchCase(
+                name=layer.name + ("-channels_last" if last else ""),
+                sample=sample,
+                bytes_forward=2 * 4 * elements,
+                bytes_backward=3 * 4 * elements,
+                tags=("gpu",) if layer.gpu else (),
+            )
+
+
 SPEC = OpSpec(
     name="group_norm_silu",
     module=__package__,
@@ -139,6 +159,7 @@ SPEC = OpSpec(
     samples=samples,
     predicates=api.PREDICATES,
     invalid=invalid,
+    bench=bench,
     aot=aot,
     error_multiple=2.0,
     error_reason="all are within 2 ulp of float32: sums of a few dozen products differ by the luck of their roundings, "

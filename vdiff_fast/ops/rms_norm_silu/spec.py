@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vdiff_fast._spec import Invalid, OpSpec, Sample, randn
+from vdiff_fast._spec import BenchCase, Invalid, OpSpec, Sample, randn
+from vdiff_fast.ops._layers import RMS_NORM_LAYERS, NormLayer
 from vdiff_fast.ops.rms_norm_silu import api, reference
 from vdiff_fast.ops.rms_norm_silu.aot import aot
 
@@ -67,6 +68,27 @@ def invalid() -> Iterator[Invalid]:
     yield Invalid("activation", lambda: op(x, activation="relu"), ValueError, "activation must be 'silu' or 'none'")
 
 
+def bench() -> Iterator[BenchCase]:
+    """Every layer in both layouts; the minimum is x read and y written, and with dy read and dx written."""
+    for layer in RMS_NORM_LAYERS:
+        for last in (False, True):
+
+            def sample(device: torch.device, dtype: torch.dtype, layer: NormLayer = layer, last: bool = last) -> Sample:
+                x = randn(layer.shape, device, dtype)
+                return Sample(
+                    layer.name, (_channels_last(x) if last else x, randn(layer.shape[1:2], device, dtype, seed=1))
+                )
+
+            elements = torch.Size(layer.shape).numel()
+            yield BenchCase(
+                name=layer.name + ("-channels_last" if last else ""),
+                sample=sample,
+                bytes_forward=2 * 4 * elements,
+                bytes_backward=3 * 4 * elements,
+                tags=("gpu",) if layer.gpu else (),
+            )
+
+
 SPEC = OpSpec(
     name="rms_norm_silu",
     module=__package__,
@@ -75,6 +97,7 @@ SPEC = OpSpec(
     samples=samples,
     predicates=api.PREDICATES,
     invalid=invalid,
+    bench=bench,
     aot=aot,
     error_multiple=2.0,
     error_reason="in float32 both are a roundoff or two off, so their ratio scatters; its mean over the samples is < 1",

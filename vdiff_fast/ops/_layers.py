@@ -1,0 +1,38 @@
+"""Norm layers of real models, as benchmarks run them: shapes (B, C, T, H, W) or (N, C, H, W)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class NormLayer:
+    """`gpu`: too large for two CPU cores."""
+
+    name: str
+    shape: tuple[int, ...]
+    num_groups: int
+    per_frame: bool = False
+    gpu: bool = False
+
+
+GROUP_NORM_LAYERS = (
+    NormLayer("video_diffusion_64", (2, 64, 16, 32, 32), 8),
+    NormLayer("modelscope_level0", (1, 320, 16, 32, 32), 32),
+    NormLayer("modelscope_level2", (1, 1280, 16, 8, 8), 32),
+    NormLayer("animatediff_level1", (16, 640, 16, 16), 32),
+    NormLayer("animatediff_up_skip", (16, 960, 16, 16), 32),
+    NormLayer("svd_level3", (14, 1280, 9, 16), 32),
+    NormLayer("sd_vae_mid", (1, 512, 64, 64), 32),
+    NormLayer("animatediff_level0", (16, 320, 64, 64), 32),
+    NormLayer("svd_level0", (14, 320, 72, 128), 32, gpu=True),
+    NormLayer("svd_temporal", (1, 320, 14, 72, 128), 32, gpu=True),
+    NormLayer("hunyuan_vae", (1, 128, 20, 256, 256), 32, gpu=True),
+    NormLayer("cogvideox_vae_per_frame", (1, 256, 8, 240, 360), 32, per_frame=True, gpu=True),
+)
+
+RMS_NORM_LAYERS = (
+    NormLayer("lucidrains_64", (2, 64, 16, 32, 32), 1),
+    NormLayer("wan_vae_384", (1, 384, 4, 30, 52), 1),
+    NormLayer("wan_vae_96", (1, 96, 8, 240, 416), 1, gpu=True),
+)
