@@ -203,7 +203,9 @@ def _merge(parts_ptr, sample, elements, tiles, BLOCK: tl.constexpr, PARTS: tl.co
     first = tl.load(parts_ptr + sample * tiles * 4)
     sums = tl.zeros((PARTS,), tl.float32)
     squares = tl.zeros((PARTS,), tl.float32)
-    for start in range(0, tiles, PARTS):
+    # Triton 3.6's interpreter takes no runtime bound in a range under NumPy 2.4.
+    start = tiles * 0
+    while start < tiles:
         tile = start + tl.arange(0, PARTS)
         mask = tile < tiles
         count = tl.minimum(elements - tile * BLOCK, BLOCK).to(tl.float32)
@@ -211,6 +213,7 @@ def _merge(parts_ptr, sample, elements, tiles, BLOCK: tl.constexpr, PARTS: tl.co
         shift = tl.load(part, mask=mask, other=0.0) - first
         sums += tl.where(mask, shift * count, 0.0)
         squares += tl.where(mask, tl.load(part + 1, mask=mask, other=0.0) + shift * shift * count, 0.0)
+        start += PARTS
     total = tl.sum(sums)
     return tl.sum(squares) - total * (total / elements)
 
