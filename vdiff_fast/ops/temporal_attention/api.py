@@ -12,6 +12,7 @@ from vdiff_fast.ops.qk_norm_rope.checks import check_norm, check_packed, check_s
 from vdiff_fast.ops.qk_norm_rope.reference import Norm, Tables
 from vdiff_fast.ops.qk_norm_rope.tables import rope_tables
 from vdiff_fast.ops.temporal_attention import reference
+from vdiff_fast.ops.temporal_attention.config import holds
 
 MAX_FRAMES = 64
 
@@ -25,9 +26,18 @@ def _limited(predicate: _dispatch.Predicate) -> _dispatch.Predicate:
     return why_not
 
 
+def _why_not_triton(x: Tensor, fused: bool = False, *facts: Any) -> str | None:
+    frames, d = x.shape[1], x.shape[-1]
+    if frames <= MAX_FRAMES and not holds(frames, d, x.element_size(), fused):
+        with_options = " with norm or rotation" if fused else ""
+        return f"{frames} frames of d = {d} in {x.dtype}{with_options} do not fit the registers of a program"
+    return _dispatch.why_not_triton(x)
+
+
 PREDICATES: dict[str, _dispatch.Predicate] = {
     "reference": _dispatch.why_not_reference,
     "cpu": _limited(_dispatch.why_not_cpu),
+    "triton": _limited(_why_not_triton),
 }
 _KERNELS = _dispatch.kernel_modules(__package__)
 
@@ -183,7 +193,7 @@ def temporal_attention(
     check_same_kind(op, q, k=k, v=v)
     tables = _tables(q, rope)
     _check_options(op, q, bias, mask, qk_norm, tables)
-    backend = _dispatch.choose(op, PREDICATES, q)
+    backend = _dispatch.choose(op, PREDICATES, q, qk_norm is not None or tables is not None)
     if backend == "reference":
         options = {"bias": bias, "causal": causal, "mask": mask, "qk_norm": qk_norm, "rope": tables, "scale": scale}
         return _dispatch.call_reference(reference.temporal_attention, q, k, v, eps=eps, **options)
@@ -221,7 +231,7 @@ def temporal_attention_qkv(
     q = qkv.select(3, 0)
     tables = _tables(q, rope)
     _check_options(op, q, bias, mask, qk_norm, tables)
-    backend = _dispatch.choose(op, PREDICATES, q)
+    backend = _dispatch.choose(op, PREDICATES, q, qk_norm is not None or tables is not None)
     if backend == "reference":
         options = {"bias": bias, "causal": causal, "mask": mask, "qk_norm": qk_norm, "rope": tables, "scale": scale}
         return _dispatch.call_reference(reference.temporal_attention_qkv, qkv, eps=eps, **options)

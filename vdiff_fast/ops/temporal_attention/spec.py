@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vdiff_fast._spec import Invalid, OpSpec, Sample, randn
+from vdiff_fast._spec import AotCase, Invalid, OpSpec, Sample, randn
 from vdiff_fast.ops.qk_norm_rope.tables import rope_tables
 from vdiff_fast.ops.temporal_attention import api, reference
+from vdiff_fast.ops.temporal_attention.config import tile_config
 
 
 def function(x: Tensor, *others: Tensor, **options: Any) -> Tensor:
@@ -87,6 +88,61 @@ def invalid() -> Iterator[Invalid]:
     yield Invalid("packed", lambda: packed(x), ValueError, r"qkv must be \(B, T, S, 3, heads, d\)")
 
 
+_POINTERS = {
+    "forward_kernel": ("q", "k", "v", "out"),
+    "backward_kernel": ("dout", "q", "k", "v", "dq", "dk", "dv"),
+}
+_STRIDED = {"forward_kernel": "qkvo", "backward_kernel": "oqkvg"}
+
+
+def _aot_case(kernel: str, frames: int, d: int, dtype: str, options: str) -> AotCase:
+    element = 4 if dtype == "fp32" else 2
+    config = tile_config(frames, d, element, backward=kernel == "backward_kernel", fused=options == "all")
+    strides = [f"{x}_{axis}" for x in _STRIDED[kernel] for axis in "btsh"]
+    pointers = [f"{x}_ptr" for x in _POINTERS[kernel]]
+    parameters = [f"{x}_ptr" for x in ("bias", "qw", "kw", "cos", "sin")]
+    partials = [f"{x}_ptr" for x in ("dbias", "dqw", "dkw")] if kernel == "backward_kernel" else []
+    sizes = dict.fromkeys(("S", "heads", "T"), "i32") | dict.fromkeys(("scale", "eps"), "fp32")
+    flags = dict.fromkeys(("BIAS", "MASK", "CAUSAL"), options != "none") | dict.fromkeys(
+        ("NORM", "ROPE"), options == "all"
+    )
+    shape = {"TILES": config.tiles, "ROWS": config.rows, "FRAMES": config.frames, "WIDTH": config.width, "d": d}
+    return AotCase(
+        name=f"temporal_attention_{kernel}_T{frames}_d{d}_{dtype}_{options}",
+        kernel=kernel,
+        signature=dict.fromkeys(pointers, f"*{dtype}")
+        | dict.fromkeys(parameters + partials, "*fp32")
+        | {"mask_ptr": "*i1"}
+        | dict.fromkeys(strides, "i64")
+        | sizes,
+        constants=shape | flags,
+        divisible=(*pointers, *(x for x in strides if d % 16 == 0 or not x.endswith("_h"))),
+        num_warps=config.num_warps,
+        # Triton 3.6.0 alone spills 400 bytes (newer: none); the reference, next in line, reads everything several times.
+        max_spills=512 if frames > 32 and kernel == "backward_kernel" else 0,
+    )
+
+
+AOT_CASES = (
+    (16, 40, "bf16", "none"),
+    (24, 80, "bf16", "none"),
+    (8, 64, "bf16", "bias"),
+    (64, 64, "bf16", "bias"),
+    (32, 128, "bf16", "bias"),
+    (8, 32, "bf16", "all"),
+    (16, 128, "bf16", "all"),
+    (32, 64, "bf16", "all"),
+    (16, 64, "fp32", "all"),
+    (32, 64, "fp32", "bias"),
+)
+
+
+def aot() -> Iterator[AotCase]:
+    for kernel in _POINTERS:
+        for frames, d, dtype, kind in AOT_CASES:
+            yield _aot_case(kernel, frames, d, dtype, kind)
+
+
 SPEC = OpSpec(
     name="temporal_attention",
     module=__package__,
@@ -95,6 +151,7 @@ SPEC = OpSpec(
     samples=samples,
     predicates=api.PREDICATES,
     invalid=invalid,
+    aot=aot,
     error_multiple=1.5,
     error_reason="sums run in at most four chains, eager's matrix products in more; without FMA products round too",
     summary="attention over the frames of every position, options fused",

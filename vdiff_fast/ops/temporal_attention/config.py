@@ -1,0 +1,64 @@
+"""Launch parameters of the Triton kernels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class TileConfig:
+    """A program holds `tiles` tiles of `rows` rows: one position each, or two of 8 frames.
+
+    Attributes:
+        rows: rows of a tile, 16 or more: what a tensor core takes.
+        frames: rows of one position in a tile; rows / frames positions share a tile.
+        tiles: tiles of a program.
+        width: head dim rounded up to a power of two.
+    """
+
+    rows: int
+    frames: int
+    tiles: int
+    width: int
+    num_warps: int
+
+    @property
+    def positions(self) -> int:
+        """Positions of one program."""
+        return self.tiles * (self.rows // self.frames)
+
+
+def _power_of_two(n: int) -> int:
+    return 1 << max(n - 1, 0).bit_length()
+
+
+# Elements [tiles, rows, width] of one operand that compile without a spill for sm_80, sm_90 and sm_100 in 16 bits; norm
+# and rotation keep more alive. What is faster has not been measured on a GPU.
+FORWARD_ELEMENTS = 8192
+BACKWARD_ELEMENTS = 4096
+# The largest position a program holds, by the same measure.
+MAX_ELEMENTS = {2: 4096, 4: 2048}
+MAX_FUSED_ELEMENTS = {2: 2048, 4: 1024}
+
+
+def holds(frames: int, head_dim: int, element_bytes: int, fused: bool) -> bool:
+    """Whether one position fits the registers of a program; `fused`: norm or rotation take part."""
+    rows, width = max(16, _power_of_two(frames)), max(16, _power_of_two(head_dim))
+    limits = MAX_FUSED_ELEMENTS if fused else MAX_ELEMENTS
+    return rows * max(rows, width) <= limits.get(element_bytes, 0)
+
+
+def tile_config(frames: int, head_dim: int, element_bytes: int, *, backward: bool, fused: bool) -> TileConfig:
+    """One program per head and block of positions: so many that an operand has the elements that registers hold.
+
+    Args:
+        fused: norm or rotation take part.
+    """
+    rows, width = max(16, _power_of_two(frames)), max(16, _power_of_two(head_dim))
+    budget = BACKWARD_ELEMENTS if backward else FORWARD_ELEMENTS
+    budget //= (2 if element_bytes == 4 else 1) * (2 if fused else 1)
+    position = rows * max(width, rows)
+    tiles = max(1, min(16, budget // position))
+    over = position * tiles > budget
+    num_warps = 8 if budget >= 2048 or over else 4
+    return TileConfig(rows, 8 if frames <= 8 else rows, tiles, width, num_warps)
