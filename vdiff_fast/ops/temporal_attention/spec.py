@@ -118,7 +118,7 @@ def _aot_case(kernel: str, frames: int, d: int, dtype: str, options: str) -> Aot
         constants=shape | flags,
         divisible=(*pointers, *(x for x in strides if d % 16 == 0 or not x.endswith("_h"))),
         num_warps=config.num_warps,
-        # Triton 3.6.0 alone spills 400 bytes (newer: none); the reference, next in line, reads everything several times.
+        # Triton 3.6.0 alone spills 400 bytes (newer: none); the reference, next in line, reads all of it several times.
         max_spills=512 if frames > 32 and kernel == "backward_kernel" else 0,
     )
 
