@@ -3,12 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
 
 import vdiff_fast as vf
 from vdiff_fast import _library
+
+
+def _repair_interpreter() -> None:
+    """Triton 3.6 takes int() of a one-element array for a loop's bound, which numpy 2.4 no longer allows."""
+    from triton.runtime import interpreter
+
+    patch = interpreter._patch_lang_tensor
+
+    def repaired(tensor: type, scope: Any) -> None:
+        patch(tensor, scope)
+        scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.squeeze()))
+
+    interpreter._patch_lang_tensor = repaired
+
+
+if _library.INTERPRETING:
+    _repair_interpreter()
 
 
 @pytest.fixture(autouse=True)

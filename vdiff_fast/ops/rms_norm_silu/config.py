@@ -20,7 +20,7 @@ class TileConfig:
 
 # Channels-last rows are contiguous in the channels, so wide tiles of few positions are read whole.
 # Not measured on a GPU yet.
-_CONTIGUOUS = ((16, 256), (128, 32))
+_CONTIGUOUS = ((16, 256), (64, 64))
 _CHANNELS_LAST = ((16, 256), (128, 32), (512, 8), (2048, 4))
 # Programs of a backward pass: more tiles a program mean fewer partial sums to write. Not measured on a GPU yet.
 _PROGRAMS = 2048
@@ -32,8 +32,10 @@ def tiles(channels_last: bool, backward: bool) -> tuple[TileConfig, ...]:
     shapes = _CHANNELS_LAST if channels_last else _CONTIGUOUS
     if not backward:
         return tuple(TileConfig(c, r, 8) for c, r in shapes)
-    # x and dy: half the positions; 8 warps only where 4 would hold more than 16 elements a thread of each.
-    return tuple(TileConfig(c, r // 2, 4 if c * r <= 4096 else 8) for c, r in shapes)
+    # x and dy, and sums of both: fewer positions; these do not spill on any supported Triton (ptxas, sm_80/90/100).
+    if channels_last:
+        return tuple(TileConfig(c, r, warps) for c, r, warps in ((16, 64, 4), (128, 16, 4), (512, 2, 4), (2048, 2, 8)))
+    return tuple(TileConfig(c, r // 4, 4) for c, r in shapes)
 
 
 def tile_config(channels: int, segments: int, length: int, channels_last: bool, backward: bool) -> TileConfig:
