@@ -11,6 +11,7 @@ import importlib
 import logging
 import os
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from types import ModuleType, TracebackType
 from typing import Any
 
@@ -90,12 +91,43 @@ def order(device_type: str) -> tuple[str, ...]:
     return DEFAULT_ORDER.get(device_type, ("reference",))
 
 
+@dataclass(frozen=True)
+class Choice:
+    """What `choose` answered once: the backend, and the reason against every backend that cannot run the call."""
+
+    op: str
+    backend: str
+    reasons: dict[str, str]
+
+
+_observer: list[Choice] | None = None
+
+
+def observed(call: Callable[[], object]) -> list[Choice]:
+    """Every choice of a backend made while `call` runs, for doctor and the benchmarks."""
+    global _observer
+    _observer = []
+    try:
+        call()
+        return _observer
+    finally:
+        _observer = None
+
+
 def choose(op: str, predicates: Mapping[str, Predicate], x: Tensor, *facts: Any) -> str:
     """The backend for this call: the one asked for by name, else the first that can run.
 
     Raises:
         BackendUnavailableError: the backend asked for by name cannot run this call.
     """
+    chosen = _choose(op, predicates, x, *facts)
+    if _observer is not None and not torch.compiler.is_compiling():
+        reasons = {name: predicate(x, *facts) for name, predicate in predicates.items()}
+        _observer.append(Choice(op, chosen, {name: reason for name, reason in reasons.items() if reason is not None}))
+    return chosen
+
+
+def _choose(op: str, predicates: Mapping[str, Predicate], x: Tensor, *facts: Any) -> str:
     wanted = _requested_by_op.get(op, _requested)
     if wanted is not None:
         if wanted not in predicates:

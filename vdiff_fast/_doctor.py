@@ -90,14 +90,12 @@ def _libraries() -> dict[str, str]:
 
 
 def _status(spec: OpSpec, device: str) -> OpStatus:
-    x = torch.empty(0, device=device)
-    chosen = _dispatch.choose(spec.name, spec.predicates, x)
-    reasons = {}
-    for name, predicate in spec.predicates.items():
-        reason = predicate(x)
-        if reason is not None:
-            reasons[name] = reason
-    return OpStatus(spec.name, device, chosen, reasons)
+    """The choice for the op's first contract sample."""
+    sample = next(iter(spec.samples(torch.device(device), torch.float32)))
+    choice = next(
+        c for c in _dispatch.observed(lambda: spec.function(*sample.args, **sample.kwargs)) if c.op == spec.name
+    )
+    return OpStatus(spec.name, device, choice.backend, choice.reasons)
 
 
 def _warnings() -> Iterator[str]:

@@ -228,11 +228,8 @@ def _timed(
 
 
 def _backend_of(group: Group, sample: Sample) -> str:
-    x = next(iter(sample.tensors()), torch.empty(0))
-    try:
-        return _dispatch.choose(group.spec.name, group.spec.predicates, x)
-    except (TypeError, RuntimeError):
-        return ""
+    choices = _dispatch.observed(lambda: group.spec.function(*sample.args, **sample.kwargs))
+    return next((c.backend for c in choices if c.op == group.spec.name), "")
 
 
 def measure_op(

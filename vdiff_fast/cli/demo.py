@@ -20,8 +20,6 @@ SETTINGS: dict[str, Any] = {
     "data.size": 32,
     "data.stride": STRIDE,
     "model.name": "unet-tiny",
-    # Convolutions over frames tell a frame where in the clip it stands, and let it share its neighbours' detail.
-    "model.changes": {"temporal_conv": (True, True, True)},
     "diffusion.target": "v",
     # min_snr weighs steps of much noise lightly: a short training then never leaves the noise.
     "diffusion.weighting": "uniform",
@@ -44,7 +42,7 @@ WANTED_MOTION = (0.5, 2.0)
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for sample.gif, contact.png, loss.png, report.json.")] = Path("out"),
     data: Annotated[Path | None, typer.Option(help="Another short video; the bundled clip if left out.")] = None,
-    steps: Annotated[int, typer.Option(min=1, help="Training steps.")] = 900,
+    steps: Annotated[int, typer.Option(min=1, help="Training steps.")] = 720,
     seed: Annotated[int, typer.Option(help="Seed of everything.")] = 0,
     rounds: Annotated[int, typer.Option(min=1, help="Timed steps of each backend at the end.")] = 5,
 ) -> None:
