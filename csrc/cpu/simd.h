@@ -43,14 +43,17 @@ inline vfloat vmax(vfloat a, vfloat b) { return select(a > b, a, b); }
 inline vfloat vmin(vfloat a, vfloat b) { return select(a < b, a, b); }
 #endif
 
-// a * b + c in one rounding where the set has it; -ffp-contract=off keeps every other expression apart.
+// a * b + c in one rounding (two, the first in double, where the set lacks it); -ffp-contract=off keeps every other expression apart.
 inline vfloat fma(vfloat a, vfloat b, vfloat c) {
 #if defined(__AVX512F__)
   return (vfloat)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
 #elif defined(__FMA__)
   return (vfloat)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
 #else
-  return a * b + c;
+  // The product of two floats is exact in double: without this the error bounds would depend on the set.
+  typedef double wide __attribute__((vector_size(2 * kVectorBytes)));
+  return __builtin_convertvector(
+      __builtin_convertvector(a, wide) * __builtin_convertvector(b, wide) + __builtin_convertvector(c, wide), vfloat);
 #endif
 }
 
