@@ -58,6 +58,8 @@ def test_cpu_smoke(group: Group, benchmark: Any) -> None:
 @pytest.mark.parametrize("group", _all_groups())
 def test_op(group: Group, device: torch.device, benchmark: Any) -> None:
     rows = [row.to_dict() for row in measure_group(group, device)]
+    if not rows:
+        pytest.skip("nothing to differentiate")
     ours = next(row for row in rows if row["implementation"] == OURS)
     assert not ours["note"], ours["note"]
     ROWS.extend(rows)
