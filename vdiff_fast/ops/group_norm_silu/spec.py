@@ -79,7 +79,7 @@ def samples(device: torch.device, dtype: torch.dtype) -> Iterator[Sample]:
     yield make("one_per_group", (2, 5, 3, 3), 5, last=True, activation="none")
     yield make("one_group", (1, 6, 2, 4, 5), 1)
     yield make("ada_sample", (2, 6, 2, 3, 4), 3, last=True, scale=True, shift=True)
-    yield make("ada_frame", (2, 6, 3, 3, 4), 3, scale=True, shift=True, frames=3)
+    yield make("ada_frame", (2, 6, 3, 7, 9), 3, scale=True, shift=True, frames=3)
     yield make("size_one", (1, 8, 1, 1, 3), 4, last=True)
     yield make("scale_only", (2, 6, 9), 3, scale=True)
     yield make("shift_only", (2, 6, 9), 3, shift=True)

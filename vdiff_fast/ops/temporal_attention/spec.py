@@ -50,7 +50,14 @@ def options(frames: int, heads: int, d: int, batch: int, device: torch.device, d
 
 
 def samples(device: torch.device, dtype: torch.dtype) -> Iterator[Sample]:
-    for shape in [(1, 16, 3, 2, 8), (2, 5, 4, 1, 40), (1, 1, 2, 2, 16), (1, 8, 5, 2, 32), (1, 17, 2, 1, 72)]:
+    for shape in [
+        (1, 16, 3, 2, 8),
+        (2, 5, 4, 1, 40),
+        (1, 1, 2, 2, 16),
+        (1, 8, 5, 2, 32),
+        (1, 17, 2, 1, 64),
+        (1, 14, 2, 1, 72),
+    ]:
         yield Sample("x".join(map(str, shape)), _tokens(shape, device, dtype))
     for frames in (8, 25):
         everything = options(frames, 2, 16, 2, device, dtype)
