@@ -43,7 +43,8 @@ inline vfloat vmax(vfloat a, vfloat b) { return select(a > b, a, b); }
 inline vfloat vmin(vfloat a, vfloat b) { return select(a < b, a, b); }
 #endif
 
-// a * b + c in one rounding (two, the first in double, where the set lacks it); -ffp-contract=off keeps every other expression apart.
+// a * b + c in one rounding (two, the first in double, where the set lacks it); -ffp-contract=off keeps every other
+// expression apart.
 inline vfloat fma(vfloat a, vfloat b, vfloat c) {
 #if defined(__AVX512F__)
   return (vfloat)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
