@@ -1,4 +1,4 @@
-"""Norm layers of real models, as benchmarks run them: shapes (B, C, T, H, W) or (N, C, H, W)."""
+"""Layers of real models, as benchmarks run them: norms over (B, C, T, H, W) or (N, C, H, W), tokens (B, T, S, D)."""
 
 from __future__ import annotations
 
@@ -35,4 +35,26 @@ RMS_NORM_LAYERS = (
     NormLayer("lucidrains_64", (2, 64, 16, 32, 32), 1),
     NormLayer("wan_vae_384", (1, 384, 4, 30, 52), 1),
     NormLayer("wan_vae_96", (1, 96, 8, 240, 416), 1, gpu=True),
+)
+
+
+@dataclass(frozen=True)
+class TokenLayer:
+    """Tokens (B, T, S, D) of a diffusion transformer; `vectors` of modulation per sample. `gpu`: as above."""
+
+    name: str
+    shape: tuple[int, ...]
+    vectors: int = 1
+    gpu: bool = False
+
+
+TOKEN_LAYERS = (
+    TokenLayer("dit_tiny", (8, 8, 64, 192)),
+    TokenLayer("dit_xl", (8, 1, 256, 1152)),
+    TokenLayer("latte", (1, 16, 256, 1152)),
+    TokenLayer("latte_per_frame", (1, 16, 256, 1152), vectors=16),
+    TokenLayer("cogvideox_part", (1, 1, 1110, 3072)),
+    TokenLayer("latte_batch", (4, 16, 256, 1152), gpu=True),
+    TokenLayer("cogvideox_5b", (1, 1, 8308, 3072), gpu=True),
+    TokenLayer("wan_per_frame", (1, 21, 1560, 5120), vectors=21, gpu=True),
 )

@@ -1,0 +1,39 @@
+"""Public function: errors, backend choice, autograd."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from vdiff_fast import _dispatch
+from vdiff_fast.ops._modulation import check_tokens, like_tokens, modulation
+from vdiff_fast.ops.gated_residual import reference
+
+_OP = "gated_residual"
+PREDICATES = {"reference": _dispatch.why_not_reference}
+
+
+def gated_residual(residual: Tensor, branch: Tensor, gate: Tensor) -> Tensor:
+    """y = residual + gate * branch: the end of a branch in an adaLN-Zero block.
+
+    Args:
+        residual, branch: (B, ..., D), usually tokens (B, T, S, D) or (B, N, D); float32, bfloat16, float16 (float64 on
+            CPU). Contiguous is read as it is, other strides cost one copy; a branch of another dtype is converted.
+        gate: (B, D), one per sample; (B, F, D), one per run of N/F of the N tokens of a sample, so F = T is per frame
+            and F = N per token; or the residual's rank with 1 for the axes it does not vary over. Read by stride. Of
+            another dtype it is converted to the residual's.
+
+    Returns:
+        The residual's shape and dtype, contiguous. Moves 3 activations forward and 3 backward, where the residual's
+        gradient is y's own; saved for the backward are branch and gate.
+
+    Raises:
+        TypeError: an integer tensor.
+        ValueError: a branch or a gate of the wrong shape or device.
+
+    Source: Peebles and Xie 2023, "Scalable Diffusion Models with Transformers", section 3.2 (adaLN-Zero).
+    """
+    check_tokens(_OP, "residual", residual)
+    branch = like_tokens(_OP, "branch", branch, residual)
+    modulation(_OP, "gate", gate, residual)
+    _dispatch.choose(_OP, PREDICATES, residual)
+    return _dispatch.call_reference(reference.gated_residual, residual, branch, gate)

@@ -1,0 +1,47 @@
+"""Public function: errors, backend choice, autograd."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from vdiff_fast import _dispatch
+from vdiff_fast.ops._modulation import check_tokens, like_tokens, modulation
+from vdiff_fast.ops.gated_residual_norm_modulate import reference
+
+_OP = "gated_residual_norm_modulate"
+PREDICATES = {"reference": _dispatch.why_not_reference}
+
+
+def gated_residual_norm_modulate(
+    residual: Tensor, branch: Tensor, gate: Tensor, shift: Tensor, scale: Tensor, *, eps: float = 1e-6
+) -> tuple[Tensor, Tensor]:
+    """h = residual + gate * branch, y = (h - mean) / sqrt(var + eps) * (1 + scale) + shift, over the last axis.
+
+    What stands between two branches of an adaLN-Zero block, in one pass.
+
+    Args:
+        residual, branch: (B, ..., D), usually tokens (B, T, S, D) or (B, N, D); float32, bfloat16, float16 (float64 on
+            CPU). Contiguous is read as it is, other strides cost one copy; a branch of another dtype is converted.
+        gate, shift, scale: (B, D), one per sample; (B, F, D), one per run of N/F of the N tokens of a sample, so F = T
+            is per frame and F = N per token; or x's rank with 1 for the axes they do not vary over. Read by stride: a
+            chunk of one Linear's output is not copied. Of another dtype they are converted to the residual's.
+        eps: added to the variance.
+
+    Returns:
+        (h, y): the new residual and its modulated norm, both in the residual's shape and dtype, contiguous. Moves 4
+        activations forward, 6 backward; saved for the backward are h, branch, the vectors, and two numbers per token.
+
+    Raises:
+        TypeError: an integer tensor.
+        ValueError: a branch or a vector of the wrong shape or device.
+
+    Source: Peebles and Xie 2023, "Scalable Diffusion Models with Transformers", section 3.2 (adaLN-Zero).
+    """
+    check_tokens(_OP, "residual", residual)
+    branch = like_tokens(_OP, "branch", branch, residual)
+    for name, value in (("gate", gate), ("shift", shift), ("scale", scale)):
+        modulation(_OP, name, value, residual)
+    _dispatch.choose(_OP, PREDICATES, residual)
+    return _dispatch.call_reference(
+        reference.gated_residual_norm_modulate, residual, branch, gate, shift, scale, eps=eps
+    )
