@@ -1,8 +1,9 @@
 """Choose the backend of one call.
 
-`auto` takes the first backend in the order of preference that can run; a backend asked for by name runs or raises the
-reason. Every op has one predicate per backend, `why_not(x, ...) -> str | None`. All of it traces under torch.compile:
-it reads dtype, shape, device and module globals, nothing else.
+`auto` takes the first backend that can run, in the order that was measured on this architecture, else in the order of
+preference; a backend asked for by name runs or raises the reason. Every op has one predicate per backend,
+`why_not(x, ...) -> str | None`. All of it traces under torch.compile: it reads dtype, shape, device and module globals,
+nothing else.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vdiff_fast import _library
+from vdiff_fast import _library, _measured
 
 Predicate = Callable[..., str | None]
 
@@ -84,11 +85,17 @@ class use_backend:
         _requested_by_op.update(self._before[1])
 
 
-def order(device_type: str) -> tuple[str, ...]:
-    """Backends of `auto` in order of preference."""
+def order(op: str, x: Tensor) -> tuple[str, ...]:
+    """Backends of `auto` for this call: as measured, else in order of preference."""
     if _library.INTERPRETING:
         return INTERPRETER_ORDER
-    return DEFAULT_ORDER.get(device_type, ("reference",))
+    preferred = DEFAULT_ORDER.get(x.device.type, ("reference",))
+    measured = _measured.order(op, x)
+    if not measured:
+        return preferred
+    inductor = "reference" if torch.compiler.is_compiling() else _measured.INDUCTOR
+    known = tuple(inductor if name == _measured.INDUCTOR else name for name in measured)
+    return known + tuple(name for name in preferred if name not in known)
 
 
 @dataclass(frozen=True)
@@ -98,6 +105,7 @@ class Choice:
     op: str
     backend: str
     reasons: dict[str, str]
+    elements: int
 
 
 _observer: list[Choice] | None = None
@@ -123,7 +131,8 @@ def choose(op: str, predicates: Mapping[str, Predicate], x: Tensor, *facts: Any)
     chosen = _choose(op, predicates, x, *facts)
     if _observer is not None and not torch.compiler.is_compiling():
         reasons = {name: predicate(x, *facts) for name, predicate in predicates.items()}
-        _observer.append(Choice(op, chosen, {name: reason for name, reason in reasons.items() if reason is not None}))
+        against = {name: reason for name, reason in reasons.items() if reason is not None}
+        _observer.append(Choice(op, chosen, against, x.numel()))
     return chosen
 
 
@@ -136,7 +145,7 @@ def _choose(op: str, predicates: Mapping[str, Predicate], x: Tensor, *facts: Any
         if reason is not None:
             raise BackendUnavailableError(f"{op}: backend {wanted!r} was asked for, but {reason}")
         return wanted
-    for name in order(x.device.type):
+    for name in order(op, x):
         if name not in predicates:
             continue
         reason = predicates[name](x, *facts)
