@@ -13,6 +13,9 @@ from diffusers import (
     EulerAncestralDiscreteScheduler,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
+    FlowMatchHeunDiscreteScheduler,
+    HeunDiscreteScheduler,
+    UniPCMultistepScheduler,
 )
 from torch import Tensor
 
@@ -46,15 +49,16 @@ def walk(table: SamplerTable, step: Any, **options: Any) -> None:
     """Both samplers from the same x at every step; `step(i, t, x, prediction, noise)` is diffusers' x_prev."""
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(SHAPE, generator=generator)
-    previous = None
+    previous = previous2 = None
     for i, t in enumerate(table.timesteps):
         prediction = torch.randn(SHAPE, generator=generator) * 0.7
         noise = torch.randn(SHAPE, generator=generator)
         theirs = step(i, t, x, prediction, noise)
-        x, previous = vf.ops.sampler_step(
-            x, prediction, table.coefficients, i, previous=previous if table.uses_previous else None, noise=noise,
-            **options,
+        x, x0 = vf.ops.sampler_step(
+            x, prediction, table.coefficients, i, previous=previous if table.uses_previous else None,
+            previous2=previous2 if table.uses_previous2 else None, noise=noise, **options,
         )  # fmt: skip
+        previous, previous2 = x0, previous
         close(x, theirs)
         assert x.isfinite().all()
 
@@ -182,6 +186,192 @@ def test_flow_match_euler(steps: int) -> None:
         return theirs.step(prediction, theirs.timesteps[i], x).prev_sample
 
     walk(table, step)
+
+
+@pytest.mark.parametrize(
+    ("steps", "spacing"),
+    [*((n, s) for n in (1, 2, 3, 10, 20) for s in ("linspace", "leading", "trailing")), (3, "karras"), (20, "karras")],
+)
+@pytest.mark.parametrize("target", PREDICTION)
+def test_unipc(steps: int, spacing: str, target: str) -> None:
+    """Predictor and corrector of order 2, B_2(h), x0 as the prediction."""
+    schedule = NoiseSchedule.cosine()
+    theirs = exact_tables(
+        UniPCMultistepScheduler(
+            beta_schedule="squaredcos_cap_v2",
+            prediction_type=PREDICTION[target],
+            timestep_spacing="linspace" if spacing == "karras" else spacing,
+            use_karras_sigmas=spacing == "karras",
+            final_sigmas_type="zero",
+        ),
+        schedule,
+    )
+    theirs.set_timesteps(steps)
+    theirs.sigmas = theirs.sigmas.double()
+    table = sampler_table(schedule, "unipc", steps, target=target, spacing=spacing)
+    assert table.uses_previous2 == (steps > 3)
+    if spacing == "karras":
+        torch.testing.assert_close(table.timesteps.round().long(), theirs.timesteps, atol=1, rtol=0)
+        theirs.set_begin_index(0)  # rounding makes the first two times equal, and diffusers would take the second
+    else:
+        assert table.timesteps.tolist() == theirs.timesteps.tolist()
+
+    def step(i: int, t: Tensor, x: Tensor, prediction: Tensor, noise: Tensor) -> Tensor:
+        return theirs.step(prediction, theirs.timesteps[i], x).prev_sample
+
+    walk(table, step)
+
+
+@pytest.mark.parametrize("steps", [2, 8, 25])
+@pytest.mark.parametrize("shift", [1.0, 5.0])
+def test_unipc_on_a_flow(steps: int, shift: float) -> None:
+    theirs = UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=shift)
+    theirs.set_timesteps(steps)
+    schedule = NoiseSchedule.flow(shift=shift)
+    table = sampler_table(schedule, "unipc", steps, target="flow", continuous_time=True)
+    torch.testing.assert_close(table.timesteps, theirs.sigmas[:-1], rtol=1e-5, atol=2e-6)
+    theirs.sigmas = torch.cat([table.timesteps.double(), torch.zeros(1)])
+    theirs.sigmas[0] = 1 - 1e-6
+
+    def step(i: int, t: Tensor, x: Tensor, prediction: Tensor, noise: Tensor) -> Tensor:
+        return theirs.step(prediction, theirs.timesteps[i], x).prev_sample
+
+    walk(table, step)
+
+
+@pytest.mark.parametrize("target", PREDICTION)
+@pytest.mark.parametrize(
+    ("steps", "spacing"),
+    # From the noisiest level to the clearest in one step, a difference of two x0 loses its digits: 6 steps and more.
+    [(1, "trailing"), *((n, s) for n in (6, 12) for s in ("linspace", "leading", "trailing", "karras"))],
+)
+@pytest.mark.parametrize("clipped", [False, True])
+def test_heun(target: str, spacing: str, steps: int, clipped: bool) -> None:
+    """EDM's second-order sampler; diffusers walks in x / signal and calls the model 2 steps - 1 times, as we do."""
+    theirs = exact_tables(
+        HeunDiscreteScheduler(
+            beta_start=1e-4,
+            beta_end=0.02,
+            prediction_type=PREDICTION[target],
+            timestep_spacing="linspace" if spacing == "karras" else spacing,
+            use_karras_sigmas=spacing == "karras",
+            clip_sample=clipped,
+        ),
+        LINEAR,
+    )
+    theirs.set_timesteps(steps)
+    theirs.sigmas = theirs.sigmas.double()
+    table = sampler_table(LINEAR, "heun", steps, target=target, spacing=spacing)
+    assert table.steps == 2 * steps - 1
+    torch.testing.assert_close(table.timesteps.float(), theirs.timesteps, rtol=1e-4, atol=2e-2)
+    scale = (1 + theirs.sigmas**2).sqrt()
+
+    def step(i: int, t: Tensor, x: Tensor, prediction: Tensor, noise: Tensor) -> Tensor:
+        out = theirs.step(prediction.double(), theirs.timesteps[i], x.double() * scale[i]).prev_sample
+        return out / scale[i + 1]
+
+    walk(table, step, clip=1.0 if clipped else None)
+
+
+@pytest.mark.parametrize("steps", [1, 8, 25])
+@pytest.mark.parametrize("shift", [1.0, 3.0, 12.0])
+@pytest.mark.parametrize("continuous", [False, True])
+def test_flow_shift(steps: int, shift: float, continuous: bool) -> None:
+    theirs = FlowMatchEulerDiscreteScheduler(shift=shift)
+    theirs.set_timesteps(steps)
+    schedule = NoiseSchedule.flow(shift=shift)
+    table = sampler_table(schedule, "euler", steps, target="flow", continuous_time=continuous)
+    if continuous:
+        torch.testing.assert_close(table.timesteps, theirs.sigmas[:-1], rtol=1e-6, atol=1e-7)
+
+    def step(i: int, t: Tensor, x: Tensor, prediction: Tensor, noise: Tensor) -> Tensor:
+        return theirs.step(prediction, theirs.timesteps[i], x).prev_sample
+
+    walk(table, step)
+
+
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+def test_flow_trailing_is_what_pipelines_pass(shift: float) -> None:
+    """sigmas = linspace(1, 1 / n, n), as the pipelines of Stable Diffusion 3 and Flux give them."""
+    theirs = FlowMatchEulerDiscreteScheduler(shift=shift)
+    theirs.set_timesteps(sigmas=torch.linspace(1, 1 / 7, 7).tolist())
+    table = sampler_table(
+        NoiseSchedule.flow(shift=shift), "euler", 7, target="flow", spacing="trailing", continuous_time=True
+    )
+    torch.testing.assert_close(table.timesteps, theirs.sigmas[:-1], rtol=1e-6, atol=1e-7)
+    walk(table, lambda i, t, x, prediction, noise: theirs.step(prediction, theirs.timesteps[i], x).prev_sample)
+
+
+def test_flow_karras() -> None:
+    theirs = FlowMatchEulerDiscreteScheduler(use_karras_sigmas=True)
+    theirs.set_timesteps(9)
+    table = sampler_table(NoiseSchedule.flow(), "euler", 9, target="flow", spacing="karras", continuous_time=True)
+    torch.testing.assert_close(table.timesteps, theirs.sigmas[:-1], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("steps", [1, 8])
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+def test_flow_match_heun(steps: int, shift: float) -> None:
+    theirs = FlowMatchHeunDiscreteScheduler(shift=shift)
+    theirs.set_timesteps(steps)
+    table = sampler_table(NoiseSchedule.flow(shift=shift), "heun", steps, target="flow")
+
+    def step(i: int, t: Tensor, x: Tensor, prediction: Tensor, noise: Tensor) -> Tensor:
+        return theirs.step(prediction, theirs.timesteps[i], x).prev_sample
+
+    walk(table, step)
+
+
+@pytest.mark.parametrize("name", ["ddim", "unipc", "dpmpp_2m"])
+def test_leading_with_an_offset(name: str) -> None:
+    kinds = {"ddim": DDIMScheduler, "unipc": UniPCMultistepScheduler, "dpmpp_2m": DPMSolverMultistepScheduler}
+    theirs = kinds[name](timestep_spacing="leading", steps_offset=1)
+    theirs.set_timesteps(20)
+    table = sampler_table(LINEAR, name, 20, spacing="leading", steps_offset=1)
+    assert table.timesteps.tolist() == theirs.timesteps.tolist()
+
+
+@pytest.mark.parametrize("target", PREDICTION)
+@pytest.mark.parametrize("name", ["unipc", "dpmpp_2m"])
+def test_dynamic_thresholding_of_higher_order(target: str, name: str) -> None:
+    kinds = {"unipc": UniPCMultistepScheduler, "dpmpp_2m": DPMSolverMultistepScheduler}
+    options: dict[str, Any] = {"thresholding": True, "sample_max_value": 3.0, "dynamic_thresholding_ratio": 0.95}
+    theirs = exact_tables(kinds[name](prediction_type=PREDICTION[target], **options), LINEAR)
+    theirs.set_timesteps(10)
+    theirs.sigmas = theirs.sigmas.double()
+    table = sampler_table(LINEAR, name, 10, target=target)
+
+    def step(i: int, t: Tensor, x: Tensor, prediction: Tensor, noise: Tensor) -> Tensor:
+        return theirs.step(prediction, theirs.timesteps[i], x).prev_sample
+
+    walk(table, step, clip="dynamic", dynamic_ratio=0.95, dynamic_max=3.0)
+
+
+@pytest.mark.parametrize("name", ["unipc", "heun", "dpmpp_2m"])
+@pytest.mark.parametrize("rescale", [0.0, 0.7])
+def test_guidance_of_higher_order(name: str, rescale: float) -> None:
+    """Every step's guided prediction, rescaled, through both."""
+    kinds = {"unipc": UniPCMultistepScheduler, "heun": HeunDiscreteScheduler, "dpmpp_2m": DPMSolverMultistepScheduler}
+    theirs = exact_tables(kinds[name](beta_start=1e-4, beta_end=0.02), LINEAR)
+    theirs.set_timesteps(8)
+    theirs.sigmas = theirs.sigmas.double()
+    table = sampler_table(LINEAR, name, 8, guidance=lambda done: 7.5 - 5 * done)
+    scale = (1 + theirs.sigmas**2).sqrt() if name == "heun" else torch.ones(table.steps + 1, dtype=torch.float64)
+    generator = torch.Generator().manual_seed(2)
+    x, axes = torch.randn(SHAPE, generator=generator), (1, 2, 3, 4)
+    previous = previous2 = None
+    for i, t in enumerate(theirs.timesteps):
+        cond, uncond = torch.randn(2, *SHAPE, generator=generator) * 0.7
+        guided = uncond + table.guidance[i] * (cond - uncond)
+        matched = guided * (cond.std(dim=axes, keepdim=True) / guided.std(dim=axes, keepdim=True))
+        guided = rescale * matched + (1 - rescale) * guided
+        expected = theirs.step(guided.double(), t, x.double() * scale[i]).prev_sample / scale[i + 1]
+        x, x0 = vf.ops.sampler_step(
+            x, cond, table.coefficients, i, uncond=uncond, guidance_rescale=rescale,
+            previous=previous, previous2=previous2,
+        )  # fmt: skip
+        previous, previous2 = x0, previous
+        close(x, expected)
 
 
 @pytest.mark.parametrize("target", PREDICTION)

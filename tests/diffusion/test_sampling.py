@@ -15,7 +15,7 @@ from vdiff_fast.diffusion import NoiseSchedule, sample, sampler_table
 
 LINEAR = NoiseSchedule.linear()
 SHAPE = (5, 3, 4, 6, 2)
-SAMPLERS = ("ddpm", "ddim", "dpmpp_2m", "dpmpp_2m_sde", "euler")
+SAMPLERS = ("ddpm", "ddim", "dpmpp_2m", "dpmpp_2m_sde", "unipc", "euler", "heun")
 
 
 class Toy(nn.Module):
@@ -63,7 +63,7 @@ def test_batched_and_split_guidance_agree() -> None:
     batched = sample(model, SHAPE, LINEAR, **options)
     assert model.batches == [10] * 4
     model.batches.clear()
-    split = sample(model, SHAPE, LINEAR, batch_guidance=False, **options)
+    split = sample(model, SHAPE, LINEAR, guidance_batch="split", **options)
     assert model.batches == [5] * 8
     torch.testing.assert_close(batched, split)
 
@@ -99,6 +99,164 @@ def test_the_model_keeps_its_mode_and_latents_and_callback_are_used() -> None:
     assert not first.requires_grad
 
 
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_every_sampler_is_its_op_step_by_step(sampler: str) -> None:
+    """The loop keeps the history that a sampler needs, and no step more."""
+    model = Toy().eval()
+    table = sampler_table(LINEAR, sampler, 6, eta=1.0 if sampler == "ddim" else 0.0)
+    x, x0, older = vf.ops.noise(SHAPE, 4), None, None
+    for i, t in enumerate(table.timesteps):
+        with torch.no_grad():
+            prediction = model(x, t.expand(5))
+        zeros = torch.zeros_like(x)
+        x, new = vf.ops.sampler_step(
+            x, prediction, table.coefficients, i, seed=4,
+            previous=zeros if x0 is None else x0, previous2=zeros if older is None else older,
+        )  # fmt: skip
+        x0, older = new, x0
+    torch.testing.assert_close(sample(model, SHAPE, LINEAR, table, seed=4), x)
+
+
+def test_a_guidance_interval_calls_the_model_once_outside() -> None:
+    model = Toy()
+    levels = LINEAR.exact_sigma / LINEAR.exact_signal
+    interval = (float(levels[250]), float(levels[500]))  # times 750, 500, 250, 0
+    sample(model, SHAPE, LINEAR, steps=4, guidance=3.0, guidance_interval=interval, y=torch.arange(5))
+    assert model.batches == [5] * 5
+    assert sampler_table(LINEAR, steps=4, guidance=3.0, guidance_interval=interval).guidance == (1.0, 3.0, 1.0, 1.0)
+
+
+def test_a_guidance_schedule_is_a_function_of_the_share_done() -> None:
+    assert sampler_table(LINEAR, steps=5, guidance=lambda done: 1 + 4 * done).guidance == (1.0, 2.0, 3.0, 4.0, 5.0)
+    assert sampler_table(LINEAR, "heun", 3, guidance=[2.0, 3.0, 4.0]).guidance == (2.0, 3.0, 3.0, 4.0, 4.0)
+
+
+def test_joint_guidance_splits_where_memory_ends() -> None:
+    class Small(Toy):
+        def forward(self, x: Tensor, t: Tensor, **inputs: Any) -> Tensor:
+            if len(x) > 5:
+                raise torch.OutOfMemoryError("no room")
+            return super().forward(x, t, **inputs)
+
+    options = {"steps": 3, "guidance": 5.0, "y": torch.arange(5), "uncond": {"y": 9}}
+    model = Small()
+    expected = sample(Toy(), SHAPE, LINEAR, guidance_batch="split", **options)
+    assert torch.equal(sample(model, SHAPE, LINEAR, **options), expected)
+    assert model.batches == [5] * 6
+    with pytest.raises(torch.OutOfMemoryError):
+        sample(model, SHAPE, LINEAR, guidance_batch="joint", **options)
+
+
+def test_a_flow_model_gets_s() -> None:
+    seen: list[Tensor] = []
+
+    def model(x: Tensor, t: Tensor) -> Tensor:
+        seen.append(t)
+        return x
+
+    options: dict[str, Any] = {"steps": 4, "target": "flow", "spacing": "trailing", "continuous_time": True}
+    sample(model, (2, 3), NoiseSchedule.flow(shift=3.0), "euler", **options)
+    u = torch.tensor([1.0, 0.75, 0.5, 0.25])
+    torch.testing.assert_close(torch.stack(seen)[:, 0], 3 * u / (1 + 2 * u))
+
+
+class Modulated(Toy):
+    """Takes part in the protocol of ModulationTable."""
+
+    def modulations(self, t: Tensor, y: Tensor | None = None) -> Tensor:
+        self.made = getattr(self, "made", 0) + 1
+        row = torch.stack([t.float() / 1000, torch.zeros(len(t)) if y is None else 0.1 * y], dim=1)
+        return row
+
+    def forward(self, x: Tensor, t: Tensor, *, modulation: Tensor | None = None, **inputs: Any) -> Tensor:
+        self.batches.append(len(x))
+        rows = self.modulations(t, inputs.get("y")) if modulation is None else modulation
+        return torch.tanh(self.scale * x + rows.sum(1).reshape(-1, *[1] * (x.dim() - 1)))
+
+
+@pytest.mark.parametrize("labels", [None, [3, 3, 3, 3, 3], [0, 1, 1, 0, 2]])
+@pytest.mark.parametrize("guidance_batch", ["auto", "split"])
+@pytest.mark.parametrize("sampler", ["ddim", "heun"])
+def test_the_modulation_table_is_the_model_s_own(labels: Any, guidance_batch: str, sampler: str) -> None:
+    y = None if labels is None else torch.tensor(labels)
+    options: dict[str, Any] = {"steps": 6, "y": y, "guidance": [1, 4, 4, 4, 4, 1], "guidance_batch": guidance_batch}
+    if y is not None:
+        options["uncond"] = {"y": 7}
+    model, plain = Modulated(), Modulated()
+    table = sample(model, SHAPE, LINEAR, sampler, **options)
+    own = sample(lambda x, t, **inputs: plain(x, t, **inputs), SHAPE, LINEAR, sampler, **options)
+    torch.testing.assert_close(table, own)
+    assert model.made <= 4  # two runs of the layers for each table, whatever the steps
+    assert plain.made >= 6
+
+
+def test_a_video_unet_samples_the_same_from_its_table() -> None:
+    """With classes, cross-attention's kept keys and values, and joint guidance."""
+    torch.manual_seed(0)
+    model = vf.models.VideoUNet.preset("tiny", num_classes=4, context_dim=8)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.02 * torch.randn_like(parameter))
+    shape = (2, 3, 2, 16, 16)
+    options: dict[str, Any] = {
+        "steps": 3, "guidance": 2.0, "y": torch.tensor([0, 3]), "context": torch.randn(2, 5, 8),
+        "uncond": {"y": 4, "context": torch.zeros(2, 5, 8)}, "clip": 1.0,
+    }  # fmt: skip
+    calls: list[int] = []
+    layer = next(m for m in model.modules() if isinstance(m, vf.nn.CrossAttention))
+    layer.kv.register_forward_hook(lambda *_: calls.append(1))
+    actual = sample(model, shape, LINEAR, **options)
+    assert len(calls) == 1
+    model.eval()
+    expected = sample(lambda x, t, **inputs: model(x, t, **inputs), shape, LINEAR, **options)
+    assert len(calls) == 4
+    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_an_interruption_keeps_what_is_done() -> None:
+    def stop(i: int, x: Tensor, x0: Tensor) -> None:
+        if i == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(vf.diffusion.SamplingInterrupted, match="after 3 sampling steps") as caught:
+        sample(Toy(), SHAPE, LINEAR, steps=5, seed=3, callback=stop)
+    table = sampler_table(LINEAR, steps=5)
+    rest = sampler_table(LINEAR, timesteps=table.timesteps[3:])
+    resumed = sample(Toy(), SHAPE, LINEAR, rest, latents=caught.value.x)
+    assert torch.equal(resumed, sample(Toy(), SHAPE, LINEAR, steps=5, seed=3))
+    assert caught.value.x0.abs().max() > 0
+
+
+def test_decoding_in_chunks_of_frames() -> None:
+    sizes: list[int] = []
+
+    def decode(latents: Tensor) -> Tensor:
+        sizes.append(latents.shape[2])
+        return latents.repeat_interleave(2, dim=-1)
+
+    latents = sample(Toy(), SHAPE, LINEAR, steps=2)
+    frames = sample(Toy(), SHAPE, LINEAR, steps=2, decode=decode, decode_frames=3)
+    assert sizes == [3, 1]
+    assert torch.equal(frames, latents.repeat_interleave(2, dim=-1))
+
+
+def test_a_graph_needs_a_gpu() -> None:
+    with pytest.raises(ValueError, match="captures a CUDA graph, but the video is on cpu"):
+        sample(Toy(), SHAPE, LINEAR, steps=2, graph=True)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_a_captured_run_equals_the_eager_one(sampler: str) -> None:
+    model = Toy().cuda()
+    options: dict[str, Any] = {
+        "steps": 5, "seed": 2, "y": torch.arange(5).cuda(), "uncond": {"y": 7}, "guidance": [1.0, 3.0, 3.0, 3.0, 1.0],
+    }  # fmt: skip
+    captured = sample(model, SHAPE, LINEAR, sampler, graph=True, **options)
+    assert torch.equal(captured, sample(model, SHAPE, LINEAR, sampler, graph=False, **options))
+
+
 def test_a_function_samples() -> None:
     assert sample(lambda x, t: x, (1, 2, 3), LINEAR, steps=2).shape == (1, 2, 3)
 
@@ -122,8 +280,8 @@ def test_the_video_is_channels_last() -> None:
         (lambda: sample(Toy(), SHAPE, LINEAR, latents=torch.zeros(2)), "latents have shape"),
         (lambda: sample(Toy(), SHAPE, LINEAR, uncond={"label": 3}), "uncond has label"),
         (
-            lambda: sample(Toy(), SHAPE, LINEAR, y=torch.arange(5), guidance=2.0, batch_guidance=True),
-            "batch_guidance needs an unconditional tensor",
+            lambda: sample(Toy(), SHAPE, LINEAR, y=torch.arange(5), guidance=2.0, guidance_batch="joint"),
+            "guidance_batch='joint' needs an unconditional tensor",
         ),
         (lambda: sampler_table(LINEAR, timesteps=[3, 5]), "must fall strictly"),
         (lambda: sampler_table(LINEAR, timesteps=[1000]), r"within \[0, 999\]"),
@@ -132,7 +290,16 @@ def test_the_video_is_channels_last() -> None:
             lambda: sampler_table(NoiseSchedule.linear(zero_terminal_snr=True), spacing="trailing"),
             "target 'noise' does not determine the clean video at time 999",
         ),
-        (lambda: sampler_table(NoiseSchedule.flow(), spacing="karras", target="v"), "ends in pure noise"),
+        (lambda: sampler_table(NoiseSchedule.linear(zero_terminal_snr=True), spacing="karras"), "ends in pure noise"),
+        (lambda: sampler_table(LINEAR, continuous_time=True), "continuous_time is for flow schedules"),
+        (lambda: sampler_table(LINEAR, guidance_interval=(3.0, 1.0)), "0 <= low < high"),
+        (lambda: sampler_table(LINEAR, steps=10, spacing="leading", steps_offset=200), "past 999"),
+        (
+            lambda: sampler_table(
+                NoiseSchedule.linear(zero_terminal_snr=True), "heun", 5, target="v", spacing="trailing"
+            ),
+            "heun needs a signal",
+        ),
     ],
 )
 def test_bad_arguments_say_what_would_work(call: Any, match: str) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -13,28 +14,32 @@ from vdiff_fast.diffusion import spacing as spaced
 from vdiff_fast.diffusion.schedule import NoiseSchedule
 from vdiff_fast.ops.sampler_step import columns
 
-SAMPLERS = ("ddpm", "ddim", "dpmpp_2m", "dpmpp_2m_sde", "euler")
+SAMPLERS = ("ddpm", "ddim", "dpmpp_2m", "dpmpp_2m_sde", "unipc", "euler", "heun")
 # What diffusers' scheduler of the same name does unless told otherwise.
 DEFAULT_SPACING = {
     "ddpm": "leading",
     "ddim": "leading",
     "dpmpp_2m": "linspace",
     "dpmpp_2m_sde": "linspace",
+    "unipc": "linspace",
     "euler": "linspace",
+    "heun": "linspace",
 }
 VARIANCES = ("fixed_small", "fixed_large")
+Guidance = float | Sequence[float] | Callable[[float], float]
 
 
 @dataclass(frozen=True, eq=False)
 class SamplerTable:
-    """Coefficients and times of a sampling run.
+    """Coefficients and times of a sampling run, a row for every call of the model.
 
     Attributes:
-        sampler: "ddpm", "ddim", "dpmpp_2m", "dpmpp_2m_sde" or "euler".
-        coefficients: (steps, 8) float32, the `table` of `vf.ops.sampler_step`.
+        sampler: one of `SAMPLERS`.
+        coefficients: (steps, 9) float32, the `table` of `vf.ops.sampler_step`.
         timesteps: (steps,), what the model gets as t: int64 where all are whole, else float32.
         guidance: the scale of every step.
-        draws_noise, uses_previous: whether any step adds noise, reads the x0 of the step before.
+        draws_noise: whether any step adds noise.
+        uses_previous, uses_previous2: whether any step reads the x0 of the step before, of two steps before.
     """
 
     sampler: str
@@ -43,6 +48,7 @@ class SamplerTable:
     guidance: tuple[float, ...]
     draws_noise: bool
     uses_previous: bool
+    uses_previous2: bool = False
 
     @property
     def steps(self) -> int:
@@ -122,13 +128,101 @@ def _dpmpp_2m(rates: _Rates, stochastic: bool) -> dict[int, Tensor]:
     }
 
 
-def _guidance_of_steps(guidance: float | Sequence[float], steps: int) -> tuple[float, ...]:
+def _unipc(rates: _Rates) -> dict[int, Tensor]:
+    """Zhao et al. 2023, "UniPC", algorithms 5 and 6 with B_2(h) and x0 as the prediction, order 2.
+
+    The corrector starts from the corrected x of the step before, as the predictor did, so that the corrected x is the
+    predicted one plus differences of x0: a step is one update with two x0 before it. The first and last are of order 1.
+    """
+    # As in diffusers, pure noise counts as a millionth of signal: the second step then has a step before it.
+    levels = [*(rates.signal.clamp(min=1e-6) / rates.sigma).log().tolist(), math.inf]
+    decays, next_signals = (rates.next_sigma / rates.sigma).tolist(), rates.next_signal.tolist()
+    signals = rates.signal.tolist()
+    steps = len(decays)
+    rows = torch.zeros(4, steps, dtype=torch.float64)
+    order_before = 0
+    for i, (decay, signal) in enumerate(zip(decays, next_signals)):
+        gain = -math.expm1(levels[i] - levels[i + 1])
+        order = 1 if i in (0, steps - 1) else 2
+        own, before = signal * gain, 0.0
+        if order == 2:
+            weight = signal * gain * 0.5 * _step_ratio(levels, i)
+            own, before = own + weight, -weight
+        now, last, oldest = _unipc_correction(levels, i, order_before)
+        correction = decay * signals[i]
+        rows[:, i] = torch.tensor(
+            [decay, own + correction * now, before + correction * last, correction * oldest], dtype=torch.float64
+        )
+        order_before = order
+    return dict(zip((columns.X, columns.X0, columns.PREVIOUS, columns.PREVIOUS2), rows))
+
+
+def _step_ratio(levels: list[float], i: int) -> float:
+    """-1 / r = h_i / h_{i-1}."""
+    return (levels[i + 1] - levels[i]) / (levels[i] - levels[i - 1])
+
+
+def _unipc_correction(levels: list[float], i: int, order: int) -> tuple[float, float, float]:
+    """What the corrector adds to x at time i over its signal there, as weights of x0 at i, i - 1 and i - 2."""
+    if order == 0:
+        return 0.0, 0.0, 0.0
+    h = levels[i] - levels[i - 1]
+    gain = -math.expm1(-h)
+    if order == 1:
+        return 0.5 * gain, -0.5 * gain, 0.0
+    inverse = -_step_ratio(levels, i - 1)  # 1 / r
+    first = (-gain / -h - 1) / -gain
+    second = 2 * ((-gain / -h - 1) / -h - 0.5) / -gain
+    # The two equations rho_0 + rho_1 = first, r rho_0 + rho_1 = second.
+    rho_0 = (first - second) * inverse / (inverse - 1)
+    older = gain * (rho_0 - 0.5) * inverse
+    newest = gain * (first - rho_0)
+    return newest, -newest - older, older
+
+
+def _heun(rates: _Rates, flow: bool) -> dict[int, Tensor]:
+    """Karras et al. 2022, algorithm 1 without churn: Euler's step to the next level, then the mean of both slopes.
+
+    Along Euler's line the slope (x - x0) / level keeps its value, so the correction is a difference of two x0.
+    The level is sigma / signal of x / signal, or a flow's own sigma. Rows: step, correction, step, ..., step.
+    """
+    level, unit = (rates.sigma, torch.ones_like(rates.sigma)) if flow else (rates.sigma / rates.signal, rates.signal)
+    if not bool(level.isfinite().all()):
+        raise ValueError("heun needs a signal at every time (zero terminal SNR has none): use unipc, dpmpp_2m or ddim")
+    steps = _ddim(rates, 0.0, "x0", use_clipped=True)
+    calls = 2 * len(level) - 1
+    update = {column: torch.zeros(calls, dtype=torch.float64) for column in (*steps, columns.PREVIOUS)}
+    for column, values in steps.items():
+        update[column][::2] = values
+    half = unit[1:] * (level[1:] - level[:-1]) / (2 * level[1:])
+    update[columns.X][1::2] = 1.0
+    update[columns.X0][1::2] = -half
+    update[columns.PREVIOUS][1::2] = half
+    return update
+
+
+def _guidance_of_steps(guidance: Guidance, steps: int) -> tuple[float, ...]:
+    if callable(guidance):
+        return tuple(float(guidance(i / max(steps - 1, 1))) for i in range(steps))
     if isinstance(guidance, (int, float)):
         return (float(guidance),) * steps
     scales = tuple(float(scale) for scale in guidance)
     if len(scales) != steps:
         raise ValueError(f"guidance has {len(scales)} scales for {steps} steps; give one number or one per step")
     return scales
+
+
+def _within(scales: tuple[float, ...], interval: tuple[float, float] | None, rates: _Rates) -> tuple[float, ...]:
+    """Scale 1 where sigma / signal lies outside the interval."""
+    if interval is None:
+        return scales
+    low, high = interval
+    if not 0 <= low < high:
+        raise ValueError(
+            f"guidance_interval must be (low, high] of sigma / signal with 0 <= low < high, got {interval}"
+        )
+    levels = (rates.sigma / rates.signal).tolist()
+    return tuple(scale if low < level <= high else 1.0 for scale, level in zip(scales, levels))
 
 
 def _check(sampler: str, target: str, eta: float, variance: str) -> None:
@@ -152,23 +246,31 @@ def sampler_table(
     eta: float = 0.0,
     spacing: str | None = None,
     timesteps: Sequence[float] | Tensor | None = None,
-    guidance: float | Sequence[float] = 1.0,
+    guidance: Guidance = 1.0,
+    guidance_interval: tuple[float, float] | None = None,
+    steps_offset: int = 0,
+    continuous_time: bool = False,
     variance: str = "fixed_small",
     use_clipped_model_output: bool = False,
 ) -> SamplerTable:
-    """Rows (f, g, a, b, c, d, e, w) of x0 = f x + g y, x_prev = a x + b x0 + c y + d previous + e z, for every step.
+    """Rows (f, g, a, b, c, d, e, w, h) of x0 = f x + g y, x_prev = a x + b x0 + c y + d previous + h previous2 + e z.
 
     Written for any process x_t = signal x0 + sigma z, so the flow schedule takes every sampler too.
 
     Args:
         schedule: the noise schedule that the model was trained with.
-        sampler: "ddpm", "ddim", "dpmpp_2m" (DPM-Solver++, second order), "dpmpp_2m_sde", "euler".
+        sampler: "ddpm", "ddim", "dpmpp_2m" (DPM-Solver++, second order), "dpmpp_2m_sde", "unipc" (second order),
+            "euler", "heun" (EDM's: 2 steps - 1 calls of the model).
         steps: how many; not read where `timesteps` is given.
         target: what the model predicts: "noise", "v", "x0", "flow".
         eta: share of DDPM's noise that ddim and euler add: 0 none, 1 ancestral.
         spacing: "leading", "trailing", "linspace", "karras"; by default what diffusers takes for the sampler.
         timesteps: times of one's own instead, falling, within [0, schedule.timesteps - 1].
-        guidance: scale of classifier-free guidance, one number or one per step.
+        guidance: scale of classifier-free guidance: one number, one per step, or a function of the share of the
+            sampling that is done, from 0 to 1.
+        guidance_interval: (low, high]: no guidance where sigma / signal lies outside (Kynkaanniemi et al. 2024).
+        steps_offset: added to the times of leading spacing.
+        continuous_time: the model takes a flow's s in [0, 1] as t rather than the step.
         variance: of ddpm: "fixed_small" (the posterior's) or "fixed_large" (beta).
         use_clipped_model_output: ddim and euler take the noise from the clipped x0 rather than from the prediction.
 
@@ -176,40 +278,59 @@ def sampler_table(
         ValueError: an unknown name, or a number outside its range; the target does not determine x0 at the first step.
     """
     _check(sampler, target, eta, variance)
+    if continuous_time and schedule.kind != "flow":
+        raise ValueError(f"continuous_time is for flow schedules, whose t is s in [0, 1]; this one is {schedule.name}")
     chosen = DEFAULT_SPACING[sampler] if spacing is None else spacing
     if timesteps is not None:
         times = spaced.given_times(schedule, timesteps)
     else:
-        times = spaced.spaced_times(schedule, steps, chosen, sampler)
-    signal, sigma = spaced.rates_at(schedule, times, log_levels=chosen == "karras")
-    rates = _Rates(
+        times = spaced.spaced_times(schedule, steps, chosen, sampler, steps_offset)
+    rates = _rates_of(schedule, times, log_levels=chosen == "karras")
+    update = _update(schedule, sampler, rates, target, eta, variance, use_clipped_model_output)
+    scales = _within(_guidance_of_steps(guidance, len(times)), guidance_interval, rates)
+    # Heun calls the model twice at every time but the first.
+    at = torch.arange(1, 2 * len(times)) // 2 if sampler == "heun" else torch.arange(len(times))
+    x0_x, x0_y = process.x0_coefficients(target, rates.signal[at], rates.sigma[at])
+    update |= {columns.X0_X: x0_x, columns.X0_Y: x0_y, columns.GUIDANCE: torch.tensor(scales, dtype=torch.float64)[at]}
+    rows = torch.zeros(len(at), columns.COLUMNS, dtype=torch.float64)
+    for column, values in update.items():
+        rows[:, column] = values
+    _check_finite(rows, times[at], target)
+    shown = rates.sigma[at] if continuous_time else times[at]
+    whole = not continuous_time and bool((shown == shown.round()).all())
+    return SamplerTable(
+        sampler=sampler,
+        coefficients=rows.float(),
+        timesteps=shown.long() if whole else shown.float(),
+        guidance=tuple(scales[i] for i in at.tolist()),
+        draws_noise=bool((rows[:, columns.NOISE] != 0).any()),
+        uses_previous=bool((rows[:, columns.PREVIOUS] != 0).any()),
+        uses_previous2=bool((rows[:, columns.PREVIOUS2] != 0).any()),
+    )
+
+
+def _rates_of(schedule: NoiseSchedule, times: Tensor, *, log_levels: bool) -> _Rates:
+    signal, sigma = spaced.rates_at(schedule, times, log_levels=log_levels)
+    return _Rates(
         signal=signal,
         sigma=sigma,
         next_signal=torch.cat([signal[1:], torch.ones(1, dtype=torch.float64)]),
         next_sigma=torch.cat([sigma[1:], torch.zeros(1, dtype=torch.float64)]),
     )
+
+
+def _update(
+    schedule: NoiseSchedule, sampler: str, rates: _Rates, target: str, eta: float, variance: str, use_clipped: bool
+) -> dict[int, Tensor]:
     if sampler == "ddpm":
-        update = _ddpm(rates, variance)
-    elif sampler in ("ddim", "euler"):
-        update = _ddim(rates, eta, target, use_clipped_model_output)
-    else:
-        update = _dpmpp_2m(rates, stochastic=sampler == "dpmpp_2m_sde")
-    scales = _guidance_of_steps(guidance, len(times))
-    x0_x, x0_y = process.x0_coefficients(target, signal, sigma)
-    update |= {columns.X0_X: x0_x, columns.X0_Y: x0_y, columns.GUIDANCE: torch.tensor(scales, dtype=torch.float64)}
-    rows = torch.zeros(len(times), columns.COLUMNS, dtype=torch.float64)
-    for column, values in update.items():
-        rows[:, column] = values
-    _check_finite(rows, times, target)
-    whole = bool((times == times.round()).all())
-    return SamplerTable(
-        sampler=sampler,
-        coefficients=rows.float(),
-        timesteps=times.long() if whole else times.float(),
-        guidance=scales,
-        draws_noise=bool((rows[:, columns.NOISE] != 0).any()),
-        uses_previous=bool((rows[:, columns.PREVIOUS] != 0).any()),
-    )
+        return _ddpm(rates, variance)
+    if sampler in ("ddim", "euler"):
+        return _ddim(rates, eta, target, use_clipped)
+    if sampler == "unipc":
+        return _unipc(rates)
+    if sampler == "heun":
+        return _heun(rates, flow=schedule.kind == "flow")
+    return _dpmpp_2m(rates, stochastic=sampler == "dpmpp_2m_sde")
 
 
 def _check_finite(rows: Tensor, times: Tensor, target: str) -> None:

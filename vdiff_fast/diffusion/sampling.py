@@ -4,61 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from vdiff_fast.diffusion.sampler_table import SamplerTable, sampler_table
+from vdiff_fast.diffusion.guided_model import GuidedModel, Model
+from vdiff_fast.diffusion.sampler_table import Guidance, SamplerTable, sampler_table
 from vdiff_fast.diffusion.schedule import NoiseSchedule
+from vdiff_fast.diffusion.step_graph import StepGraph, StepState
 from vdiff_fast.ops.noise import noise
 from vdiff_fast.ops.sampler_step import sampler_step
 
-Model = Callable[..., Tensor]
 Callback = Callable[[int, Tensor, Tensor], None]
 
 
-@dataclass(frozen=True)
-class _Guided:
-    """A model with its inputs: the prediction with and without the condition."""
+class SamplingInterrupted(KeyboardInterrupt):
+    """A sampling run was interrupted: what is done is kept.
 
-    model: Model
-    inputs: dict[str, Tensor]
-    uncond_inputs: dict[str, Tensor]
-    batched: bool
+    Attributes:
+        steps: how many steps ended.
+        x: the state after them; `latents=` of a run over the remaining timesteps goes on from it.
+        x0: the model's estimate of the finished video, zeros before the first step.
+    """
 
-    def __call__(self, x: Tensor, t: Tensor, guided: bool) -> tuple[Tensor, Tensor | None]:
-        if not guided:
-            return self.model(x, t.expand(len(x)), **self.inputs), None
-        if not self.batched:
-            prediction, _ = self(x, t, guided=False)
-            return prediction, self.model(x, t.expand(len(x)), **self.uncond_inputs)
-        both = {name: torch.cat([value, self.uncond_inputs[name]]) for name, value in self.inputs.items()}
-        prediction, uncond = self.model(torch.cat([x, x]), t.expand(2 * len(x)), **both).chunk(2)
-        return prediction, uncond
-
-
-def _guided_model(
-    model: Model, inputs: Mapping[str, Any], uncond: Mapping[str, Any] | None, batched: bool | None
-) -> _Guided:
-    """Pair the inputs: an int among the unconditional ones fills the shape of its partner; the rest is shared."""
-    given = {name: value for name, value in inputs.items() if value is not None}
-    replaced = dict.fromkeys(("y", "context")) if uncond is None else dict(uncond)
-    unknown = set(replaced) - set(inputs)
-    if unknown:
-        raise ValueError(f"uncond has {', '.join(sorted(unknown))}; it may name {', '.join(inputs)}")
-    for name, value in replaced.items():
-        if isinstance(value, int) and name in given:
-            replaced[name] = torch.full_like(given[name], value)
-    without = {name: value for name, value in (given | replaced).items() if value is not None}
-    pairs = given.keys() == without.keys() and all(given[name].shape == without[name].shape for name in given)
-    if batched and not pairs:
-        raise ValueError(
-            "batch_guidance needs an unconditional tensor of the same shape for every input, for example "
-            f"uncond={{'y': null_class}}; got {sorted(without)} for {sorted(given)}"
-        )
-    return _Guided(model, given, without, batched=pairs if batched is None else batched)
+    def __init__(self, steps: int, x: Tensor, x0: Tensor) -> None:
+        super().__init__(f"interrupted after {steps} sampling steps")
+        self.steps, self.x, self.x0 = steps, x, x0
 
 
 @contextmanager
@@ -104,13 +76,16 @@ def sample(
     y: Tensor | None = None,
     context: Tensor | None = None,
     cond: Tensor | None = None,
-    guidance: float | Sequence[float] = 1.0,
+    guidance: Guidance = 1.0,
+    guidance_interval: tuple[float, float] | None = None,
     guidance_rescale: float = 0.0,
     uncond: Mapping[str, Tensor | int | None] | None = None,
-    batch_guidance: bool | None = None,
+    guidance_batch: str = "auto",
     eta: float = 0.0,
     spacing: str | None = None,
     timesteps: Sequence[float] | Tensor | None = None,
+    steps_offset: int = 0,
+    continuous_time: bool = False,
     clip: float | str | None = None,
     dynamic_ratio: float = 0.995,
     dynamic_max: float | None = None,
@@ -119,6 +94,9 @@ def sample(
     device: torch.device | str | None = None,
     callback: Callback | None = None,
     progress: bool = False,
+    graph: str | bool = "auto",
+    decode: Callable[[Tensor], Tensor] | None = None,
+    decode_frames: int = 8,
 ) -> Tensor:
     """x_T ~ N(0, I), then x_prev = update(x, model(x, t)) for every step: a video from noise.
 
@@ -130,30 +108,34 @@ def sample(
             None are left out of the call. A module is put in evaluation mode for the loop.
         shape: (B, C, T, H, W), or any (B, ...).
         schedule: the noise schedule that the model was trained with.
-        sampler: "ddpm", "ddim", "dpmpp_2m", "dpmpp_2m_sde", "euler", or a ready `sampler_table(...)`, which then
-            decides steps, target, guidance, eta, spacing and timesteps.
-        steps, target, eta, spacing, timesteps: see `sampler_table`.
+        sampler: "ddpm", "ddim", "dpmpp_2m", "dpmpp_2m_sde", "unipc", "euler", "heun", or a ready `sampler_table(...)`,
+            which then decides all that `sampler_table` is asked for.
+        steps, target, eta, spacing, timesteps, steps_offset, continuous_time, guidance_interval: see `sampler_table`.
         seed: int or 0-d int64 tensor. Stream 0 is x_T, stream 1 + i the noise of step i.
         sample_offset: index of this call's first sample in the whole batch.
         y, context, cond: the model's inputs: class labels (B,), tokens (B, L, D), condition channels.
-        guidance: scale of classifier-free guidance: 1 is off; one number or one per step (steps of scale 1 cost one
-            call of the model).
+        guidance: scale of classifier-free guidance: 1 is off; one number, one per step or a function of the share
+            done (steps of scale 1 cost one call of the model).
         guidance_rescale: see `vf.ops.sampler_step`.
         uncond: inputs of the unconditional call that differ from the conditional one's; None leaves an input out, an
             int fills a tensor like its partner (the null class). By default y and context are left out.
-        batch_guidance: one call of the model on the doubled batch (True) or two (False: half the memory); by default
-            one, where every input has an unconditional tensor of the same shape.
+        guidance_batch: "joint" calls the model once on the doubled batch, "split" twice (half the memory); "auto" is
+            joint where every input has an unconditional tensor of the same shape, until a device runs out of memory.
         clip, dynamic_ratio, dynamic_max: see `vf.ops.sampler_step`; 1.0 for pixels in [-1, 1].
         latents: x_T to start from instead of noise.
         dtype, device: of x; the device of `latents` or of the model where it is left out.
-        callback: called after every step with (step, x, x0).
+        callback: called after every step with (step, x, x0); clone what outlives the step, a graph writes in place.
         progress: show a progress bar.
+        graph: record the whole step as a CUDA graph and replay it: "auto" (on a CUDA device, eager where the model
+            cannot be captured), True (or raise), False. Never on the CPU.
+        decode: latents (B, C, n, ...) -> frames (B, C', n, ...), called on `decode_frames` frames at a time.
 
     Returns:
-        The video, `shape`, `dtype`, channels-last memory for rank 4 and 5.
+        The video, `shape`, `dtype`, channels-last memory for rank 4 and 5; what `decode` made of it where given.
 
     Raises:
         ValueError: an unknown name, a number outside its range, shapes that do not fit.
+        SamplingInterrupted: a KeyboardInterrupt, with the x and the estimate of x0 of the last step that ended.
 
     Source: Ho et al. 2020, algorithm 2.
     """
@@ -162,38 +144,76 @@ def sample(
         table = sampler.to(device)
     else:
         table = sampler_table(
-            schedule, sampler, steps, target=target, eta=eta, spacing=spacing, timesteps=timesteps, guidance=guidance
-        ).to(device)
+            schedule, sampler, steps, target=target, eta=eta, spacing=spacing, timesteps=timesteps, guidance=guidance,
+            guidance_interval=guidance_interval, steps_offset=steps_offset, continuous_time=continuous_time,
+        ).to(device)  # fmt: skip
     if latents is None:
         x = noise(shape, seed, sample_offset=sample_offset, dtype=dtype, device=device)
     elif tuple(latents.shape) != tuple(shape):
         raise ValueError(f"latents have shape {tuple(latents.shape)}, the video is to have {tuple(shape)}")
     else:
-        x = latents.to(device, dtype)
-    guided = _guided_model(model, {"y": y, "context": context, "cond": cond}, uncond, batch_guidance)
-    # 0-d views of device tensors: a step launches nothing to say which step it is.
-    index = torch.arange(table.steps, device=device)
+        x = latents.to(device, dtype, copy=True)
+    guided = GuidedModel(model, {"y": y, "context": context, "cond": cond}, uncond, guidance_batch)
+    on = [scale != 1 for scale in table.guidance]
+    # 0-d tensors on the device: a step says which one it is without a word from the host.
     key = torch.as_tensor(seed, dtype=torch.int64, device=device) if table.draws_noise else None
     offset = torch.full((), sample_offset, dtype=torch.int64, device=device)
-    x0 = None
-    with _evaluating(model):
-        for i in _progress(table.steps, progress):
-            on = table.guidance[i] != 1
-            prediction, unconditional = guided(x, table.timesteps[i], guided=on)
-            x, x0 = sampler_step(
-                x,
+
+    def step(state: StepState, with_guidance: bool) -> None:
+        time = table.timesteps.index_select(0, state.index.reshape(1))[0]
+        prediction, unconditional = guided(state.x, time, state.index, guided=with_guidance)
+        state.advance(
+            *sampler_step(
+                state.x,
                 prediction,
                 table.coefficients,
-                index[i],
+                state.index,
                 uncond=unconditional,
-                guidance_rescale=guidance_rescale if on else 0.0,
+                guidance_rescale=guidance_rescale if with_guidance else 0.0,
                 clip=clip,
                 dynamic_ratio=dynamic_ratio,
                 dynamic_max=dynamic_max,
-                previous=x0 if table.uses_previous else None,
+                previous=state.previous,
+                previous2=state.previous2,
                 seed=key,
                 sample_offset=offset,
             )
+        )
+
+    state = StepState(x, history=2 if table.uses_previous2 else int(table.uses_previous))
+    run = StepGraph(step, state, graph)
+    with _evaluating(model), guided.cached_context():
+        guided.prepare(table.timesteps, len(x), guided=any(on), unguided=not all(on))
+        _loop(run, state, on, callback, progress)
+    return state.x if decode is None else decode_in_chunks(decode, state.x, decode_frames)
+
+
+def _loop(run: StepGraph, state: StepState, on: list[bool], callback: Callback | None, progress: bool) -> None:
+    done = 0
+    try:
+        for i in _progress(len(on), progress):
+            run(on[i])
+            done = i + 1
             if callback is not None:
-                callback(i, x, x0)
-    return x
+                callback(i, state.x, state.x0)
+    except KeyboardInterrupt as error:
+        raise SamplingInterrupted(done, state.x, state.x0) from error
+
+
+def decode_in_chunks(decode: Callable[[Tensor], Tensor], latents: Tensor, frames: int) -> Tensor:
+    """decode(latents[:, :, i : i + frames]) for all i, joined over time: the decoder's memory is that of one chunk.
+
+    Args:
+        decode: (B, C, n, ...) -> (B, C', n, ...), frame by frame.
+        latents: (B, C, T, ...).
+        frames: largest n.
+
+    Raises:
+        ValueError: frames < 1, or latents without a time axis.
+    """
+    if frames < 1 or latents.dim() < 3:
+        raise ValueError(
+            f"decode needs latents (B, C, T, ...) and decode_frames >= 1, got {latents.dim()} axes, {frames}"
+        )
+    parts = [decode(chunk) for chunk in latents.split(frames, dim=2)]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)

@@ -29,6 +29,7 @@ class NoiseSchedule:
         posterior_log_variance_clipped: its logarithm, the value at t = 1 standing in at t = 0.
         posterior_mean_coef1, posterior_mean_coef2: of x0 and of x_t in the mean of q(x_{t-1} | x_t, x0).
         exact_signal, exact_sigma: float64 on the CPU; sampler tables are made from these.
+        shift: of a flow schedule, see `flow`; 1 elsewhere.
 
     Source: Ho et al. 2020, "Denoising Diffusion Probabilistic Models", eq. 2, 4, 6, 7; Lipman et al. 2022, "Flow
     Matching for Generative Modeling".
@@ -49,6 +50,7 @@ class NoiseSchedule:
     posterior_mean_coef2: Tensor
     exact_signal: Tensor
     exact_sigma: Tensor
+    shift: float = 1.0
 
     @classmethod
     def linear(
@@ -91,8 +93,8 @@ class NoiseSchedule:
         if not shift > 0:
             raise ValueError(f"flow schedule: shift {shift} must be > 0 (1 leaves time as it is)")
         u = torch.arange(1, steps + 1, dtype=torch.float64) / steps
-        s = shift * u / (1 + (shift - 1) * u)
-        return _tables("flow", "flow", signal=1 - s, sigma=s)
+        s = shifted(u, shift)
+        return replace(_tables("flow", "flow", signal=1 - s, sigma=s), shift=float(shift))
 
     @classmethod
     def from_betas(cls, betas: Tensor, *, zero_terminal_snr: bool = False) -> NoiseSchedule:
@@ -119,6 +121,11 @@ class NoiseSchedule:
 
     def __repr__(self) -> str:
         return f"NoiseSchedule({self.name!r}, timesteps={self.timesteps}, device={str(self.device)!r})"
+
+
+def shifted(u: Tensor, shift: float) -> Tensor:
+    """s = shift u / (1 + (shift - 1) u): more of [0, 1] at high noise where shift > 1 (Esser et al. 2024, eq. 23)."""
+    return shift * u / (1 + (shift - 1) * u)
 
 
 def _check_steps(steps: int) -> None:
@@ -173,5 +180,5 @@ def _tables(kind: str, name: str, *, signal: Tensor, sigma: Tensor) -> NoiseSche
         timesteps=len(signal),
         exact_signal=signal,
         exact_sigma=sigma,
-        **{table: values.float() for table, values in tables.items()},
+        **{table: values.float() for table, values in tables.items()},  # type: ignore[arg-type]  # shift is none of them
     )

@@ -7,40 +7,55 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from vdiff_fast.diffusion.schedule import NoiseSchedule
+from vdiff_fast.diffusion.schedule import NoiseSchedule, shifted
 
 SPACINGS = ("leading", "trailing", "linspace", "karras")
 KARRAS_RHO = 7.0
+# Solvers whose last interval ends at the clean video, so that linspace and leading leave the first time out.
+_OPEN_ENDED = ("dpmpp_2m", "dpmpp_2m_sde", "unipc")
+# Samplers that diffusers lets visit fractional times.
+_FRACTIONAL = ("euler", "heun")
 
 
-def spaced_times(schedule: NoiseSchedule, steps: int, spacing: str, sampler: str) -> Tensor:
+def spaced_times(schedule: NoiseSchedule, steps: int, spacing: str, sampler: str, offset: int = 0) -> Tensor:
     """Positions in the schedule, falling, float64 (steps,); positions between two steps are allowed.
 
-    leading: i * (timesteps // steps); trailing: from the last step down by timesteps / steps; linspace: from the last
-    step to the first, where DPM-Solver++ leaves the first out (its last interval ends at the clean video instead) and
-    all but Euler round; karras: (Karras et al. 2022, eq. 5) over sigma / signal.
+    leading: offset + i * (timesteps // steps); trailing: from the last step down by timesteps / steps; linspace: from
+    the last step to the first, which DPM-Solver++ and UniPC leave out (their last interval ends at the clean video
+    instead); karras: (Karras et al. 2022, eq. 5) over sigma / signal, of a flow over s. Only Euler, Heun and flow
+    schedules visit fractional positions with linspace and trailing.
     """
     total = schedule.timesteps
     if not isinstance(steps, int) or not 1 <= steps <= total:
         raise ValueError(f"steps must be an int within [1, {total}], the schedule's steps; got {steps!r}")
+    flow, open_ended = schedule.kind == "flow", sampler in _OPEN_ENDED
     if spacing == "leading":
-        ratio = total // (steps + 1) if sampler.startswith("dpmpp") else total // steps
-        first = 1 if sampler.startswith("dpmpp") else 0
-        return torch.arange(first, steps + first, dtype=torch.float64).flip(0) * ratio
+        ratio = total // (steps + 1) if open_ended else total // steps
+        times = torch.arange(open_ended, steps + open_ended, dtype=torch.float64).flip(0) * ratio + offset
+        if times[0] > total - 1:
+            raise ValueError(f"steps_offset {offset} moves the first of {steps} steps past {total - 1}; use 0 or 1")
+        return times
     if spacing == "trailing":
-        return torch.round(total - torch.arange(steps, dtype=torch.float64) * (total / steps)) - 1
+        times = total - torch.arange(steps, dtype=torch.float64) * (total / steps) - 1
+        return times if flow else times.round()
     if spacing == "linspace":
-        if sampler.startswith("dpmpp"):
-            return torch.linspace(0, total - 1, steps + 1, dtype=torch.float64).round().flip(0)[:-1]
-        times = torch.linspace(total - 1, 0, steps, dtype=torch.float64)
-        return times if sampler == "euler" else times.round()
+        return _linspace(schedule, steps, open_ended, rounded=not flow and sampler not in _FRACTIONAL)
     if spacing == "karras":
         return _karras_times(schedule, steps)
     raise ValueError(f"unknown spacing {spacing!r}; choose from {', '.join(SPACINGS)}")
 
 
+def _linspace(schedule: NoiseSchedule, steps: int, open_ended: bool, rounded: bool) -> Tensor:
+    total = schedule.timesteps
+    # What diffusers' flow scheduler ends at: it shifts the already shifted smallest noise once more.
+    last = total * float(schedule.exact_sigma[0]) - 1 if schedule.kind == "flow" and not open_ended else 0
+    times = torch.linspace(total - 1, last, steps + open_ended, dtype=torch.float64)[:steps]
+    return times.round() if rounded else times
+
+
 def _karras_times(schedule: NoiseSchedule, steps: int) -> Tensor:
-    levels = (schedule.exact_sigma / schedule.exact_signal).log()
+    flow = schedule.kind == "flow"
+    levels = schedule.exact_sigma if flow else schedule.exact_sigma / schedule.exact_signal
     if not bool(levels.isfinite().all()):
         raise ValueError(
             f"spacing 'karras' needs a signal at every step, but this {schedule.name} schedule ends in pure noise; "
@@ -48,8 +63,11 @@ def _karras_times(schedule: NoiseSchedule, steps: int) -> Tensor:
         )
     inverse = 1 / KARRAS_RHO
     ramp = torch.linspace(0, 1, steps, dtype=torch.float64)
-    high, low = levels[-1].exp() ** inverse, levels[0].exp() ** inverse
-    return _inverse_interpolation(levels, (high + ramp * (low - high)) ** KARRAS_RHO)
+    high, low = levels[-1] ** inverse, levels[0] ** inverse
+    wanted = (high + ramp * (low - high)) ** KARRAS_RHO
+    if flow:
+        return wanted / (schedule.shift - (schedule.shift - 1) * wanted) * schedule.timesteps - 1
+    return _inverse_interpolation(levels.log(), wanted)
 
 
 def _inverse_interpolation(log_levels: Tensor, sigma: Tensor) -> Tensor:
@@ -74,15 +92,15 @@ def given_times(schedule: NoiseSchedule, timesteps: Sequence[float] | Tensor) ->
 
 
 def rates_at(schedule: NoiseSchedule, times: Tensor, *, log_levels: bool) -> tuple[Tensor, Tensor]:
-    """(signal, sigma) float64 at each time. Between two steps: flow interpolates sigma, otherwise sigma / signal
-    linearly (as Euler does in diffusers) or its logarithm (Karras levels)."""
+    """(signal, sigma) float64 at each time. Between two steps: a flow is known everywhere, otherwise sigma /
+    signal is interpolated linearly (as Euler does in diffusers) or its logarithm (Karras levels)."""
+    if schedule.kind == "flow":
+        s = shifted((times + 1) / schedule.timesteps, schedule.shift)
+        return 1 - s, s
     below = times.floor().long()
     above = times.ceil().long()
     share = times - below
     signal, sigma = schedule.exact_signal, schedule.exact_sigma
-    if schedule.kind == "flow":
-        s = torch.lerp(sigma[below], sigma[above], share)
-        return 1 - s, s
     level = sigma / signal
     if log_levels:
         between = torch.lerp(level[below].log(), level[above].log(), share).exp()

@@ -148,6 +148,7 @@ class VideoUNet(nn.Module):
         y: (B,) int64 class labels; None, or the label num_classes, is the null class.
         context: (B, L, context_dim) tokens; None attends to a learned null token.
         cond: (B, cond_channels, T, H, W), known frames with zeros where unknown, and their mask; None knows nothing.
+        modulation: `modulations(t, y)` made before; t and y are then not read.
         returns (B, out_channels, T, H, W) in channels-last memory and x's dtype.
 
     Raises:
@@ -211,10 +212,12 @@ class VideoUNet(nn.Module):
         y: Tensor | None = None,
         context: Tensor | None = None,
         cond: Tensor | None = None,
+        modulation: Tensor | None = None,
     ) -> Tensor:
         self._check(x, t, y, context, cond)
         context = self._context_tokens(context, x.shape[0])
-        modulations = iter(self._modulations(t, y))
+        rows = self.modulations(t, y) if modulation is None else modulation
+        modulations = iter(rows.split(self.modulation_widths, dim=1))
 
         h = self.conv_in(layout.canonical(x))
         if self.grid is not None:
@@ -240,12 +243,15 @@ class VideoUNet(nn.Module):
             return checkpoint(block, *args, use_reentrant=False)
         return block(*args)
 
-    def _modulations(self, t: Tensor, y: Tensor | None) -> tuple[Tensor, ...]:
-        """The time (and class) embedding's share of every residual block, (B, modulation_width) each."""
+    def modulations(self, t: Tensor, y: Tensor | None = None) -> Tensor:
+        """The time (and class) embedding's share of every residual block, (B, sum of modulation_widths).
+
+        A sampling loop makes those of all its steps at once and passes each step's rows as `modulation=`.
+        """
         embedding = self.time_embedding(t)
         if self.label_embedding is not None:
             embedding = embedding + self.label_embedding(y, t.shape[0])
-        return self.modulation(F.silu(embedding)).split(self.modulation_widths, dim=1)
+        return self.modulation(F.silu(embedding))
 
     def _context_tokens(self, context: Tensor | None, batch: int) -> Tensor | None:
         if context is None and self.null_context is not None:

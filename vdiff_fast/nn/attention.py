@@ -6,7 +6,8 @@ copy is made, forward or backward.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
@@ -327,11 +328,30 @@ class CrossAttention(_Attention):
         del self.qkv
         self.q = nn.Linear(channels, channels, bias=qkv_bias)
         self.kv = nn.Linear(context_dim, 2 * channels, bias=qkv_bias)
+        self._kept: dict[tuple[Any, ...], tuple[Tensor, Tensor]] | None = None
+
+    @contextmanager
+    def cached_keys_values(self) -> Iterator[None]:
+        """Within it, keys and values are made once for each context tensor (weights and contexts must not change)."""
+        self._kept = {}
+        try:
+            yield
+        finally:
+            self._kept = None
+
+    def _keys_values(self, context: Tensor) -> Tensor:
+        if self._kept is None or torch.compiler.is_compiling():
+            return self.kv(context)
+        # A kept context stays alive, so no other tensor can have its address.
+        key = (context.data_ptr(), context.shape, context.stride(), context.dtype)
+        if key not in self._kept:
+            self._kept[key] = (context, self.kv(context))
+        return self._kept[key][1]
 
     def attend(self, tokens: Tensor, context: Tensor) -> Tensor:
         """Normed tokens (B, T, S, C) and context (B, L, context_dim) -> (B, T, S, C), without the residual."""
         q = self.q(tokens).flatten(1, 2).unsqueeze(1).unflatten(-1, (self.heads, self.head_dim))
-        k, v = self.kv(context).unsqueeze(1).unflatten(-1, (2, self.heads, self.head_dim)).unbind(3)
+        k, v = self._keys_values(context).unsqueeze(1).unflatten(-1, (2, self.heads, self.head_dim)).unbind(3)
         out = ops.spatial_attention(q, k, v, qk_norm=self._norm_weights())
         return self.proj(out.flatten(-2).reshape(tokens.shape))
 

@@ -3,7 +3,7 @@
 
 namespace vdiff::sampler {
 
-enum Column : int { kX0FromX, kX0FromY, kX, kX0, kY, kPrevious, kNoise, kGuidance, kColumns };
+enum Column : int { kX0FromX, kX0FromY, kX, kX0, kY, kPrevious, kNoise, kGuidance, kPrevious2, kColumns };
 enum Clip : int { kNoClip, kFixed, kDynamic };
 
 }  // namespace vdiff::sampler

@@ -83,7 +83,7 @@ std::vector<double> dynamic_limits(const SamplerStep& args, int64_t batch, doubl
 
 std::tuple<Tensor, Tensor> sampler_step(const Tensor& x, const Tensor& prediction, const Tensor& table,
                                         const Tensor& step, std::optional<Tensor> uncond,
-                                        std::optional<Tensor> previous, std::optional<Tensor> noise,
+                                        std::optional<Tensor> previous, std::optional<Tensor> previous2, std::optional<Tensor> noise,
                                         std::optional<Tensor> seed, std::optional<Tensor> sample_offset,
                                         std::optional<Tensor> stream, double guidance_rescale, int64_t clip_mode,
                                         double clip, double clip_max) {
@@ -94,6 +94,7 @@ std::tuple<Tensor, Tensor> sampler_step(const Tensor& x, const Tensor& predictio
   args.x = x.data_ptr(), args.prediction = prediction.data_ptr();
   args.uncond = uncond.has_value() ? uncond->data_ptr() : nullptr;
   args.previous = previous.has_value() ? previous->data_ptr() : nullptr;
+  args.previous2 = previous2.has_value() ? previous2->data_ptr() : nullptr;
   args.x_prev = x_prev.data_ptr(), args.x0 = x0.data_ptr();
   args.clip = clip_mode == kFixed ? clip : 0;
   const int64_t index = *vdiff::data<int64_t>(step);
@@ -102,6 +103,7 @@ std::tuple<Tensor, Tensor> sampler_step(const Tensor& x, const Tensor& predictio
   if (!stream.has_value()) args.noise.stream = 1 + index;
   // A term that is wanted and missing makes NaN; noise that no term wants is not drawn.
   if (!previous.has_value() && args.row[kPrevious] != 0) args.row[kX] = kNaN;
+  if (!previous2.has_value() && args.row[kPrevious2] != 0) args.row[kX] = kNaN;
   if (!noise.has_value() && !seed.has_value() && args.row[kNoise] != 0) args.row[kX] = kNaN;
   if (args.row[kNoise] == 0) args.noise = {};
 

@@ -76,6 +76,7 @@ class Sample {
     }
     V next = fma(row_[kX], x, fma(row_[kX0], x0, row_[kY] * y));
     if (s_.previous != nullptr) next = fma(row_[kPrevious], in<T>(s_.previous, at, count), next);
+    if (s_.previous2 != nullptr) next = fma(row_[kPrevious2], in<T>(s_.previous2, at, count), next);
     next = fma(row_[kNoise], noise, next);
     put((T*)s_.x_prev + base_ + at, next, count);
     put((T*)s_.x0 + base_ + at, x0, count);

@@ -13,10 +13,10 @@ using vdiff::Tensor;
 constexpr int kThreads = vdiff::kDrawThreads;
 constexpr int kReduceThreads = 1024;
 
-// Null uncond, previous, scale or limits: there is none.
+// Null uncond, previous, previous2, scale or limits: there is none.
 template <class T, class P>
 struct Step {
-  const T *x, *previous;
+  const T *x, *previous, *previous2;
   const P *prediction, *uncond;
   T *x_prev, *x0;
   vdiff::DeviceNoise noise;
@@ -65,6 +65,18 @@ __device__ __forceinline__ void read_step_noise(vdiff::DeviceNoise noise, int64_
   }
 }
 
+// NaN where the row wants a term that is missing.
+template <class T>
+__device__ __forceinline__ void read_term(const T* term, int64_t base, const vdiff::Quad& quad, float coefficient,
+                                          float (&value)[4]) {
+  if (term != nullptr) {
+    vdiff::read(term + base, quad, value);
+  } else {
+#pragma unroll
+    for (int w = 0; w < 4; ++w) value[w] = coefficient == 0.0f ? 0.0f : nanf("");
+  }
+}
+
 template <class T, class P>
 __global__ void __launch_bounds__(kThreads) update_kernel(Step<T, P> s, vdiff::SampleLayout layout, int64_t blocks) {
   const int64_t sample = blockIdx.x / blocks, block = blockIdx.x - sample * blocks;
@@ -72,16 +84,12 @@ __global__ void __launch_bounds__(kThreads) update_kernel(Step<T, P> s, vdiff::S
   vdiff::Quad quad;
   if (!vdiff::find_quad(layout.channels, layout.positions, block * kThreads + threadIdx.x, quad)) return;
   const int64_t step = *s.step;
-  float row[kColumns], x[4], y[4], x0[4], n[4], previous[4];
+  float row[kColumns], x[4], y[4], x0[4], n[4], previous[4], previous2[4];
   read_row(s.table, step, s.steps, row);
   vdiff::read(s.x + base, quad, x);
   read_guided(s.prediction + base, s.uncond == nullptr ? nullptr : s.uncond + base, quad, row[kGuidance], y);
-  if (s.previous != nullptr) {
-    vdiff::read(s.previous + base, quad, previous);
-  } else {
-#pragma unroll
-    for (int w = 0; w < 4; ++w) previous[w] = row[kPrevious] == 0.0f ? 0.0f : nanf("");
-  }
+  read_term(s.previous, base, quad, row[kPrevious], previous);
+  read_term(s.previous2, base, quad, row[kPrevious2], previous2);
   read_step_noise<T>(s.noise, step, row[kNoise], sample, base, quad, n);
   const float scale = s.scale == nullptr ? 1.0f : s.scale[sample];
 #pragma unroll
@@ -94,7 +102,8 @@ __global__ void __launch_bounds__(kThreads) update_kernel(Step<T, P> s, vdiff::S
       x0[w] = clamp(x0[w], s.clip);
     }
     x[w] = fmaf(row[kX], x[w], fmaf(row[kX0], x0[w], row[kY] * y[w]));
-    x[w] = fmaf(row[kNoise], n[w], fmaf(row[kPrevious], previous[w], x[w]));
+    x[w] = fmaf(row[kPrevious2], previous2[w], fmaf(row[kPrevious], previous[w], x[w]));
+    x[w] = fmaf(row[kNoise], n[w], x[w]);
   }
   vdiff::write(s.x_prev + base, quad, x);
   vdiff::write(s.x0 + base, quad, x0);
@@ -236,7 +245,7 @@ void launch(Step<T, P> step, vdiff::SampleLayout layout, const Options& options,
 
 std::tuple<Tensor, Tensor> sampler_step(const Tensor& x, const Tensor& prediction, const Tensor& table,
                                         const Tensor& step, optional<Tensor> uncond, optional<Tensor> previous,
-                                        optional<Tensor> noise, optional<Tensor> seed, optional<Tensor> sample_offset,
+                                        optional<Tensor> previous2, optional<Tensor> noise, optional<Tensor> seed, optional<Tensor> sample_offset,
                                         optional<Tensor> stream, double guidance_rescale, int64_t clip_mode,
                                         double clip, double clip_max) {
   Tensor x_prev = torch::stable::empty_like(x), x0 = torch::stable::empty_like(x);
@@ -244,7 +253,8 @@ std::tuple<Tensor, Tensor> sampler_step(const Tensor& x, const Tensor& predictio
   const auto fill = [&]<class T, class P>() {
     Step<T, P> s{};
     s.x = vdiff::data<T>(x), s.prediction = vdiff::data<P>(prediction);
-    s.previous = vdiff::data<T>(previous), s.uncond = vdiff::data<P>(uncond);
+    s.previous = vdiff::data<T>(previous), s.previous2 = vdiff::data<T>(previous2);
+    s.uncond = vdiff::data<P>(uncond);
     s.x_prev = vdiff::mutable_data<T>(x_prev), s.x0 = vdiff::mutable_data<T>(x0);
     s.noise = vdiff::device_noise(noise, seed, sample_offset, stream);
     s.table = vdiff::data<float>(table), s.step = vdiff::data<int64_t>(step), s.steps = table.size(0);

@@ -9,10 +9,10 @@
 
 namespace vdiff {
 
-// Null uncond, previous, scale or limit: there is none. x0 and x_prev are null where a pass does not write them.
+// Null uncond, previous, previous2, scale or limit: there is none. x0 and x_prev are null where a pass does not write them.
 struct SamplerStep {
   DType dtype, prediction_dtype;
-  const void *x, *prediction, *uncond, *previous;
+  const void *x, *prediction, *uncond, *previous, *previous2;
   void *x_prev, *x0;
   NoiseSource noise;
   double row[sampler::kColumns];

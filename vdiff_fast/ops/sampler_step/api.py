@@ -68,7 +68,9 @@ def _check_options(
         raise ValueError(f"sampler_step: clip must be None, a number > 0 or 'dynamic', got {clip}")
 
 
-def _check_values(table: Tensor, step: Tensor, previous: Tensor | None, has_noise: bool) -> None:
+def _check_values(
+    table: Tensor, step: Tensor, previous: Tensor | None, previous2: Tensor | None, has_noise: bool
+) -> None:
     """What only the values can tell; on a GPU and in traced code these cases give NaN instead."""
     index = int(step)
     if not 0 <= index < table.shape[0]:
@@ -76,6 +78,8 @@ def _check_values(table: Tensor, step: Tensor, previous: Tensor | None, has_nois
     row = table[index].tolist()
     if previous is None and row[columns.PREVIOUS] != 0:
         raise ValueError(f"sampler_step: step {index} of this table uses the x0 of the step before: give previous=")
+    if previous2 is None and row[columns.PREVIOUS2] != 0:
+        raise ValueError(f"sampler_step: step {index} of this table uses the x0 of two steps before: give previous2=")
     if not has_noise and row[columns.NOISE] != 0:
         raise ValueError(f"sampler_step: step {index} of this table adds noise: give seed= or noise=")
 
@@ -116,29 +120,32 @@ def sampler_step(
     dynamic_ratio: float = 0.995,
     dynamic_max: float | None = None,
     previous: Tensor | None = None,
+    previous2: Tensor | None = None,
     noise: Tensor | None = None,
     seed: int | Tensor | None = None,
     sample_offset: int | Tensor = 0,
     stream: int | Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """x_prev = a x + b x0 + c y + d previous + e z, x0 = clip(f x + g y), y = uncond + w (prediction - uncond).
+    """x_prev = a x + b x0 + c y + d previous + h previous2 + e z, x0 = clip(f x + g y), y = guided prediction.
+
+    Guided: y = uncond + w (prediction - uncond).
 
     One pass of classifier-free guidance, conversion of the prediction to x0, clipping, and the update of DDPM, DDIM,
-    DPM-Solver++(2M) or Euler with its noise. a .. g and w are row `step` of the table, so nothing is read back from
-    the device and the call can be captured in a CUDA graph.
+    DPM-Solver++(2M), UniPC, Heun or Euler with its noise. a .. h and w are row `step` of the table, so nothing is read
+    back from the device and the call can be captured in a CUDA graph.
 
     Args:
         x: (B, ...), float32, bfloat16, float16 (float64 on CPU). Contiguous and channels-last are read as they are,
             other strides make one copy.
         prediction: what the network predicts at x, shape of x; of the dtype of x, or bfloat16 or float16 under a
             float32 x (others make one copy). Strides other than those of x make one copy.
-        table: (steps, 8) float32 of `vf.diffusion.sampler_table`, on the device of x.
+        table: (steps, 9) float32 of `vf.diffusion.sampler_table`, on the device of x.
         step: row of the table: an int, or a 0-d int64 tensor on the device of x.
         uncond: the prediction without the condition; without it y = prediction.
         guidance_rescale: share phi of y' = y std(prediction) / std(y) in phi y' + (1 - phi) y.
         clip: None, a number c (x0 within [-c, c]), or "dynamic": s = the `dynamic_ratio` quantile of |x0| per sample,
             within [1, dynamic_max]; x0 = clamp(x0, -s, s) / s.
-        previous: x0 of the step before, for samplers of second order.
+        previous, previous2: x0 of the step before and of two steps before, for samplers of higher order.
         noise: z, shape of x; or drawn from `seed`.
         seed: int or 0-d int64 tensor; z = noise(x.shape, seed, sample_offset=..., stream=...), drawn in the kernel.
         sample_offset: index of the first sample in the whole batch.
@@ -149,14 +156,16 @@ def sampler_step(
         where a gradient is asked for the reference runs.
 
     Raises:
-        TypeError: x, a prediction, `previous` or `noise` is not floating point; a seed of the wrong type.
+        TypeError: x, a prediction, `previous`, `previous2` or `noise` is not floating point; a seed of the wrong type.
         ValueError: shapes, devices or options do not fit; both noise and seed. On CPU, outside traced code, also: step
-            is outside the table, or its row uses noise or `previous` that were not given (elsewhere the result is NaN).
+            is outside the table, or its row uses noise, `previous` or `previous2` that were not given (elsewhere the
+            result is NaN).
 
     Source: Ho et al. 2020; Song et al. 2021, "Denoising Diffusion Implicit Models", eq. 12; Ho, Salimans 2022; Lu et
-    al. 2022, "DPM-Solver++", algorithm 2; Karras et al. 2022; Lin et al. 2023; Saharia et al. 2022.
+    al. 2022, "DPM-Solver++", algorithm 2; Zhao et al. 2023, "UniPC"; Karras et al. 2022; Lin et al. 2023;
+    Saharia et al. 2022.
     """
-    tensors = {"prediction": prediction, "uncond": uncond, "previous": previous, "noise": noise}
+    tensors = {"prediction": prediction, "uncond": uncond, "previous": previous, "previous2": previous2, "noise": noise}
     _check_tensors(x, table, tensors)
     _check_options(uncond, guidance_rescale, clip, dynamic_ratio, dynamic_max)
     if noise is not None and seed is not None:
@@ -166,8 +175,8 @@ def sampler_step(
     offset = _random.counter_word("sampler_step", "sample_offset", sample_offset, x.device)
     stream = None if stream is None else _word("stream", stream, x)
     if x.device.type == "cpu" and not torch.compiler.is_compiling():
-        _check_values(table, step, previous, noise is not None or seed is not None)
-    inputs = (x, prediction, uncond, previous, noise)
+        _check_values(table, step, previous, previous2, noise is not None or seed is not None)
+    inputs = (x, prediction, uncond, previous, previous2, noise)
     needs_gradient = torch.is_grad_enabled() and any(i is not None and i.requires_grad for i in inputs)
     backend = _dispatch.choose("sampler_step", PREDICATES, x, needs_gradient)
     if backend == "reference":
@@ -183,6 +192,7 @@ def sampler_step(
             dynamic_ratio=dynamic_ratio,
             dynamic_max=dynamic_max,
             previous=previous,
+            previous2=previous2,
             noise=noise,
             seed=seed,
             sample_offset=0 if offset is None else offset,
@@ -198,6 +208,7 @@ def sampler_step(
         step=step,
         uncond=None if uncond is None else _like(x, uncond, prediction.dtype),
         previous=None if previous is None else _like(x, previous, x.dtype),
+        previous2=None if previous2 is None else _like(x, previous2, x.dtype),
         noise=None if noise is None else _like(x, noise, x.dtype),
         seed=seed,
         sample_offset=offset,

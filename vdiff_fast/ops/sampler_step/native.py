@@ -20,6 +20,7 @@ class Call:
     step: Tensor
     uncond: Tensor | None
     previous: Tensor | None
+    previous2: Tensor | None
     noise: Tensor | None
     seed: Tensor | None
     sample_offset: Tensor | None
@@ -39,6 +40,6 @@ _library.register_fake("sampler_step", fake_sampler_step)
 
 def sampler_step(c: Call) -> tuple[Tensor, Tensor]:
     return torch.ops.vdiff_fast.sampler_step.default(
-        c.x, c.prediction, c.table, c.step, c.uncond, c.previous, c.noise, c.seed, c.sample_offset, c.stream,
-        c.guidance_rescale, c.clip_mode, c.clip, c.clip_max,
+        c.x, c.prediction, c.table, c.step, c.uncond, c.previous, c.previous2, c.noise, c.seed, c.sample_offset,
+        c.stream, c.guidance_rescale, c.clip_mode, c.clip, c.clip_max,
     )  # fmt: skip

@@ -65,6 +65,7 @@ def sampler_step(
     dynamic_ratio: float = 0.995,
     dynamic_max: float | None = None,
     previous: Tensor | None = None,
+    previous2: Tensor | None = None,
     noise: Tensor | None = None,
     seed: int | Tensor | None = None,
     sample_offset: int | Tensor = 0,
@@ -85,4 +86,5 @@ def sampler_step(
             x.shape, seed, sample_offset=sample_offset, stream=stream, dtype=x.dtype, device=x.device
         )
     update = row[columns.X] * x + row[columns.X0] * x0 + row[columns.Y] * y
-    return update + _term(row[columns.PREVIOUS], previous, x) + _term(row[columns.NOISE], noise, x), x0
+    update = update + _term(row[columns.PREVIOUS], previous, x) + _term(row[columns.PREVIOUS2], previous2, x)
+    return update + _term(row[columns.NOISE], noise, x), x0

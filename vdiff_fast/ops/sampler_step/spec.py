@@ -16,10 +16,10 @@ from vdiff_fast.ops.sampler_step.config import SPREAD
 def table(device: torch.device) -> Tensor:
     """Three steps of a made-up sampler that uses every term; the last draws no noise."""
     rows = [
-        # X0_X, X0_Y, X, X0, Y, PREVIOUS, NOISE, GUIDANCE
-        [1.5, -1.1, 0.5, 0.4, 0.3, 0.0, 0.2, 7.5],
-        [1.2, -0.7, 0.6, 0.5, 0.0, -0.1, 0.3, 3.0],
-        [1.0, -0.6, 0.1, 0.9, 0.2, 0.0, 0.0, 4.0],
+        # X0_X, X0_Y, X, X0, Y, PREVIOUS, NOISE, GUIDANCE, PREVIOUS2
+        [1.5, -1.1, 0.5, 0.4, 0.3, 0.0, 0.2, 7.5, 0.0],
+        [1.2, -0.7, 0.6, 0.5, 0.0, -0.1, 0.3, 3.0, 0.15],
+        [1.0, -0.6, 0.1, 0.9, 0.2, 0.0, 0.0, 4.0, 0.0],
     ]
     return torch.tensor(rows, dtype=torch.float32, device=device)
 
@@ -47,7 +47,7 @@ def samples(device: torch.device, dtype: torch.dtype) -> Iterator[Sample]:
         x, prediction, uncond, previous = _tensors(shape, device, dtype, last)
         # Tracing the reference's noise takes seconds, so two layouts draw it and two are given it.
         source = {"seed": seed, "sample_offset": 5} if "c" in name else {"noise": uncond}
-        options = {"uncond": uncond, "previous": previous, "clip": 1.0} | source
+        options = {"uncond": uncond, "previous": previous, "previous2": x * 0.5, "clip": 1.0} | source
         yield Sample(name, (x, prediction, rows, step[1]), options)
     x, prediction, uncond, previous = _tensors((3, 4, 2, 6, 5), device, dtype, True)
     call = (x, prediction, rows, step[2])
@@ -56,7 +56,9 @@ def samples(device: torch.device, dtype: torch.dtype) -> Iterator[Sample]:
     yield Sample("rescaled", call, {"uncond": uncond, "guidance_rescale": 0.7})
     yield Sample("dynamic", call, {"clip": "dynamic", "dynamic_ratio": 0.9})
     yield Sample("dynamic_max", call, {"clip": "dynamic", "dynamic_max": 1.5, "uncond": uncond})
-    yield Sample("noise_given", (x, prediction, rows, step[1]), {"noise": uncond, "previous": previous})
+    yield Sample(
+        "noise_given", (x, prediction, rows, step[1]), {"noise": uncond, "previous": previous, "previous2": uncond}
+    )
     narrow = torch.bfloat16 if dtype == torch.float32 else dtype  # what autocast gives a float32 x
     yield Sample("narrow", (x, prediction.to(narrow), rows, step[2]), {"uncond": uncond.to(narrow)})
     yield Sample("strided", (x.transpose(2, 4), prediction.transpose(2, 4), rows, step[2]), {"clip": 2.0})
@@ -71,10 +73,11 @@ def invalid() -> Iterator[Invalid]:
     yield Invalid(
         "shape", lambda: f(x, x[:1], rows, 2), ValueError, r"prediction has shape \(1, 3\), but x has \(2, 3\)"
     )
-    yield Invalid("table", lambda: f(x, x, rows[:, :5], 2), ValueError, r"table must be \(steps, 8\)")
+    yield Invalid("table", lambda: f(x, x, rows[:, :5], 2), ValueError, r"table must be \(steps, 9\)")
     yield Invalid("device", lambda: f(x, x.to("meta"), rows, 2), ValueError, "prediction is on meta, but x is on cpu")
     yield Invalid("step", lambda: f(x, x, rows, 3), ValueError, "step 3 is not within the table's 3 steps")
     yield Invalid("previous", lambda: f(x, x, rows, 1, seed=1), ValueError, "give previous=")
+    yield Invalid("previous2", lambda: f(x, x, rows, 1, seed=1, previous=x), ValueError, "give previous2=")
     yield Invalid("no noise", lambda: f(x, x, rows, 0), ValueError, "give seed= or noise=")
     yield Invalid("both", lambda: f(x, x, rows, 0, seed=1, noise=x), ValueError, "not both")
     yield Invalid("seed", lambda: f(x, x, rows, 0, seed=1.0), TypeError, "seed must be")  # type: ignore[arg-type]
@@ -89,7 +92,8 @@ def invalid() -> Iterator[Invalid]:
 
 
 _POINTERS = {
-    "x_ptr": "*bf16", "prediction_ptr": "*bf16", "uncond_ptr": "*bf16", "previous_ptr": "*bf16", "noise_ptr": "*bf16",
+    "x_ptr": "*bf16", "prediction_ptr": "*bf16", "uncond_ptr": "*bf16", "previous_ptr": "*bf16",
+    "previous2_ptr": "*bf16", "noise_ptr": "*bf16",
     "seed_ptr": "*i64", "offset_ptr": "*i64", "stream_ptr": "*i64", "table_ptr": "*fp32", "step_ptr": "*i64",
     "scale_ptr": "*fp32", "limit_ptr": "*fp32", "x_prev_ptr": "*bf16", "x0_ptr": "*bf16", "out_ptr": "*fp32",
     "parts_ptr": "*fp32",
@@ -113,13 +117,14 @@ def _aot_case(name: str, kernel: str, absent: set[str], constants: dict[str, int
 
 def aot() -> Iterator[AotCase]:
     """The fullest step in each memory mode, a deterministic one, and the reductions."""
+    history = {"previous_ptr", "previous2_ptr"}
     for name, mode, clip, absent in (
         ("flat", FLAT, columns.FIXED, {"noise_ptr", "stream_ptr", "scale_ptr", "limit_ptr"}),
         ("planes_of_four", PLANES_OF_FOUR, columns.DYNAMIC, {"noise_ptr", "offset_ptr"}),
-        ("planes", PLANES, columns.NO_CLIP, {"noise_ptr", "previous_ptr", "limit_ptr"}),
+        ("planes", PLANES, columns.NO_CLIP, {"noise_ptr", "limit_ptr"} | history),
         ("deterministic", FLAT, columns.NO_CLIP, {
-            "noise_ptr", "seed_ptr", "offset_ptr", "stream_ptr", "previous_ptr", "scale_ptr", "limit_ptr",
-        }),
+            "noise_ptr", "seed_ptr", "offset_ptr", "stream_ptr", "scale_ptr", "limit_ptr",
+        } | history),
     ):  # fmt: skip
         constants = {"CLIP": clip, "MODE": mode, "QUADS": DRAW.quads}
         yield _aot_case(name, "update_kernel", absent, constants, DRAW.num_warps)

@@ -23,6 +23,7 @@ _Y = tl.constexpr(columns.Y)
 _PREVIOUS = tl.constexpr(columns.PREVIOUS)
 _NOISE = tl.constexpr(columns.NOISE)
 _GUIDANCE = tl.constexpr(columns.GUIDANCE)
+_PREVIOUS2 = tl.constexpr(columns.PREVIOUS2)
 _COLUMNS = tl.constexpr(columns.COLUMNS)
 _FIXED = tl.constexpr(columns.FIXED)
 _DYNAMIC = tl.constexpr(columns.DYNAMIC)
@@ -52,8 +53,8 @@ def _clamp(x, limit):
 
 @triton.jit
 def _update(
-    x_ptr, prediction_ptr, uncond_ptr, previous_ptr, x_prev_ptr, x0_ptr, at, mask, n, row_ptr, step, steps, bias,
-    scale, limit, CLIP: tl.constexpr,
+    x_ptr, prediction_ptr, uncond_ptr, previous_ptr, previous2_ptr, x_prev_ptr, x0_ptr, at, mask, n, row_ptr, step,
+    steps, bias, scale, limit, CLIP: tl.constexpr,
 ):  # fmt: skip
     x = tl.load(x_ptr + at, mask=mask, other=0.0).to(tl.float32)
     y = _guided(prediction_ptr, uncond_ptr, at, mask, _coefficient(row_ptr, step, steps, _GUIDANCE)) * scale
@@ -67,6 +68,9 @@ def _update(
     if previous_ptr is not None:
         previous = tl.load(previous_ptr + at, mask=mask, other=0.0).to(tl.float32)
         update += _coefficient(row_ptr, step, steps, _PREVIOUS) * previous
+    if previous2_ptr is not None:
+        previous2 = tl.load(previous2_ptr + at, mask=mask, other=0.0).to(tl.float32)
+        update += _coefficient(row_ptr, step, steps, _PREVIOUS2) * previous2
     update += _coefficient(row_ptr, step, steps, _NOISE) * n
     tl.store(x_prev_ptr + at, update.to(x_prev_ptr.dtype.element_ty), mask=mask)
     tl.store(x0_ptr + at, x0.to(x0_ptr.dtype.element_ty), mask=mask)
@@ -74,8 +78,8 @@ def _update(
 
 @triton.jit
 def update_kernel(
-    x_ptr, prediction_ptr, uncond_ptr, previous_ptr, noise_ptr, seed_ptr, offset_ptr, stream_ptr, table_ptr, step_ptr,
-    scale_ptr, limit_ptr, x_prev_ptr, x0_ptr, clip, steps, channels, positions, tiles,
+    x_ptr, prediction_ptr, uncond_ptr, previous_ptr, previous2_ptr, noise_ptr, seed_ptr, offset_ptr, stream_ptr,
+    table_ptr, step_ptr, scale_ptr, limit_ptr, x_prev_ptr, x0_ptr, clip, steps, channels, positions, tiles,
     CLIP: tl.constexpr, MODE: tl.constexpr, QUADS: tl.constexpr,
 ):  # fmt: skip
     program = tl.program_id(0).to(tl.int64)
@@ -100,6 +104,10 @@ def update_kernel(
         previous_ptr += base
     else:
         bias += tl.where(_coefficient(table_ptr, step, steps, _PREVIOUS) == 0.0, 0.0, float("nan"))
+    if previous2_ptr is not None:
+        previous2_ptr += base
+    else:
+        bias += tl.where(_coefficient(table_ptr, step, steps, _PREVIOUS2) == 0.0, 0.0, float("nan"))
     strength = _coefficient(table_ptr, step, steps, _NOISE)
     at = tile * (4 * QUADS) + tl.arange(0, 4 * QUADS)
     inside = at < tl.cast(channels, tl.int64) * positions
@@ -109,8 +117,8 @@ def update_kernel(
             n = tl.load(noise_ptr + base + at, mask=inside, other=0.0).to(tl.float32)
         else:
             bias += tl.where(strength == 0.0, 0.0, float("nan"))
-        _update(x_ptr, prediction_ptr, uncond_ptr, previous_ptr, x_prev_ptr, x0_ptr, at, inside, n, table_ptr, step,
-                steps, bias, scale, limit, CLIP)  # fmt: skip
+        _update(x_ptr, prediction_ptr, uncond_ptr, previous_ptr, previous2_ptr, x_prev_ptr, x0_ptr, at, inside, n,
+                table_ptr, step, steps, bias, scale, limit, CLIP)  # fmt: skip
     else:
         seed, index = tl.load(seed_ptr), counter_word(offset_ptr) + sample
         if stream_ptr is None:
@@ -121,28 +129,28 @@ def update_kernel(
             n = tl.zeros((4 * QUADS,), tl.float32)
             if strength != 0.0:
                 n = flat_normals(seed, index, stream, tile * QUADS, QUADS)
-            _update(x_ptr, prediction_ptr, uncond_ptr, previous_ptr, x_prev_ptr, x0_ptr, at, inside, n, table_ptr,
-                    step, steps, bias, scale, limit, CLIP)  # fmt: skip
+            _update(x_ptr, prediction_ptr, uncond_ptr, previous_ptr, previous2_ptr, x_prev_ptr, x0_ptr, at, inside, n,
+                    table_ptr, step, steps, bias, scale, limit, CLIP)  # fmt: skip
         elif MODE == 1:
             fours = channels // 4
             four, position = tile % fours, tile // fours * QUADS + tl.arange(0, QUADS)
             n0, n1, n2, n3 = normals(seed, index, stream, position * fours + four)
             plane, mask = position + four * 4 * positions, position < positions
-            _update(x_ptr, prediction_ptr, uncond_ptr, previous_ptr, x_prev_ptr, x0_ptr, plane, mask, n0, table_ptr,
-                    step, steps, bias, scale, limit, CLIP)  # fmt: skip
+            _update(x_ptr, prediction_ptr, uncond_ptr, previous_ptr, previous2_ptr, x_prev_ptr, x0_ptr, plane, mask, n0,
+                    table_ptr, step, steps, bias, scale, limit, CLIP)  # fmt: skip
             plane += positions
-            _update(x_ptr, prediction_ptr, uncond_ptr, previous_ptr, x_prev_ptr, x0_ptr, plane, mask, n1, table_ptr,
-                    step, steps, bias, scale, limit, CLIP)  # fmt: skip
+            _update(x_ptr, prediction_ptr, uncond_ptr, previous_ptr, previous2_ptr, x_prev_ptr, x0_ptr, plane, mask, n1,
+                    table_ptr, step, steps, bias, scale, limit, CLIP)  # fmt: skip
             plane += positions
-            _update(x_ptr, prediction_ptr, uncond_ptr, previous_ptr, x_prev_ptr, x0_ptr, plane, mask, n2, table_ptr,
-                    step, steps, bias, scale, limit, CLIP)  # fmt: skip
+            _update(x_ptr, prediction_ptr, uncond_ptr, previous_ptr, previous2_ptr, x_prev_ptr, x0_ptr, plane, mask, n2,
+                    table_ptr, step, steps, bias, scale, limit, CLIP)  # fmt: skip
             plane += positions
-            _update(x_ptr, prediction_ptr, uncond_ptr, previous_ptr, x_prev_ptr, x0_ptr, plane, mask, n3, table_ptr,
-                    step, steps, bias, scale, limit, CLIP)  # fmt: skip
+            _update(x_ptr, prediction_ptr, uncond_ptr, previous_ptr, previous2_ptr, x_prev_ptr, x0_ptr, plane, mask, n3,
+                    table_ptr, step, steps, bias, scale, limit, CLIP)  # fmt: skip
         else:
             n = element_normals(seed, index, stream, at % positions * channels + at // positions)
-            _update(x_ptr, prediction_ptr, uncond_ptr, previous_ptr, x_prev_ptr, x0_ptr, at, inside, n, table_ptr,
-                    step, steps, bias, scale, limit, CLIP)  # fmt: skip
+            _update(x_ptr, prediction_ptr, uncond_ptr, previous_ptr, previous2_ptr, x_prev_ptr, x0_ptr, at, inside, n,
+                    table_ptr, step, steps, bias, scale, limit, CLIP)  # fmt: skip
 
 
 @triton.jit
@@ -268,8 +276,8 @@ def _launch(*arguments: Tensor | float | None) -> tuple[Tensor, Tensor]:
     limit = _dynamic_limits(c, scale, elements) if c.clip_mode == columns.DYNAMIC else None
     tiling = Tiling.of(c.x, drawn=c.seed is not None)
     update_kernel[(c.x.shape[0] * tiling.tiles,)](
-        c.x, c.prediction, c.uncond, c.previous, c.noise, c.seed, c.sample_offset, c.stream, c.table, c.step,
-        scale, limit, x_prev, x0, c.clip, c.table.shape[0], tiling.channels, tiling.positions, tiling.tiles,
+        c.x, c.prediction, c.uncond, c.previous, c.previous2, c.noise, c.seed, c.sample_offset, c.stream, c.table,
+        c.step, scale, limit, x_prev, x0, c.clip, c.table.shape[0], tiling.channels, tiling.positions, tiling.tiles,
         CLIP=c.clip_mode, MODE=tiling.mode, QUADS=DRAW.quads, num_warps=DRAW.num_warps, enable_fp_fusion=False,
     )  # fmt: skip
     return x_prev, x0
@@ -277,8 +285,8 @@ def _launch(*arguments: Tensor | float | None) -> tuple[Tensor, Tensor]:
 
 _library.define_triton(
     "sampler_step(Tensor x, Tensor prediction, Tensor table, Tensor step, Tensor? uncond, Tensor? previous, "
-    "Tensor? noise, Tensor? seed, Tensor? sample_offset, Tensor? stream, float guidance_rescale, int clip_mode, "
-    "float clip, float clip_max) -> (Tensor, Tensor)",
+    "Tensor? previous2, Tensor? noise, Tensor? seed, Tensor? sample_offset, Tensor? stream, float guidance_rescale, "
+    "int clip_mode, float clip, float clip_max) -> (Tensor, Tensor)",
     _launch,
     fake_sampler_step,
 )
@@ -286,6 +294,6 @@ _library.define_triton(
 
 def sampler_step(c: Call) -> tuple[Tensor, Tensor]:
     return torch.ops.vdiff_fast_triton.sampler_step.default(
-        c.x, c.prediction, c.table, c.step, c.uncond, c.previous, c.noise, c.seed, c.sample_offset, c.stream,
-        c.guidance_rescale, c.clip_mode, c.clip, c.clip_max,
+        c.x, c.prediction, c.table, c.step, c.uncond, c.previous, c.previous2, c.noise, c.seed, c.sample_offset,
+        c.stream, c.guidance_rescale, c.clip_mode, c.clip, c.clip_max,
     )  # fmt: skip

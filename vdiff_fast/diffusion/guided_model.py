@@ -1,0 +1,104 @@
+"""A model with the inputs of classifier-free guidance, called once on the doubled batch or twice."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vdiff_fast.diffusion.modulation import ModulationTable
+from vdiff_fast.nn import CrossAttention
+
+Model = Callable[..., Tensor]
+GUIDANCE_BATCHES = ("auto", "joint", "split")
+
+
+class GuidedModel:
+    """(prediction, unconditional prediction) at x and step i.
+
+    What does not change during a sampling run is made before it: the doubled inputs of a joint call, the modulations
+    of all steps where the model has `modulations`, and the keys and values of its cross-attention.
+
+    Args:
+        model: model(x, t, **inputs).
+        inputs: by name; those that are None are left out.
+        uncond: inputs of the unconditional call that differ; see `vf.diffusion.sample`.
+        guidance_batch: "auto", "joint" or "split"; see `vf.diffusion.sample`.
+    """
+
+    def __init__(
+        self, model: Model, inputs: Mapping[str, Any], uncond: Mapping[str, Any] | None, guidance_batch: str
+    ) -> None:
+        if guidance_batch not in GUIDANCE_BATCHES:
+            raise ValueError(f"guidance_batch must be one of {', '.join(GUIDANCE_BATCHES)}, got {guidance_batch!r}")
+        self.model = model
+        self.given, self.without = _pair(inputs, uncond)
+        paired = self.given.keys() == self.without.keys()
+        paired = paired and all(self.given[name].shape == self.without[name].shape for name in self.given)
+        if guidance_batch == "joint" and not paired:
+            raise ValueError(
+                "guidance_batch='joint' needs an unconditional tensor of the same shape for every input, for example "
+                f"uncond={{'y': null_class}}; got {sorted(self.without)} for {sorted(self.given)}"
+            )
+        self.joint = paired and guidance_batch != "split"
+        self._may_split = guidance_batch == "auto"
+        self.both = {n: torch.cat([v, self.without[n]]) for n, v in self.given.items()} if self.joint else {}
+        self._tables: dict[str, ModulationTable | None] = {}
+
+    def prepare(self, timesteps: Tensor, batch: int, guided: bool, unguided: bool) -> None:
+        """Make the modulations of every step, for the calls that a run makes."""
+        if guided and self.joint:
+            self._tables["both"] = ModulationTable.of(self.model, timesteps, 2 * batch, self.both.get("y"))
+        if unguided or (guided and not self.joint):
+            self._tables["given"] = ModulationTable.of(self.model, timesteps, batch, self.given.get("y"))
+        if guided and not self.joint:
+            self._tables["without"] = ModulationTable.of(self.model, timesteps, batch, self.without.get("y"))
+
+    def __call__(self, x: Tensor, t: Tensor, step: Tensor, guided: bool) -> tuple[Tensor, Tensor | None]:
+        """t and step are 0-d tensors on the device of x."""
+        if not guided:
+            return self._run("given", x, t, step, self.given), None
+        if self.joint:
+            try:
+                prediction, uncond = self._run("both", torch.cat([x, x]), t, step, self.both).chunk(2)
+                return prediction, uncond
+            except torch.OutOfMemoryError:
+                if not self._may_split:
+                    raise
+            # The doubled batch does not fit: its activations are gone, and every later step splits.
+            self.joint = False
+            self._tables.clear()
+        prediction = self._run("given", x, t, step, self.given)
+        return prediction, self._run("without", x, t, step, self.without)
+
+    def _run(self, name: str, x: Tensor, t: Tensor, step: Tensor, inputs: dict[str, Tensor]) -> Tensor:
+        table = self._tables.get(name)
+        if table is not None:
+            inputs = inputs | {"modulation": table.row(step)}
+        return self.model(x, t.expand(len(x)), **inputs)
+
+    @contextmanager
+    def cached_context(self) -> Iterator[None]:
+        """Cross-attention's keys and values, made once for each context tensor that the run passes."""
+        modules = self.model.modules() if isinstance(self.model, nn.Module) else ()
+        with ExitStack() as stack:
+            for layer in modules:
+                if isinstance(layer, CrossAttention):
+                    stack.enter_context(layer.cached_keys_values())
+            yield
+
+
+def _pair(inputs: Mapping[str, Any], uncond: Mapping[str, Any] | None) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Inputs of both calls: an int among the unconditional ones fills the shape of its partner; the rest is shared."""
+    given = {name: value for name, value in inputs.items() if value is not None}
+    replaced = dict.fromkeys(("y", "context")) if uncond is None else dict(uncond)
+    unknown = set(replaced) - set(inputs)
+    if unknown:
+        raise ValueError(f"uncond has {', '.join(sorted(unknown))}; it may name {', '.join(inputs)}")
+    for name, value in replaced.items():
+        if isinstance(value, int) and name in given:
+            replaced[name] = torch.full_like(given[name], value)
+    return given, {name: value for name, value in (given | replaced).items() if value is not None}

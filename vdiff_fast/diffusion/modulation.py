@@ -1,0 +1,58 @@
+"""The modulations of all steps of a sampling run, made before it by one matrix product per layer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+# Above this the table would take the memory that the model's activations need; then every step makes its own.
+MAX_BYTES = 1 << 30
+
+
+@dataclass(frozen=True)
+class ModulationTable:
+    """m[i, b] = model.modulations(t_i, y_b): what blocks are scaled and shifted by depends on time and class alone.
+
+    A model takes part by two methods: `modulations(t, y=None) -> (B, W)`, everything its blocks make of time and
+    class, and `model(x, t, ..., modulation=rows)`, which reads them instead. A sampling step then reads one row, where
+    it would read the embedding's and every modulation layer's weights.
+
+    Attributes:
+        rows: (steps, classes, W) in the dtype that the model computes in; classes is 1 without labels.
+        which: (B,) the class of every sample in `rows`; None where all have the same.
+        batch: B.
+    """
+
+    rows: Tensor
+    which: Tensor | None
+    batch: int
+
+    @classmethod
+    def of(cls, model: Any, timesteps: Tensor, batch: int, y: Tensor | None) -> ModulationTable | None:
+        """The table of a run, or None: the model has no `modulations`, or the table would be too large.
+
+        Args:
+            model: see above; in evaluation mode.
+            timesteps: (steps,), the time of every step.
+            batch: samples.
+            y: (B,) labels, or None.
+        """
+        make = getattr(model, "modulations", None)
+        if make is None:
+            return None
+        times, at = timesteps.unique_consecutive(return_inverse=True)  # Heun visits a time twice
+        labels, which = (None, None) if y is None else y.unique(return_inverse=True)
+        classes = 1 if labels is None else len(labels)
+        one = make(times[:1], None if labels is None else labels[:1])
+        if one.numel() * one.element_size() * len(at) * classes > MAX_BYTES:
+            return None
+        made = make(times.repeat_interleave(classes), None if labels is None else labels.repeat(len(times)))
+        rows = made.unflatten(0, (len(times), classes))[at]
+        return cls(rows.contiguous(), which if classes > 1 else None, batch)
+
+    def row(self, step: Tensor) -> Tensor:
+        """(B, W) of a step, a 0-d int64 tensor on the device: nothing is read back."""
+        row = self.rows.index_select(0, step.reshape(1))[0]
+        return row.expand(self.batch, -1) if self.which is None else row.index_select(0, self.which)
