@@ -85,6 +85,11 @@ class use_backend:
         _requested_by_op.update(self._before[1])
 
 
+def requested(op: str) -> str | None:
+    """The backend asked for by name for this op; None for auto."""
+    return _requested_by_op.get(op, _requested)
+
+
 def order(op: str, x: Tensor) -> tuple[str, ...]:
     """Backends of `auto` for this call: as measured, else in order of preference."""
     if _library.INTERPRETING:
@@ -137,7 +142,7 @@ def choose(op: str, predicates: Mapping[str, Predicate], x: Tensor, *facts: Any)
 
 
 def _choose(op: str, predicates: Mapping[str, Predicate], x: Tensor, *facts: Any) -> str:
-    wanted = _requested_by_op.get(op, _requested)
+    wanted = requested(op)
     if wanted is not None:
         if wanted not in predicates:
             raise BackendUnavailableError(f"{op} has no {wanted!r} backend; it has {', '.join(predicates)}")

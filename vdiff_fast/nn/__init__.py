@@ -10,10 +10,21 @@ from vdiff_fast.nn.attention import (
 )
 from vdiff_fast.nn.convolution import FrameConv2d, TemporalConv, UpsampleConv2d
 from vdiff_fast.nn.embedding import GridEmbedding, LabelEmbedding, TimestepEmbedding
+from vdiff_fast.nn.modulation import AdaLayerNorm, AdaLayerNormZero, GELUMLP
 from vdiff_fast.nn.norm import AdaGroupNormSiLU, GroupNormSiLU, RMSNormSiLU
+from vdiff_fast.nn.patch_embedding import PatchEmbed, sincos_grid, sincos_positions
 from vdiff_fast.nn.qkv_linear import qkv_linear
+from vdiff_fast.nn.token_attention import TokenAttention, TokenCrossAttention
 
 __all__ = [
+    "AdaLayerNorm",
+    "AdaLayerNormZero",
+    "GELUMLP",
+    "PatchEmbed",
+    "TokenAttention",
+    "TokenCrossAttention",
+    "sincos_grid",
+    "sincos_positions",
     "AdaGroupNormSiLU",
     "CrossAttention",
     "FrameConv2d",

@@ -12,6 +12,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from vdiff_fast import ops
+from vdiff_fast.nn.modulation import Modulated, remakes
+
 Parts = tuple[Tensor, Tensor, Tensor]
 
 
@@ -30,20 +33,25 @@ def _stacked_products(parts: list[Tensor], rows: Tensor, weight: Tensor) -> Tens
 
 
 class _QKVLinear(torch.autograd.Function):
+    """Keeps x, or where x was modulated what it was made of."""
+
     @staticmethod
-    def forward(x: Tensor, weight: Tensor, bias: Tensor | None, heads: int) -> Parts:
+    def forward(
+        x: Tensor, weight: Tensor, bias: Tensor | None, heads: int,
+        origin: Tensor | None, shift: Tensor | None, scale: Tensor | None, eps: float,
+    ) -> Parts:  # fmt: skip
         q, k, v = F.linear(x, weight, bias).unflatten(-1, (3, heads, -1)).unbind(-3)
         return q, k, v
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Parts) -> None:
-        x, weight, bias, _ = inputs
-        ctx.has_bias = bias is not None
-        ctx.save_for_backward(x, weight)
+        x, weight, bias, _, origin, shift, scale, ctx.eps = inputs
+        ctx.has_bias, ctx.modulated = bias is not None, origin is not None
+        ctx.save_for_backward(x if origin is None else origin, weight, shift, scale)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
-        x, weight = ctx.saved_tensors
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, shift, scale = ctx.saved_tensors
         width = weight.shape[0] // 3
         parts = [_rows(g, width) for g in gradients]
         dx = dweight = dbias = None
@@ -53,17 +61,19 @@ class _QKVLinear(torch.autograd.Function):
                 dx.addmm_(parts[i], weight[i * width : (i + 1) * width])
             dx = dx.reshape(x.shape)
         if ctx.needs_input_grad[1]:
+            if ctx.modulated:
+                x = ops.layer_norm_modulate(x, shift, scale, eps=ctx.eps)
             dweight = _stacked_products(parts, _rows(x, x.shape[-1]), weight)
         if ctx.has_bias and ctx.needs_input_grad[2]:
             dbias = torch.cat([part.sum(0) for part in parts])
-        return dx, dweight, dbias, None
+        return dx, dweight, dbias, None, None, None, None, None
 
 
-def qkv_linear(x: Tensor, weight: Tensor, bias: Tensor | None, heads: int) -> Parts:
+def qkv_linear(x: Tensor | Modulated, weight: Tensor, bias: Tensor | None, heads: int) -> Parts:
     """q, k, v = x W^T + b, split in three and in heads; the gradients of the three are never stacked.
 
     Args:
-        x: (..., C).
+        x: (..., C), or a `Modulated`, which is not kept for the backward but made again.
         weight: (3 * heads * d, C), as of one Linear.
         bias: (3 * heads * d,) or None.
         heads: attention heads.
@@ -76,10 +86,14 @@ def qkv_linear(x: Tensor, weight: Tensor, bias: Tensor | None, heads: int) -> Pa
     """
     if weight.shape[0] % (3 * heads):
         raise ValueError(f"qkv_linear: {weight.shape[0]} outputs are not 3 x {heads} heads x d")
+    origin: tuple[Tensor | None, Tensor | None, Tensor | None, float] = (None, None, None, 0.0)
+    if isinstance(x, Modulated):
+        origin = (x.x, x.shift, x.scale, x.eps) if remakes(x) else origin
+        x = x.y
     if torch.is_autocast_enabled(x.device.type):
         # Outside the Function, so that the casts are Linear's own and are differentiated as such.
         dtype = torch.get_autocast_dtype(x.device.type)
         x, weight = x.to(dtype), weight.to(dtype)
         bias = None if bias is None else bias.to(dtype)
-    q, k, v = _QKVLinear.apply(x, weight, bias, heads)
+    q, k, v = _QKVLinear.apply(x, weight, bias, heads, *origin)
     return q, k, v

@@ -1,0 +1,338 @@
+"""VideoDiT: a diffusion transformer for video with adaLN-Zero (Peebles and Xie 2023; Ma et al. 2024, "Latte").
+
+Tokens are (B, T, S, D), S patches of every frame, from the embedding to the output: attention over space, over time or
+over both reads them as they lie, and no layer copies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from vdiff_fast import ops
+from vdiff_fast.models.dit_config import PRESETS, VideoDiTConfig
+from vdiff_fast.nn.attention import RotaryTables
+from vdiff_fast.nn.embedding import LabelEmbedding, TimestepEmbedding
+from vdiff_fast.nn.modulation import GELUMLP, Modulated, gated_modulated, modulated, modulated_linear
+from vdiff_fast.nn.patch_embedding import PatchEmbed, sincos_grid, sincos_positions, unpatchify
+from vdiff_fast.nn.token_attention import Axis, Tables, TokenAttention, TokenCrossAttention
+
+FINAL_EPS = 1e-6
+TIME_SINUSOIDS = 256
+
+
+class Stream(NamedTuple):
+    """The residual stream x + gate * branch, not yet added: the next norm adds it in its own pass."""
+
+    x: Tensor
+    branch: Tensor | None = None
+    gate: Tensor | None = None
+
+    def closed(self) -> Tensor:
+        if self.branch is None or self.gate is None:
+            return self.x
+        return ops.gated_residual(self.x, self.branch, self.gate)
+
+    def modulated(self, shift: Tensor, scale: Tensor, eps: float) -> Modulated:
+        if self.branch is None or self.gate is None:
+            return modulated(self.x, shift, scale, eps)
+        return gated_modulated(self.x, self.branch, self.gate, shift, scale, eps)
+
+
+# Layers
+
+
+class Conditioning(nn.Module):
+    """c = MLP(sinusoids(t)) + E[y], (B, D).
+
+    Source: Peebles and Xie 2023, section 3.2.
+    """
+
+    def __init__(self, config: VideoDiTConfig) -> None:
+        super().__init__()
+        self.time = TimestepEmbedding(
+            TIME_SINUSOIDS, config.width, shift=config.time_shift, flip_sin_to_cos=True, scale=config.time_scale
+        )
+        self.label = LabelEmbedding(config.num_classes, config.width) if config.num_classes else None
+
+    def forward(self, t: Tensor, y: Tensor | None) -> Tensor:
+        embedding = self.time(t)
+        return embedding if self.label is None else embedding + self.label(y, t.shape[0])
+
+
+class ContextProjection(nn.Module):
+    """W2 GELU(W1 context + b1) + b2: context tokens in the width of the model.
+
+    Source: Chen et al. 2024, "PixArt-alpha", section 2.3.
+    """
+
+    def __init__(self, context_dim: int, width: int) -> None:
+        super().__init__()
+        self.linear_1 = nn.Linear(context_dim, width)
+        self.linear_2 = nn.Linear(width, width)
+
+    def forward(self, context: Tensor) -> Tensor:
+        return self.linear_2(F.gelu(self.linear_1(context), approximate="tanh"))
+
+
+class DiTBlock(nn.Module):
+    """x = x + gate * branch(LN(x) * (1 + scale) + shift) for each attention, then for the MLP.
+
+    The last branch is left to the next block's norm (`Stream`). Cross-attention over the context follows the attention
+    over space, without norm or gate.
+
+    Source: Peebles and Xie 2023, figure 3 (adaLN-Zero); Chen et al. 2024, figure 4 (cross-attention).
+    """
+
+    def __init__(self, config: VideoDiTConfig, index: int) -> None:
+        super().__init__()
+        self.norm_eps, axes = config.norm_eps, config.axes(index)
+        self.attns = nn.ModuleList(
+            TokenAttention(config.width, config.heads, axis, qk_norm=config.qk_norm) for axis in axes
+        )
+        self.cross_attn = None
+        if config.context_dim and axes != ("time",):
+            self.cross_attn = TokenCrossAttention(config.width, config.heads, qk_norm=config.qk_norm)
+        self.mlp = GELUMLP(config.width, int(config.width * config.mlp_ratio))
+
+    def forward(
+        self, stream: Stream, modulation: Tensor, ropes: dict[Axis, Tables], context: Tensor | None, close: bool = False
+    ) -> Stream:
+        """modulation (B, 3 * branches, D): shift, scale and gate of each; `close` adds the last branch at once."""
+        vectors = iter(modulation.unbind(1))
+        for attn in cast(Iterable[TokenAttention], self.attns):
+            source = stream.modulated(next(vectors), next(vectors), self.norm_eps[0])
+            stream = Stream(source.x, attn(source, ropes.get(attn.axis)), next(vectors))
+            if self.cross_attn is not None and attn.axis != "time":
+                x = stream.closed()
+                stream = Stream(x + self.cross_attn(x, context))
+        source = stream.modulated(next(vectors), next(vectors), self.norm_eps[1])
+        stream = Stream(source.x, self.mlp(source), next(vectors))
+        return Stream(stream.closed()) if close else stream
+
+
+class FinalLayer(nn.Module):
+    """patches = W (LN(x) * (1 + scale) + shift) + b, zero at initialisation.
+
+    Source: Peebles and Xie 2023, section 3.2 ("Transformer decoder").
+    """
+
+    def __init__(self, config: VideoDiTConfig) -> None:
+        super().__init__()
+        pt, ph, pw = config.patch
+        self.linear = nn.Linear(config.width, pt * ph * pw * config.out_channels)
+
+    def forward(self, stream: Stream, shift: Tensor, scale: Tensor) -> Tensor:
+        return modulated_linear(stream.modulated(shift, scale, FINAL_EPS), self.linear.weight, self.linear.bias)
+
+
+# Model
+
+
+class VideoDiT(nn.Module):
+    """prediction = DiT(x_t, t | y, context, cond): a transformer denoiser for videos, and for images with T = 1.
+
+    Patches of the video are tokens; blocks attend over space and time and are modulated by the time and class embedding
+    (adaLN-Zero, so that a new model is the identity in every block and predicts zero).
+
+    >>> model = VideoDiT.preset("s", patch=(1, 2, 2), num_classes=10)
+    >>> v = model(x, t, y=labels)                                    # x (B, 3, T, H, W), t (B,), labels (B,)
+
+    Args:
+        config: see `VideoDiTConfig`; its default where left out.
+        **changes: fields of the config to change.
+
+    Shape:
+        x: (B, C, T, H, W) float, any layout; T, H and W multiples of the patch. T = 1 always fits: an image is repeated
+            over the frames of a patch, and its prediction is their mean.
+        t: (B,) int64 steps, or float times.
+        y: (B,) int64 class labels; None, or the label num_classes, is the null class.
+        context: (B, L, context_dim) tokens; None attends to a learned null token.
+        cond: (B, cond_channels, T, H, W), known frames with zeros where unknown, and their mask; None knows nothing.
+        returns (B, out_channels, T, H, W) in channels-last memory and x's dtype.
+
+    Raises:
+        TypeError: x is not floating point.
+        ValueError: a size or condition that the model does not take; the message says what it takes.
+
+    Source: Peebles and Xie 2023, "Scalable Diffusion Models with Transformers"; Ma et al. 2024, "Latte", section 3.1.
+    """
+
+    def __init__(self, config: VideoDiTConfig | None = None, **changes: Any) -> None:
+        super().__init__()
+        self.config = config = replace(VideoDiTConfig() if config is None else config, **changes)
+        width, count = config.width, config.modulations
+        self.patch_embed = PatchEmbed(config.in_channels, width, config.patch)
+        self.cond_embed = None
+        if config.cond_channels:
+            self.cond_embed = PatchEmbed(config.cond_channels, width, config.patch, bias=False)
+        self.conditioning = nn.ModuleList(
+            Conditioning(config) for _ in range(config.depth if config.block_embeddings else 1)
+        )
+        self.null_context = nn.Parameter(torch.zeros(config.context_dim)) if config.context_dim else None
+        self.context_projection = ContextProjection(config.context_dim, width) if config.context_dim else None
+        self.rotary = nn.ModuleDict()
+        if config.positions == "rope":
+            axes = {"joint": 3} if config.attention == "joint" else {"space": 2, "time": 1}
+            self.rotary.update({axis: RotaryTables(width // config.heads, axes=n) for axis, n in axes.items()})
+        self.blocks = nn.ModuleList(DiTBlock(config, index) for index in range(config.depth))
+        self.final_layer = FinalLayer(config)
+        # One matrix product modulates every block: all their vectors, then shift and scale of the final layer.
+        self.tables: nn.Parameter | None = None
+        self.modulation: nn.Module
+        if config.adaln == "shared":
+            self.modulation = nn.Linear(width, count * width)
+            self.tables = nn.Parameter(torch.zeros(config.depth * count + 2, width))
+        elif config.block_embeddings:
+            self.modulation = nn.ModuleList(nn.Linear(width, n * width) for n in [count] * config.depth + [2])
+        else:
+            self.modulation = nn.Linear(width, (config.depth * count + 2) * width)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Xavier for every projection, N(0, 0.02) for the embeddings, zero for modulation, condition and output.
+
+        Source: Peebles and Xie 2023, section 3.2 and its code.
+        """
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        for embedding in cast(Iterable[Conditioning], self.conditioning):
+            tables = [embedding.time.linear_1, embedding.time.linear_2, embedding.label]
+            for module in tables:
+                if module is not None:
+                    nn.init.normal_(module.weight, std=0.02)
+        silent: list[nn.Module] = [self.modulation, self.final_layer.linear]
+        silent += [block.cross_attn.proj for block in self._blocks() if block.cross_attn is not None]
+        for module in silent + ([] if self.cond_embed is None else [self.cond_embed]):
+            for parameter in module.parameters():
+                nn.init.zeros_(parameter)
+
+    def _blocks(self) -> Iterable[DiTBlock]:
+        return cast(Iterable[DiTBlock], self.blocks)
+
+    @classmethod
+    def preset(cls, name: str, **changes: Any) -> VideoDiT:
+        """A model of a known size: "tiny" (4 M parameters), or DiT's "s", "b", "l", "xl", with changed fields.
+
+        Raises:
+            ValueError: no preset has this name.
+        """
+        if name not in PRESETS:
+            raise ValueError(f"unknown preset {name!r}; choose from {', '.join(PRESETS)}")
+        return cls(PRESETS[name], **changes)
+
+    def forward(
+        self,
+        x: Tensor,
+        t: Tensor,
+        *,
+        y: Tensor | None = None,
+        context: Tensor | None = None,
+        cond: Tensor | None = None,
+    ) -> Tensor:
+        self._check(x, t, y, context, cond)
+        frames, height, width = x.shape[2:]
+        grid = (-(-frames // self.config.patch[0]), height // self.config.patch[1], width // self.config.patch[2])
+        *modulations, final = self._modulations(t, y)
+        context, ropes = self._context_tokens(context, x.shape[0]), self._ropes(grid)
+
+        stream = Stream(self._tokens(x, cond, grid))
+        for index, block in enumerate(self._blocks()):
+            if index == 1 and self.config.attention == "interleaved" and self.config.positions == "sincos":
+                stream = Stream(self._with_frame_positions(stream.closed(), grid[0]))
+            stream = self._run(block, stream, modulations[index], ropes, context)
+        tokens = self.final_layer(stream, *final.unbind(1))
+        return unpatchify(tokens, self.config.patch, frames, height, width).to(x.dtype)
+
+    def _run(
+        self, block: DiTBlock, stream: Stream, modulation: Tensor, ropes: dict[Axis, Tables], context: Tensor | None
+    ) -> Stream:
+        if self.config.gradient_checkpointing and torch.is_grad_enabled():
+            # Closed, so that one activation is kept per block instead of two.
+            return checkpoint(block, stream, modulation, ropes, context, True, use_reentrant=False)
+        return block(stream, modulation, ropes, context)
+
+    def _tokens(self, x: Tensor, cond: Tensor | None, grid: tuple[int, int, int]) -> Tensor:
+        tokens = self.patch_embed(x)
+        if self.cond_embed is not None and cond is not None:
+            tokens = tokens + self.cond_embed(cond)
+        if self.config.positions != "sincos":
+            return tokens
+        positions = sincos_grid(*grid[1:], self.config.width, scale=self.config.position_scale, device=x.device)
+        tokens = tokens + positions.to(tokens.dtype)
+        return tokens if self.config.attention == "interleaved" else self._with_frame_positions(tokens, grid[0])
+
+    def _with_frame_positions(self, tokens: Tensor, frames: int) -> Tensor:
+        """Images have no place in time. Interleaved, the frames' positions enter with the first block over time."""
+        if frames == 1:
+            return tokens
+        positions = sincos_positions(torch.arange(frames, device=tokens.device), self.config.width)
+        return tokens + positions[:, None].to(tokens.dtype)
+
+    def _ropes(self, grid: tuple[int, int, int]) -> dict[Axis, Tables]:
+        sizes = {"space": grid[1:], "time": grid[:1], "joint": grid}
+        return {cast(Axis, axis): tables(*sizes[axis]) for axis, tables in self.rotary.items()}
+
+    def _modulations(self, t: Tensor, y: Tensor | None) -> tuple[Tensor, ...]:
+        """(B, modulations, D) of every block, then (B, 2, D) of the final layer."""
+        config, count = self.config, self.config.modulations
+        embeddings = [embed(t, y) for embed in self.conditioning]
+        sizes = [count] * config.depth + [2]
+        if self.tables is not None:
+            shared = self.modulation(F.silu(embeddings[0])).unflatten(1, (count, config.width))
+            *tables, final = self.tables.to(shared.dtype).split(sizes)
+            return (*(shared + table for table in tables), embeddings[0].to(shared.dtype)[:, None] + final)
+        if isinstance(self.modulation, nn.ModuleList):
+            parts = zip(self.modulation, embeddings + embeddings[:1])
+            return tuple(linear(F.silu(c)).unflatten(1, (-1, config.width)) for linear, c in parts)
+        return self.modulation(F.silu(embeddings[0])).unflatten(1, (-1, config.width)).split(sizes, dim=1)
+
+    def _context_tokens(self, context: Tensor | None, batch: int) -> Tensor | None:
+        if self.context_projection is None or self.null_context is None:
+            return None
+        return self.context_projection(self.null_context.expand(batch, 1, -1) if context is None else context)
+
+    def _check(self, x: Tensor, t: Tensor, y: Tensor | None, context: Tensor | None, cond: Tensor | None) -> None:
+        config = self.config
+        if not x.is_floating_point():
+            raise TypeError(f"x must be floating point in [-1, 1], got {x.dtype}; use x.float() / 127.5 - 1")
+        if x.dim() != 5 or x.shape[1] != config.in_channels:
+            raise ValueError(f"x must be (B, {config.in_channels}, T, H, W), got {tuple(x.shape)}")
+        batch, _, frames, height, width = x.shape
+        if frames > 1 and frames % config.patch[0]:
+            raise ValueError(f"{frames} frames are not a multiple of the patch's {config.patch[0]}; or use 1, an image")
+        for name, size, step in (("height", height, config.patch[1]), ("width", width, config.patch[2])):
+            if size % step:
+                raise ValueError(
+                    f"frame {height}x{width}: {name} must be a multiple of {step}, the patch; "
+                    f"use --resize {-(-size // step) * step} or --pad"
+                )
+        if t.shape != (batch,):
+            raise ValueError(f"t must be ({batch},), one per video, got {tuple(t.shape)}")
+        for name, value, known, field in (
+            ("y", y, config.num_classes, "num_classes"),
+            ("context", context, config.context_dim, "context_dim"),
+            ("cond", cond, config.cond_channels, "cond_channels"),
+        ):
+            if value is not None and not known:
+                raise ValueError(f"{name} was given, but the model was built without it; set {field}")
+        if y is not None and y.shape != (batch,):
+            raise ValueError(f"y must be ({batch},), got {tuple(y.shape)}")
+        if context is not None and (
+            context.dim() != 3 or (context.shape[0], context.shape[2]) != (batch, config.context_dim)
+        ):
+            raise ValueError(f"context must be ({batch}, L, {config.context_dim}), got {tuple(context.shape)}")
+        if cond is not None and cond.shape != (batch, config.cond_channels, frames, height, width):
+            raise ValueError(
+                f"cond must be {(batch, config.cond_channels, frames, height, width)}, "
+                f"known frames and their mask, got {tuple(cond.shape)}"
+            )
