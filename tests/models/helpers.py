@@ -31,6 +31,19 @@ def small_unet(seed: int = 0, **changes: Any) -> vf.models.VideoUNet:
     return model
 
 
+SMALL_DIT: dict[str, Any] = {"width": 48, "depth": 2, "heads": 3}
+
+
+def small_dit(seed: int = 0, **changes: Any) -> vf.models.VideoDiT:
+    """A two-block VideoDiT whose zero-initialised parameters are drawn too, so that every branch is seen."""
+    torch.manual_seed(seed)
+    model = vf.models.VideoDiT(**{**SMALL_DIT, **changes})
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    return model
+
+
 def video(shape: tuple[int, ...] = (2, 3, 4, 12, 8), seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
@@ -40,7 +53,7 @@ def steps(batch: int = 2, seed: int = 0) -> Tensor:
     return torch.randint(0, 1000, (batch,), generator=torch.Generator().manual_seed(seed))
 
 
-def gradients(model: vf.models.VideoUNet, x: Tensor, t: Tensor, **conditions: Any) -> tuple[Tensor, list[Tensor]]:
+def gradients(model: torch.nn.Module, x: Tensor, t: Tensor, **conditions: Any) -> tuple[Tensor, list[Tensor]]:
     """Output, and the gradients of x and of every parameter for a fixed cotangent."""
     x = x.detach().requires_grad_()
     y = model(x, t, **conditions)

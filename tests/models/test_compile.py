@@ -1,4 +1,4 @@
-"""VideoUNet under torch.compile: one graph, and the same one for other sizes."""
+"""VideoUNet and VideoDiT under torch.compile: one graph, and the same one for other sizes."""
 
 from __future__ import annotations
 
@@ -6,16 +6,32 @@ import pytest
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from tests.models.helpers import gradients, small_unet, steps, video
+from tests.models.helpers import gradients, small_dit, small_unet, steps, video
 
 
 @pytest.mark.slow
 def test_one_graph_serves_other_resolutions_and_numbers_of_frames() -> None:
-    torch._dynamo.reset()
     model = small_unet(blocks=(1, 0), temporal_attention=(True, False))
+    assert_one_graph(model, [(2, 3, 5, 12, 8), (2, 3, 5, 20, 28), (2, 3, 7, 12, 16)])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("attention", "positions"), [("interleaved", "sincos"), ("divided", "rope"), ("joint", "sincos")]
+)
+def test_one_graph_of_a_transformer_serves_three_resolutions_and_two_numbers_of_frames(
+    attention: str, positions: str
+) -> None:
+    model = small_dit(attention=attention, positions=positions, qk_norm=True)
+    assert_one_graph(model, [(2, 3, 5, 12, 8), (2, 3, 5, 20, 28), (2, 3, 7, 12, 16)])
+
+
+def assert_one_graph(model: torch.nn.Module, shapes: list[tuple[int, ...]]) -> None:
+    """Outputs and gradients of the compiled model are the eager ones, and the first shape's graph serves all."""
+    torch._dynamo.reset()
     counter = CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(model, fullgraph=True, dynamic=True, backend=counter)
-    for shape in ((2, 3, 5, 12, 8), (2, 3, 5, 20, 28), (2, 3, 7, 12, 16)):
+    for shape in shapes:
         x, t = video(shape), steps()
         y, expected = gradients(model, x, t)
         x.requires_grad_()
@@ -25,6 +41,6 @@ def test_one_graph_serves_other_resolutions_and_numbers_of_frames() -> None:
         actual = torch.autograd.grad(prediction, [x, *model.parameters()], cotangent)
         for a, e in zip(actual, expected):
             torch.testing.assert_close(a, e)
-        if shape[2:] == (5, 12, 8):
+        if shape == shapes[0]:
             frames = counter.frame_count
     assert counter.frame_count == frames

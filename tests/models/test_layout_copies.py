@@ -1,4 +1,4 @@
-"""A forward and backward of VideoUNet copies no activation to change its layout."""
+"""A forward and backward of VideoUNet and VideoDiT copies no activation to change its layout."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests.models.copies import layout_copies
-from tests.models.helpers import SMALL, small_unet, steps, video
+from tests.models.helpers import SMALL, SMALL_DIT, small_dit, small_unet, steps, video
 from vdiff_fast import _library
 
 SHAPE = (2, 3, 4, 24, 16)
@@ -56,3 +56,32 @@ def test_no_layout_copies(autocast: bool, channels_last: bool, expanded: bool) -
 
     run()
     assert layout_copies(run, SMALLEST) == []
+
+
+@needs_kernels
+@pytest.mark.parametrize("expanded", [False, True], ids=["dense_gradient", "expanded_gradient"])
+@pytest.mark.parametrize("channels_last", [True, False], ids=["channels_last", "ncthw"])
+@pytest.mark.parametrize("autocast", [False, True], ids=["fp32", "bf16_autocast"])
+@pytest.mark.parametrize(
+    ("attention", "patch"), [("interleaved", (1, 2, 2)), ("divided", (2, 2, 2)), ("joint", (1, 2, 2))]
+)
+def test_no_layout_copies_in_a_transformer(
+    attention: str, patch: tuple[int, int, int], autocast: bool, channels_last: bool, expanded: bool
+) -> None:
+    model = small_dit(
+        attention=attention, patch=patch, positions="rope", qk_norm=True, num_classes=3, context_dim=6, cond_channels=4
+    )
+    x, t, labels = video(SHAPE), steps(), torch.tensor([0, 3])
+    context, cond = video((2, 5, 6), 1), video((2, 4, *SHAPE[2:]), 2)
+    if channels_last:
+        x = x.contiguous(memory_format=torch.channels_last_3d)
+
+    def run() -> None:
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            y = model(x, t, y=labels, context=context, cond=cond)
+        loss = y.sum() if expanded else y.square().mean()
+        loss.backward()
+
+    run()
+    tokens = x[:, 0].numel() // (patch[0] * patch[1] * patch[2])
+    assert layout_copies(run, tokens * SMALL_DIT["width"]) == []

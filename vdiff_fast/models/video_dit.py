@@ -65,6 +65,10 @@ class Conditioning(nn.Module):
         embedding = self.time(t)
         return embedding if self.label is None else embedding + self.label(y, t.shape[0])
 
+    def weights(self) -> list[nn.Parameter]:
+        weights = [self.time.linear_1.weight, self.time.linear_2.weight]
+        return weights if self.label is None else [*weights, self.label.weight]
+
 
 class ContextProjection(nn.Module):
     """W2 GELU(W1 context + b1) + b2: context tokens in the width of the model.
@@ -206,10 +210,8 @@ class VideoDiT(nn.Module):
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
         for embedding in cast(Iterable[Conditioning], self.conditioning):
-            tables = [embedding.time.linear_1, embedding.time.linear_2, embedding.label]
-            for module in tables:
-                if module is not None:
-                    nn.init.normal_(module.weight, std=0.02)
+            for weight in embedding.weights():
+                nn.init.normal_(weight, std=0.02)
         silent: list[nn.Module] = [self.modulation, self.final_layer.linear]
         silent += [block.cross_attn.proj for block in self._blocks() if block.cross_attn is not None]
         for module in silent + ([] if self.cond_embed is None else [self.cond_embed]):

@@ -10,27 +10,23 @@ from vdiff_fast.nn.attention import (
 )
 from vdiff_fast.nn.convolution import FrameConv2d, TemporalConv, UpsampleConv2d
 from vdiff_fast.nn.embedding import GridEmbedding, LabelEmbedding, TimestepEmbedding
-from vdiff_fast.nn.modulation import AdaLayerNorm, AdaLayerNormZero, GELUMLP
+from vdiff_fast.nn.modulation import GELUMLP, AdaLayerNorm, AdaLayerNormZero
 from vdiff_fast.nn.norm import AdaGroupNormSiLU, GroupNormSiLU, RMSNormSiLU
 from vdiff_fast.nn.patch_embedding import PatchEmbed, sincos_grid, sincos_positions
 from vdiff_fast.nn.qkv_linear import qkv_linear
 from vdiff_fast.nn.token_attention import TokenAttention, TokenCrossAttention
 
 __all__ = [
+    "GELUMLP",
+    "AdaGroupNormSiLU",
     "AdaLayerNorm",
     "AdaLayerNormZero",
-    "GELUMLP",
-    "PatchEmbed",
-    "TokenAttention",
-    "TokenCrossAttention",
-    "sincos_grid",
-    "sincos_positions",
-    "AdaGroupNormSiLU",
     "CrossAttention",
     "FrameConv2d",
     "GridEmbedding",
     "GroupNormSiLU",
     "LabelEmbedding",
+    "PatchEmbed",
     "RMSNormSiLU",
     "RelativePositionBias",
     "RotaryTables",
@@ -39,6 +35,10 @@ __all__ = [
     "TemporalAttention",
     "TemporalConv",
     "TimestepEmbedding",
+    "TokenAttention",
+    "TokenCrossAttention",
     "UpsampleConv2d",
     "qkv_linear",
+    "sincos_grid",
+    "sincos_positions",
 ]

@@ -92,8 +92,7 @@ def sincos_grid(
     Source: Dosovitskiy et al. 2021, "ViT", appendix D.4; Peebles and Xie 2023, section 3.2.
     """
     columns, rows = (
-        sincos_positions(torch.arange(n, device=device, dtype=torch.float64) * scale, dim // 2)
-        for n in (width, height)
+        sincos_positions(torch.arange(n, device=device, dtype=torch.float64) * scale, dim // 2) for n in (width, height)
     )
     parts = (columns[None].expand(height, -1, -1), rows[:, None].expand(-1, width, -1))
     return torch.cat(parts, dim=-1).flatten(0, 1)
