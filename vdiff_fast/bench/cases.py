@@ -97,12 +97,12 @@ def _leaves(sample: Sample) -> Sample:
     )
 
 
-def _first(outputs: Any) -> Tensor:
-    return outputs[0] if isinstance(outputs, tuple) else outputs
+def _differentiable(outputs: Any) -> list[Tensor]:
+    return [o for o in (outputs if isinstance(outputs, tuple) else (outputs,)) if o.requires_grad]
 
 
 def make_call(function: Callable[..., Any], sample: Sample, direction: str) -> Call:
-    """A call without arguments; forward+backward sends a dense gradient of ones through the first output."""
+    """A call without arguments; forward+backward sends a dense gradient of ones through every output."""
     if direction == "forward":
 
         def forward() -> Any:
@@ -111,12 +111,11 @@ def make_call(function: Callable[..., Any], sample: Sample, direction: str) -> C
 
         return forward
     inputs = sample.differentiable()
-    cotangent = torch.ones_like(_first(function(*sample.args, **sample.kwargs)).detach())
+    cotangents = [torch.ones_like(o) for o in _differentiable(function(*sample.args, **sample.kwargs))]
 
     def both() -> Any:
-        return torch.autograd.grad(
-            _first(function(*sample.args, **sample.kwargs)), inputs, cotangent, allow_unused=True
-        )
+        outputs = _differentiable(function(*sample.args, **sample.kwargs))
+        return torch.autograd.grad(outputs, inputs, cotangents, allow_unused=True)
 
     return both
 

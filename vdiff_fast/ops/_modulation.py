@@ -10,9 +10,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
-from vdiff_fast.ops._channel_vectors import check_vector
+from vdiff_fast.ops._channel_vectors import affine, check_vector
 
 
 def check_tokens(op: str, name: str, x: Tensor) -> None:
@@ -65,9 +66,17 @@ def modulation(op: str, name: str, value: Tensor, x: Tensor) -> Tensor:
     return value if value.stride(-1) == 1 else value.contiguous()
 
 
-def with_rows(op: str, name: str, value: Tensor, finest: Tensor) -> Tensor:
-    """(B, F', D) as (B, F, D): one vector per sample is repeated by stride 0, others by a copy."""
-    coarse, fine = value.shape[1], finest.shape[1]
+def modulations(op: str, x: Tensor, **vectors: Tensor) -> list[Tensor]:
+    """Every vector as (B, F, D) with one F: those of one vector a sample repeat by stride 0, others by a copy."""
+    found = {name: modulation(op, name, value, x) for name, value in vectors.items()}
+    fine = 1
+    for value in found.values():
+        fine = value.shape[1] if value.shape[1] != 1 and (fine == 1 or value.shape[1] > fine) else fine
+    return [_repeated(op, name, value, fine) for name, value in found.items()]
+
+
+def _repeated(op: str, name: str, value: Tensor, fine: int) -> Tensor:
+    coarse = value.shape[1]
     if coarse == fine:
         return value
     if coarse == 1:
@@ -77,12 +86,25 @@ def with_rows(op: str, name: str, value: Tensor, finest: Tensor) -> Tensor:
     return value.repeat_interleave(fine // coarse, dim=1)
 
 
-def finest(*values: Tensor) -> Tensor:
-    """The one with the most vectors per sample."""
-    found = values[0]
-    for value in values[1:]:
-        found = value if value.shape[1] > found.shape[1] else found
-    return found
+def wide_vector(op: str, name: str, value: Tensor | None, x: Tensor) -> Tensor | None:
+    """weight or bias (D,) in the dtype that x is computed in."""
+    value = affine(op, name, value, x, x.shape[-1])
+    return None if value is None else value.to(wide_dtype(x))
+
+
+def wide_dtype(x: Tensor) -> torch.dtype:
+    """float32, and float64 for float64."""
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def row_statistics(x: Tensor) -> Tensor:
+    """Memory for the mean's high and low part and rstd of every token of (B, N, D)."""
+    return x.new_empty((3, x.shape[0] * x.shape[1]), dtype=wide_dtype(x))
+
+
+def vector_like(value: Tensor) -> Tensor:
+    """Memory for the gradient of a vector (B, F, D): contiguous whatever its strides."""
+    return value.new_empty(value.shape)
 
 
 def over_tokens(value: Tensor, x: Tensor) -> Tensor:

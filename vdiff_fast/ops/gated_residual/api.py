@@ -2,14 +2,39 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 from torch import Tensor
 
 from vdiff_fast import _dispatch
-from vdiff_fast.ops._modulation import check_tokens, like_tokens, modulation
+from vdiff_fast.ops._modulation import check_tokens, like_tokens, modulation, tokens
 from vdiff_fast.ops.gated_residual import reference
 
 _OP = "gated_residual"
-PREDICATES = {"reference": _dispatch.why_not_reference}
+PREDICATES = {
+    "reference": _dispatch.why_not_reference,
+    "cpu": _dispatch.why_not_cpu,
+}
+_KERNELS = _dispatch.kernel_modules(__package__)
+
+
+class _GatedResidual(torch.autograd.Function):
+    """Saves branch and gate."""
+
+    @staticmethod
+    def forward(residual: Tensor, branch: Tensor, gate: Tensor, backend: str) -> Tensor:
+        return _KERNELS[backend].forward(residual, branch, gate)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        _, branch, gate, ctx.backend = inputs
+        ctx.save_for_backward(branch, gate)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        dbranch, dgate = _KERNELS[ctx.backend].backward(dy.contiguous(), *ctx.saved_tensors)
+        return dy, dbranch, dgate, None
 
 
 def gated_residual(residual: Tensor, branch: Tensor, gate: Tensor) -> Tensor:
@@ -34,6 +59,8 @@ def gated_residual(residual: Tensor, branch: Tensor, gate: Tensor) -> Tensor:
     """
     check_tokens(_OP, "residual", residual)
     branch = like_tokens(_OP, "branch", branch, residual)
-    modulation(_OP, "gate", gate, residual)
-    _dispatch.choose(_OP, PREDICATES, residual)
-    return _dispatch.call_reference(reference.gated_residual, residual, branch, gate)
+    vector = modulation(_OP, "gate", gate, residual)
+    backend = _dispatch.choose(_OP, PREDICATES, residual)
+    if backend == "reference":
+        return _dispatch.call_reference(reference.gated_residual, residual, branch, gate)
+    return _GatedResidual.apply(tokens(residual), tokens(branch), vector, backend).reshape(residual.shape)

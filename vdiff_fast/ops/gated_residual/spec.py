@@ -65,5 +65,7 @@ SPEC = OpSpec(
     predicates=api.PREDICATES,
     invalid=invalid,
     bench=bench,
+    error_multiple=2.0,
+    error_reason="in float32 both are a roundoff or two off, so their ratio scatters; its mean over the samples is < 1",
     summary="residual + gate * branch, the end of an adaLN-Zero branch",
 )

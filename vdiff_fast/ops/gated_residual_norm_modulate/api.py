@@ -2,14 +2,50 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 from torch import Tensor
 
 from vdiff_fast import _dispatch
-from vdiff_fast.ops._modulation import check_tokens, like_tokens, modulation
+from vdiff_fast.ops._modulation import check_tokens, like_tokens, modulations, tokens
 from vdiff_fast.ops.gated_residual_norm_modulate import reference
 
 _OP = "gated_residual_norm_modulate"
-PREDICATES = {"reference": _dispatch.why_not_reference}
+PREDICATES = {
+    "reference": _dispatch.why_not_reference,
+    "cpu": _dispatch.why_not_cpu,
+}
+_KERNELS = _dispatch.kernel_modules(__package__)
+
+
+class _GatedResidualNormModulate(torch.autograd.Function):
+    """Saves the new residual, the branch, the vectors, and three numbers per token."""
+
+    @staticmethod
+    def forward(
+        residual: Tensor, branch: Tensor, gate: Tensor, shift: Tensor, scale: Tensor, eps: float, backend: str
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        return _KERNELS[backend].forward(residual, branch, gate, shift, scale, eps)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+        _, branch, gate, _, scale, _, ctx.backend = inputs
+        ctx.mark_non_differentiable(output[2])
+        # Neither output need be used: an absent gradient is not filled with zeros and read.
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(output[0], branch, gate, scale, output[2])
+
+    @staticmethod
+    def backward(ctx: Any, dh: Tensor | None, dy: Tensor | None, dstatistics: None) -> tuple[Tensor | None, ...]:
+        if dh is None and dy is None:
+            return (None,) * 7
+        h, branch, gate, scale, statistics = ctx.saved_tensors
+        dy = torch.zeros_like(h) if dy is None else dy.contiguous()
+        gradients = _KERNELS[ctx.backend].backward(
+            dy, None if dh is None else dh.contiguous(), h, branch, gate, scale, statistics
+        )
+        return *gradients, None, None
 
 
 def gated_residual_norm_modulate(
@@ -29,7 +65,7 @@ def gated_residual_norm_modulate(
 
     Returns:
         (h, y): the new residual and its modulated norm, both in the residual's shape and dtype, contiguous. Moves 4
-        activations forward, 6 backward; saved for the backward are h, branch, the vectors, and two numbers per token.
+        activations forward, 6 backward; saved for the backward are h, branch, the vectors, and three numbers per token.
 
     Raises:
         TypeError: an integer tensor.
@@ -39,9 +75,11 @@ def gated_residual_norm_modulate(
     """
     check_tokens(_OP, "residual", residual)
     branch = like_tokens(_OP, "branch", branch, residual)
-    for name, value in (("gate", gate), ("shift", shift), ("scale", scale)):
-        modulation(_OP, name, value, residual)
-    _dispatch.choose(_OP, PREDICATES, residual)
-    return _dispatch.call_reference(
-        reference.gated_residual_norm_modulate, residual, branch, gate, shift, scale, eps=eps
-    )
+    vectors = modulations(_OP, residual, gate=gate, shift=shift, scale=scale)
+    backend = _dispatch.choose(_OP, PREDICATES, residual)
+    if backend == "reference":
+        return _dispatch.call_reference(
+            reference.gated_residual_norm_modulate, residual, branch, gate, shift, scale, eps=eps
+        )
+    h, y, _ = _GatedResidualNormModulate.apply(tokens(residual), tokens(branch), *vectors, float(eps), backend)
+    return h.reshape(residual.shape), y.reshape(residual.shape)

@@ -2,15 +2,54 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 from torch import Tensor
 
 from vdiff_fast import _dispatch
-from vdiff_fast.ops._channel_vectors import affine
-from vdiff_fast.ops._modulation import check_tokens, modulation
+from vdiff_fast.ops._modulation import check_tokens, modulations, tokens, wide_vector
 from vdiff_fast.ops.layer_norm_modulate import reference
 
 _OP = "layer_norm_modulate"
-PREDICATES = {"reference": _dispatch.why_not_reference}
+PREDICATES = {
+    "reference": _dispatch.why_not_reference,
+    "cpu": _dispatch.why_not_cpu,
+}
+_KERNELS = _dispatch.kernel_modules(__package__)
+
+
+class _LayerNormModulate(torch.autograd.Function):
+    """Saves x, the vectors, and three numbers per token."""
+
+    @staticmethod
+    def forward(
+        x: Tensor,
+        shift: Tensor,
+        scale: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        eps: float,
+        backend: str,
+    ) -> tuple[Tensor, Tensor]:
+        return _KERNELS[backend].forward(x, shift, scale, weight, bias, eps)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        x, _, scale, weight, bias, _, ctx.backend = inputs
+        ctx.mark_non_differentiable(output[1])
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(x, scale, weight, bias, output[1])
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor | None, dstatistics: None) -> tuple[Tensor | None, ...]:
+        if dy is None:
+            return (None,) * 7
+        x, scale, weight, bias, statistics = ctx.saved_tensors
+        dx, dshift, dscale, dweight, dbias = _KERNELS[ctx.backend].backward(
+            dy.contiguous(), x, scale, weight, bias, statistics
+        )
+        return dx, dshift, dscale, None if weight is None else dweight, None if bias is None else dbias, None, None
 
 
 def layer_norm_modulate(
@@ -35,7 +74,7 @@ def layer_norm_modulate(
 
     Returns:
         x's shape and dtype, contiguous. Moves 2 activations forward, 3 backward; saved for the backward are x, the
-        vectors, and two numbers per token.
+        vectors, and three numbers per token.
 
     Raises:
         TypeError: an integer tensor.
@@ -45,8 +84,12 @@ def layer_norm_modulate(
     Transformers", section 3.2 (adaLN).
     """
     check_tokens(_OP, "x", x)
-    modulation(_OP, "shift", shift, x)
-    modulation(_OP, "scale", scale, x)
-    weight, bias = (affine(_OP, n, v, x, x.shape[-1]) for n, v in (("weight", weight), ("bias", bias)))
-    _dispatch.choose(_OP, PREDICATES, x)
-    return _dispatch.call_reference(reference.layer_norm_modulate, x, shift, scale, weight=weight, bias=bias, eps=eps)
+    vectors = modulations(_OP, x, shift=shift, scale=scale)
+    wide_weight, wide_bias = wide_vector(_OP, "weight", weight, x), wide_vector(_OP, "bias", bias, x)
+    backend = _dispatch.choose(_OP, PREDICATES, x)
+    if backend == "reference":
+        return _dispatch.call_reference(
+            reference.layer_norm_modulate, x, shift, scale, weight=weight, bias=bias, eps=eps
+        )
+    y, _ = _LayerNormModulate.apply(tokens(x), *vectors, wide_weight, wide_bias, float(eps), backend)
+    return y.reshape(x.shape)

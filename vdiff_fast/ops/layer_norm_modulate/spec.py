@@ -95,5 +95,7 @@ SPEC = OpSpec(
     predicates=api.PREDICATES,
     invalid=invalid,
     bench=bench,
+    error_multiple=2.0,
+    error_reason="in float32 both are a roundoff or two off, so their ratio scatters; its mean over the samples is < 1",
     summary="LayerNorm, scale and shift per sample, frame or token (adaLN) in one pass",
 )

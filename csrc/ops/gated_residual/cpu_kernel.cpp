@@ -1,0 +1,91 @@
+#include "ops/gated_residual/kernel.h"
+
+#include "cpu/columns.h"
+
+namespace vdiff::VDIFF_ISA {
+namespace {
+
+template <class T>
+struct Kernels : Columns<T> {
+  using Base = Columns<T>;
+  using Base::each_vector, Base::get, Base::put;
+  using typename Base::Real;
+  using typename Base::V;
+  // Rows that share a pass over the column sums.
+  static constexpr int kBlock = 4;
+
+  static void forward(const GatedResidual& a, int64_t begin, int64_t end) {
+    const int64_t n = a.runs.width;
+    for (int64_t row = begin; row < end; ++row) {
+      const T *residual = (const T*)a.residual + row * n, *branch = (const T*)a.branch + row * n;
+      const T* gate = a.gate.at<T>(a.runs, row / a.runs.length);
+      T* y = (T*)a.y + row * n;
+      each_vector(n, [&](int64_t i, int lanes) {
+        put(y + i, fma(get(gate + i, lanes), get(branch + i, lanes), get(residual + i, lanes)), lanes);
+      });
+    }
+  }
+
+  template <int kRows>
+  static void backward_rows(const GatedResidual& a, int64_t row, int64_t run, Real* sums) {
+    const int64_t n = a.runs.width, at = row * n;
+    const T *dy = (const T*)a.residual + at, *branch = (const T*)a.branch + at, *gate = a.gate.at<T>(a.runs, run);
+    T* dbranch = (T*)a.y + at;
+    each_vector(n, [&](int64_t i, int lanes) {
+      const V k = get(gate + i, lanes);
+      V sum{};
+      for (int r = 0; r < kRows; ++r) {
+        const V g = get(dy + r * n + i, lanes);
+        put(dbranch + r * n + i, g * k, lanes);
+        sum = fma(g, get(branch + r * n + i, lanes), sum);
+      }
+      store(sums + i, load(sums + i) + sum);
+    });
+  }
+
+  static int64_t scratch(int64_t width) { return Base::padded(width) * static_cast<int64_t>(sizeof(Real)); }
+
+  static void backward(const GatedResidual& a, int64_t part, void* memory) {
+    const Runs& runs = a.runs;
+    const int64_t n = runs.width, end = runs.first_row(part + 1);
+    Real* sums = (Real*)memory;
+    for (int64_t row = runs.first_row(part); row < end;) {
+      const int64_t run = row / runs.length, stop = (run + 1) * runs.length < end ? (run + 1) * runs.length : end;
+      Base::clear(sums, Base::padded(n));
+      for (; row + kBlock <= stop; row += kBlock) backward_rows<kBlock>(a, row, run, sums);
+      for (; row < stop; ++row) backward_rows<1>(a, row, run, sums);
+      if (runs.cuts == 1) write_run(a, run, sums);
+    }
+    if (runs.cuts > 1) __builtin_memcpy((Real*)a.partial + part * n, sums, n * sizeof(Real));
+  }
+
+  template <class Sum>
+  static void write_run(const GatedResidual& a, int64_t run, const Sum* sums) {
+    const int64_t n = a.runs.width;
+    for (int64_t i = 0; i < n; ++i) narrow((T*)a.dgate + run * n + i, sums[i]);
+  }
+
+  static void reduce(const GatedResidual& a, int64_t run, double* scratch) {
+    const int64_t n = a.runs.width;
+    for (int64_t i = 0; i < n; ++i) scratch[i] = 0;
+    for (int64_t cut = 0; cut < a.runs.cuts; ++cut) {
+      Base::add(scratch, (const Real*)a.partial + (run * a.runs.cuts + cut) * n, n);
+    }
+    write_run(a, run, scratch);
+  }
+
+  static constexpr GatedResidualKernels table() { return {forward, backward, reduce, scratch}; }
+};
+
+}  // namespace
+
+void gated_residual_kernels(DType dtype, GatedResidualKernels* table) {
+  switch (dtype) {
+    case DType::bf16: *table = Kernels<bf16>::table(); return;
+    case DType::f16: *table = Kernels<fp16>::table(); return;
+    case DType::f64: *table = Kernels<double>::table(); return;
+    default: *table = Kernels<float>::table(); return;
+  }
+}
+
+}  // namespace vdiff::VDIFF_ISA

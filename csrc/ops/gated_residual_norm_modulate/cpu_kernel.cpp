@@ -1,0 +1,11 @@
+#include "ops/gated_residual_norm_modulate/kernel.h"
+
+#include "cpu/layer_norm.h"
+
+namespace vdiff::VDIFF_ISA {
+
+void gated_residual_norm_modulate_kernels(DType dtype, LayerNormKernels* table) {
+  *table = layer_norm_table<true, false>(dtype);
+}
+
+}  // namespace vdiff::VDIFF_ISA

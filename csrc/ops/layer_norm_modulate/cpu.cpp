@@ -1,0 +1,72 @@
+#include "cpu/layer_norm_tensor.h"
+#include "ops/layer_norm_modulate/kernel.h"
+
+namespace {
+
+using vdiff::LayerNormKernels;
+using vdiff::Runs;
+using vdiff::Tensor;
+using MaybeTensor = std::optional<Tensor>;
+
+LayerNormKernels kernels_for(const Tensor& x, const MaybeTensor& weight, const MaybeTensor& bias) {
+  LayerNormKernels table;
+  VDIFF_KERNEL(layer_norm_modulate_kernels)(vdiff::dtype_of(x), weight.has_value() || bias.has_value(), &table);
+  return table;
+}
+
+const void* pointer(const MaybeTensor& t) { return t.has_value() ? t->data_ptr() : nullptr; }
+
+std::tuple<Tensor, Tensor> forward(const Tensor& x, const Tensor& shift, const Tensor& scale, const MaybeTensor& weight,
+                                   const MaybeTensor& bias, double eps) {
+  Tensor y = vdiff::like_activation(x), statistics = vdiff::row_statistics(x);
+  vdiff::LayerNormForward a{};
+  a.runs = vdiff::runs_of(x, shift), a.eps = eps;
+  a.residual = x.data_ptr(), a.shift = vdiff::run_vectors(shift), a.scale = vdiff::run_vectors(scale);
+  a.weight = pointer(weight), a.bias = pointer(bias);
+  a.y = y.data_ptr(), a.statistics = statistics.data_ptr();
+  vdiff::run_forward(kernels_for(x, weight, bias), a);
+  return {y, statistics};
+}
+
+// Sum of one of the two sums that every part keeps, in the parts' order.
+template <class Real>
+Tensor affine_gradient(const MaybeTensor& like, const Tensor& x, const Tensor& partial, int64_t which) {
+  if (!like.has_value()) return torch::stable::new_empty(x, std::vector<int64_t>{0});
+  Tensor gradient = torch::stable::empty_like(*like);
+  const int64_t parts = partial.size(0), width = partial.size(2);
+  const Real* sums = vdiff::data<Real>(partial) + which * width;
+  torch::stable::parallel_for(0, width, 1 + vdiff::kGrain / (parts + 1), [&](int64_t begin, int64_t end) {
+    std::vector<double> total(end - begin);
+    for (int64_t part = 0; part < parts; ++part) {
+      for (int64_t i = begin; i < end; ++i) total[i - begin] += static_cast<double>(sums[part * 2 * width + i]);
+    }
+    for (int64_t i = begin; i < end; ++i) vdiff::mutable_data<Real>(gradient)[i] = static_cast<Real>(total[i - begin]);
+  });
+  return gradient;
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> backward(const Tensor& dy, const Tensor& x, const Tensor& scale,
+                                                            const MaybeTensor& weight, const MaybeTensor& bias,
+                                                            const Tensor& statistics) {
+  const Runs runs = vdiff::runs_of(x, scale);
+  const bool affine = weight.has_value() || bias.has_value();
+  Tensor dx = vdiff::like_activation(x);
+  Tensor dshift = vdiff::vector_gradient_of(scale, runs), dscale = vdiff::vector_gradient_of(scale, runs);
+  const Tensor partial = vdiff::partial_sums(x, runs.cuts > 1 ? runs.parts() : 0, 2);
+  const Tensor affine_partial = vdiff::partial_sums(x, affine ? runs.parts() : 0, 2);
+  vdiff::LayerNormBackward a{};
+  a.runs = runs, a.dy = dy.data_ptr(), a.h = x.data_ptr(), a.scale = vdiff::run_vectors(scale);
+  a.weight = pointer(weight), a.bias = pointer(bias), a.statistics = statistics.data_ptr();
+  a.dx = dx.data_ptr(), a.dshift = dshift.data_ptr(), a.dscale = dscale.data_ptr();
+  a.partial = partial.data_ptr(), a.affine_partial = affine_partial.data_ptr();
+  vdiff::run_backward(kernels_for(x, weight, bias), a);
+  const auto reduce = x.scalar_type() == vdiff::ScalarType::Double ? &affine_gradient<double> : &affine_gradient<float>;
+  return {dx, dshift, dscale, reduce(weight, x, affine_partial, 1), reduce(bias, x, affine_partial, 0)};
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(vdiff_fast, CPU, m) {
+  m.impl("layer_norm_modulate_forward", TORCH_BOX(&forward));
+  m.impl("layer_norm_modulate_backward", TORCH_BOX(&backward));
+}
