@@ -1,5 +1,21 @@
-"""The layers that the norms' and the adaLN ops' benchmarks run; the other ops name theirs in their spec's `bench`."""
+"""The layers that norms, attentions and adaLN ops are measured on; the other ops name theirs in their spec."""
 
-from vdiff_fast.ops._layers import GROUP_NORM_LAYERS, RMS_NORM_LAYERS, TOKEN_LAYERS, NormLayer, TokenLayer
+from vdiff_fast.ops._layers import (
+    ATTENTION_LAYERS,
+    GROUP_NORM_LAYERS,
+    RMS_NORM_LAYERS,
+    TOKEN_LAYERS,
+    AttentionLayer,
+    NormLayer,
+    TokenLayer,
+)
 
-__all__ = ["GROUP_NORM_LAYERS", "RMS_NORM_LAYERS", "TOKEN_LAYERS", "NormLayer", "TokenLayer"]
+__all__ = [
+    "ATTENTION_LAYERS",
+    "GROUP_NORM_LAYERS",
+    "RMS_NORM_LAYERS",
+    "TOKEN_LAYERS",
+    "AttentionLayer",
+    "NormLayer",
+    "TokenLayer",
+]

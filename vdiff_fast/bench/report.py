@@ -101,7 +101,7 @@ def _cell(value: float | None, pattern: str = "{:.2f}") -> str:
 def markdown_table(rows: Iterable[dict[str, Any]]) -> str:
     """One line a group: our time, the ratio to each peer, GB/s, % of copy, error in units of eager's."""
     groups = by_group(rows)
-    peers = sorted({name for group in groups.values() for name in group} - {OURS, EAGER, COMPILE})
+    peers = _peers(groups.values())
     head = ["op", "case", "dtype", "direction", "backend", "ms", "x eager", "x compile", *(f"x {p}" for p in peers)]
     head += ["GB/s", "% of copy", "error / eager's"]
     lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
@@ -116,6 +116,12 @@ def markdown_table(rows: Iterable[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def _peers(groups: Iterable[dict[str, dict[str, Any]]]) -> list[str]:
+    """Peers beside eager and compile that ran somewhere."""
+    measured = {name for group in groups for name, row in group.items() if row["median_ms"]}
+    return sorted(measured - {OURS, EAGER, COMPILE})
+
+
 def summary_lines(rows: Iterable[dict[str, Any]]) -> list[str]:
     """Geometric means over the shapes, one line per op, dtype and direction."""
     table = by_group(rows)
@@ -123,12 +129,11 @@ def summary_lines(rows: Iterable[dict[str, Any]]) -> list[str]:
     lines = []
     for op, dtype, direction in keys:
         chosen = [g for (o, _, dt, dr), g in table.items() if (o, dt, dr) == (op, dtype, direction)]
-        eager = [ratio(g, EAGER) for g in chosen]
-        compiled = [ratio(g, COMPILE) for g in chosen]
-        known = [r for r in eager + compiled if r]
+        peers = {name: [ratio(g, name) for g in chosen] for name in (EAGER, COMPILE, *_peers(chosen))}
+        known = [r for ratios in peers.values() for r in ratios if r]
+        means = "   ".join(f"{_cell(geometric_mean(ratios))} x {name}" for name, ratios in peers.items())
         lines.append(
-            f"{op:<28} {dtype:<9} {direction:<17} {len(chosen):>2} shapes   "
-            f"{_cell(geometric_mean(eager))} x eager   {_cell(geometric_mean(compiled))} x compile   "
+            f"{op:<28} {dtype:<9} {direction:<17} {len(chosen):>2} shapes   {means}   "
             f"worst {_cell(min(known) if known else None)}"
         )
     return lines

@@ -141,6 +141,15 @@ class _Attention(nn.Module):
     def _norm_weights(self) -> tuple[Tensor, Tensor] | None:
         return None if self.q_norm is None or self.k_norm is None else (self.q_norm, self.k_norm)
 
+    def _prepare(self, q: Tensor, k: Tensor, rope: Tables | None) -> dict[str, Any]:
+        """What is left for the attention to do: without gradients q and k, which are ours, are overwritten here."""
+        norm = self._norm_weights()
+        if torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return {"qk_norm": norm, "rope": rope}
+        if norm is not None or rope is not None:
+            ops.qk_norm_rope(q, k, qk_norm=norm, rope=rope, inplace=True)
+        return {}
+
     def _normed_tokens(self, x: Tensor) -> Tensor:
         if self.norm == "group":
             x = ops.group_norm_silu(
@@ -250,7 +259,7 @@ class SpatialAttention(_Attention):
             rope = self.rotary(frames, *size) if self.joint else self.rotary(*size)
         grouped = tokens.flatten(1, 2).unsqueeze(1) if self.joint else tokens
         q, k, v = qkv_linear(grouped, self.qkv.weight, self.qkv.bias, self.heads)
-        out = ops.spatial_attention(q, k, v, qk_norm=self._norm_weights(), rope=rope)
+        out = ops.spatial_attention(q, k, v, **self._prepare(q, k, rope))
         return self.proj(out.flatten(-2).reshape(tokens.shape))
 
     def forward(self, x: Tensor) -> Tensor:

@@ -58,3 +58,45 @@ TOKEN_LAYERS = (
     TokenLayer("cogvideox_5b", (1, 1, 8308, 3072), gpu=True),
     TokenLayer("wan_per_frame", (1, 21, 1560, 5120), vectors=21, gpu=True),
 )
+
+
+@dataclass(frozen=True)
+class AttentionLayer:
+    """Tokens (B, T, S, heads, d); `gpu`: too large for two CPU cores."""
+
+    name: str
+    batch: int
+    frames: int
+    positions: int
+    heads: int
+    head_dim: int
+    gpu: bool = False
+
+    @property
+    def shape(self) -> tuple[int, int, int, int, int]:
+        return self.batch, self.frames, self.positions, self.heads, self.head_dim
+
+    @property
+    def packed_shape(self) -> tuple[int, int, int, int, int, int]:
+        return self.batch, self.frames, self.positions, 3, self.heads, self.head_dim
+
+    @property
+    def elements(self) -> int:
+        return self.batch * self.frames * self.positions * self.heads * self.head_dim
+
+
+ATTENTION_LAYERS = (
+    AttentionLayer("video_diffusion_16x16", 2, 16, 256, 4, 32),
+    AttentionLayer("modelscope_8x8", 1, 16, 64, 20, 64),
+    AttentionLayer("animatediff_16x16", 1, 16, 256, 8, 80),
+    AttentionLayer("latte_16x16", 1, 16, 256, 16, 72),
+    AttentionLayer("short_clip_16x16", 2, 8, 256, 8, 64),
+    AttentionLayer("animatediff_24_frames", 1, 24, 256, 8, 80),
+    AttentionLayer("long_clip_32_frames", 1, 32, 256, 8, 64),
+    AttentionLayer("animatediff_32x32", 1, 16, 1024, 8, 40),
+    AttentionLayer("four_clips_16x16", 4, 16, 256, 8, 64),
+    AttentionLayer("animatediff_64x64", 1, 16, 4096, 8, 40, gpu=True),
+    AttentionLayer("svd_72x128", 2, 14, 9216, 5, 64, gpu=True),
+    AttentionLayer("cogvideox_30x45", 1, 13, 1350, 48, 64, gpu=True),
+    AttentionLayer("wan_30x52", 1, 21, 1560, 12, 128, gpu=True),
+)

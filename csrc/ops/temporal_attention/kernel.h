@@ -2,16 +2,11 @@
 
 #include <stdint.h>
 
+#include "common/tokens.h"
 #include "cpu/dtype.h"
 #include "cpu/isa.h"
 
 namespace vdiff {
-
-// Tokens (B, T, S, heads, d) with unit stride in d; strides in elements.
-struct Tokens {
-  void* data = nullptr;
-  int64_t b = 0, t = 0, s = 0, h = 0;
-};
 
 // One call. "A" is the type of the arithmetic: double for float64 tensors, else float.
 struct TemporalAttention {

@@ -1,6 +1,7 @@
 // Small dense products and transposes in cache, on vectors of any instruction set. Included by cpu_kernel.cpp only.
 #pragma once
 
+#include "cpu/shuffle.h"
 #include "cpu/simd.h"
 
 namespace vdiff::VDIFF_ISA {
@@ -105,15 +106,6 @@ void multiply(Left<A> a, const A* b, int64_t ldb, A* c, int64_t ldc, int64_t row
   if (vectors == 2) row_tiles<A, tile_rows(2), 2>(a, b, ldb, c, ldc, rows, inner);
   if (vectors == 1) row_tiles<A, tile_rows(1), 1>(a, b, ldb, c, ldc, rows, inner);
 }
-
-template <int... I>
-struct Indices {};
-template <int N, int... I>
-struct MakeIndices : MakeIndices<N - 1, N - 1, I...> {};
-template <int... I>
-struct MakeIndices<0, I...> {
-  using type = Indices<I...>;
-};
 
 // One step of the recursive transpose: swaps the off-diagonal blocks of width `Step` of two rows.
 template <int Step, int... I>

@@ -8,7 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vdiff_fast._spec import Invalid, OpSpec, Sample, randn
+from vdiff_fast._spec import BenchCase, Invalid, OpSpec, Sample, randn
+from vdiff_fast.ops._attention_peers import attention_peers
+from vdiff_fast.ops._layers import ATTENTION_LAYERS, AttentionLayer
 from vdiff_fast.ops.qk_norm_rope.tables import rope_tables
 from vdiff_fast.ops.spatial_attention import api, reference
 
@@ -59,6 +61,27 @@ def invalid() -> Iterator[Invalid]:
     yield Invalid("packed", lambda: packed(x), ValueError, r"qkv must be \(B, T, S, 3, heads, d\)")
 
 
+# Logits of this many elements, which the reference holds, are no measurement any more on two cores.
+MAX_CPU_LOGITS = 2**24
+
+
+def bench() -> Iterator[BenchCase]:
+    """Queries, keys and values apart, as `qkv_linear` gives them; the time is in products, not in bytes."""
+    for layer in ATTENTION_LAYERS:
+
+        def sample(device: torch.device, dtype: torch.dtype, layer: AttentionLayer = layer) -> Sample:
+            return Sample(layer.name, tuple(randn(layer.shape, device, dtype, seed=i) for i in range(3)))
+
+        logits = layer.batch * layer.frames * layer.heads * layer.positions**2
+        yield BenchCase(
+            name=layer.name,
+            sample=sample,
+            bytes_forward=4 * 4 * layer.elements,
+            bytes_backward=7 * 4 * layer.elements,
+            tags=("gpu",) if layer.gpu or logits > MAX_CPU_LOGITS else (),
+        )
+
+
 SPEC = OpSpec(
     name="spatial_attention",
     module=__package__,
@@ -67,6 +90,8 @@ SPEC = OpSpec(
     samples=samples,
     predicates=api.PREDICATES,
     invalid=invalid,
+    bench=bench,
+    peers=attention_peers(axis=2),
     error_multiple=2.0,
     error_reason="flash backward recomputes the weights as exp(logit - logsumexp), doubling the rounding of logits",
     summary="attention over the positions of every frame, by the library's kernels on strided views",

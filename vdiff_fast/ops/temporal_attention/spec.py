@@ -8,7 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vdiff_fast._spec import AotCase, Invalid, OpSpec, Sample, randn
+from vdiff_fast._spec import AotCase, BenchCase, Invalid, OpSpec, Sample, randn
+from vdiff_fast.ops._attention_peers import attention_peers
+from vdiff_fast.ops._layers import ATTENTION_LAYERS, AttentionLayer
 from vdiff_fast.ops.qk_norm_rope.tables import rope_tables
 from vdiff_fast.ops.temporal_attention import api, reference
 from vdiff_fast.ops.temporal_attention.config import tile_config
@@ -95,6 +97,27 @@ def invalid() -> Iterator[Invalid]:
     yield Invalid("packed", lambda: packed(x), ValueError, r"qkv must be \(B, T, S, 3, heads, d\)")
 
 
+def bench() -> Iterator[BenchCase]:
+    """Every layer on its packed projection; the first one with the bias table of a video U-Net too."""
+    for i, layer in enumerate((*ATTENTION_LAYERS, ATTENTION_LAYERS[0])):
+        biased = i == len(ATTENTION_LAYERS)
+
+        def sample(
+            device: torch.device, dtype: torch.dtype, layer: AttentionLayer = layer, biased: bool = biased
+        ) -> Sample:
+            frames = layer.frames
+            kwargs = {"bias": randn((layer.heads, frames, frames), device, dtype, seed=4)} if biased else {}
+            return Sample(layer.name, (randn(layer.packed_shape, device, dtype),), kwargs)
+
+        yield BenchCase(
+            name=layer.name + ("-bias" if biased else ""),
+            sample=sample,
+            bytes_forward=4 * 4 * layer.elements,
+            bytes_backward=7 * 4 * layer.elements,
+            tags=("gpu",) if layer.gpu else (),
+        )
+
+
 _POINTERS = {
     "forward_kernel": ("q", "k", "v", "out"),
     "backward_kernel": ("dout", "q", "k", "v", "dq", "dk", "dv"),
@@ -158,6 +181,8 @@ SPEC = OpSpec(
     samples=samples,
     predicates=api.PREDICATES,
     invalid=invalid,
+    bench=bench,
+    peers=attention_peers(axis=1),
     aot=aot,
     error_multiple=1.5,
     error_reason="sums run in at most four chains, eager's matrix products in more; without FMA products round too",

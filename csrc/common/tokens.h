@@ -1,0 +1,13 @@
+#pragma once
+
+#include <stdint.h>
+
+namespace vdiff {
+
+// Tokens (B, T, S, heads, d) with unit stride in d; strides in elements.
+struct Tokens {
+  void* data = nullptr;
+  int64_t b = 0, t = 0, s = 0, h = 0;
+};
+
+}  // namespace vdiff
