@@ -26,8 +26,10 @@ def _apart(tokens: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
 
 def _sdpa(axis: int) -> Peer:
     def call(*tokens: Tensor, bias: Tensor | None = None) -> Tensor:
-        q, k, v = (x.permute(_ORDER[axis]) for x in _apart(tokens))
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias).permute(_BACK[axis])
+        # Four axes, because the fused kernels take no fifth.
+        q, k, v = (x.permute(_ORDER[axis]).flatten(0, 1) for x in _apart(tokens))
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+        return out.unflatten(0, (tokens[0].shape[0], tokens[0].shape[3 - axis])).permute(_BACK[axis])
 
     return call
 
@@ -63,8 +65,7 @@ def _flex(axis: int) -> Peer:
             return score if bias is None else score + bias[head, t, u]
 
         out: Any = flex_attention(q, k, v, score_mod=add)
-        first = 2 if axis == 1 else 1
-        return out.unflatten(0, (tokens[0].shape[0], tokens[0].shape[first])).permute(_BACK[axis])
+        return out.unflatten(0, (tokens[0].shape[0], tokens[0].shape[3 - axis])).permute(_BACK[axis])
 
     return call
 
