@@ -172,6 +172,14 @@ def test_conditions_change_the_prediction_and_none_is_the_null_condition() -> No
     torch.testing.assert_close(model(x, t, cond=torch.zeros_like(cond)), null)
 
 
+@pytest.mark.parametrize("options", [{}, {"adaln": "shared"}, {"block_embeddings": True}], ids=str)
+def test_modulations_made_before_take_the_place_of_t_and_y(options: dict) -> None:
+    model, x, t, y = small_dit(num_classes=3, **options), video(), steps(), torch.tensor([0, 2])
+    rows = model.modulations(t, y)
+    assert rows.shape == (2, 14 * 48)
+    assert torch.equal(model(x, torch.zeros_like(t), modulation=rows), model(x, t, y=y))
+
+
 def test_state_dict_and_config_round_trip() -> None:
     model = small_dit(3, num_classes=2, positions="rope", adaln="shared", patch=(2, 2, 2))
     config = VideoDiTConfig.from_dict(model.config.to_dict())

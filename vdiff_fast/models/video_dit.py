@@ -159,6 +159,7 @@ class VideoDiT(nn.Module):
         y: (B,) int64 class labels; None, or the label num_classes, is the null class.
         context: (B, L, context_dim) tokens; None attends to a learned null token.
         cond: (B, cond_channels, T, H, W), known frames with zeros where unknown, and their mask; None knows nothing.
+        modulation: `modulations(t, y)` made before; t and y are then not read.
         returns (B, out_channels, T, H, W) in channels-last memory and x's dtype.
 
     Raises:
@@ -240,11 +241,13 @@ class VideoDiT(nn.Module):
         y: Tensor | None = None,
         context: Tensor | None = None,
         cond: Tensor | None = None,
+        modulation: Tensor | None = None,
     ) -> Tensor:
         self._check(x, t, y, context, cond)
         frames, height, width = x.shape[2:]
         grid = (-(-frames // self.config.patch[0]), height // self.config.patch[1], width // self.config.patch[2])
-        *modulations, final = self._modulations(t, y)
+        rows = self.modulations(t, y) if modulation is None else modulation
+        *modulations, final = rows.unflatten(1, (-1, self.config.width)).split(self._vectors(), dim=1)
         context, ropes = self._context_tokens(context, x.shape[0]), self._ropes(grid)
 
         stream = Stream(self._tokens(x, cond, grid))
@@ -284,19 +287,26 @@ class VideoDiT(nn.Module):
         sizes = {"space": grid[1:], "time": grid[:1], "joint": grid}
         return {cast(Axis, axis): tables(*sizes[axis]) for axis, tables in self.rotary.items()}
 
-    def _modulations(self, t: Tensor, y: Tensor | None) -> tuple[Tensor, ...]:
-        """(B, modulations, D) of every block, then (B, 2, D) of the final layer."""
-        config, count = self.config, self.config.modulations
+    def modulations(self, t: Tensor, y: Tensor | None = None) -> Tensor:
+        """Shift, scale and gate of every branch, then shift and scale of the final layer, (B, W).
+
+        A sampling loop makes those of all its steps at once and passes each step's rows as `modulation=`.
+        """
         embeddings = [embed(t, y) for embed in self.conditioning]
-        sizes = [count] * config.depth + [2]
-        if self.tables is not None:
-            shared = self.modulation(F.silu(embeddings[0])).unflatten(1, (count, config.width))
-            *tables, final = self.tables.to(shared.dtype).split(sizes)
-            return (*(shared + table for table in tables), embeddings[0].to(shared.dtype)[:, None] + final)
         if isinstance(self.modulation, nn.ModuleList):
-            parts = zip(self.modulation, embeddings + embeddings[:1])
-            return tuple(linear(F.silu(c)).unflatten(1, (-1, config.width)) for linear, c in parts)
-        return self.modulation(F.silu(embeddings[0])).unflatten(1, (-1, config.width)).split(sizes, dim=1)
+            parts = [linear(F.silu(c)) for linear, c in zip(self.modulation, embeddings + embeddings[:1])]
+            return torch.cat(parts, dim=1)
+        vectors = self.modulation(F.silu(embeddings[0]))
+        if self.tables is None:
+            return vectors
+        *blocks, final = self.tables.to(vectors.dtype).split(self._vectors())
+        shared = vectors.unflatten(1, (-1, self.config.width))
+        last = embeddings[0].to(vectors.dtype)[:, None] + final
+        return torch.cat([*(shared + table for table in blocks), last], dim=1).flatten(1)
+
+    def _vectors(self) -> list[int]:
+        """How many vectors modulate each block, and the final layer."""
+        return [self.config.modulations] * self.config.depth + [2]
 
     def _context_tokens(self, context: Tensor | None, batch: int) -> Tensor | None:
         if self.context_projection is None or self.null_context is None:
