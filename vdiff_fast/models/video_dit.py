@@ -65,7 +65,7 @@ class Conditioning(nn.Module):
         embedding = self.time(t)
         return embedding if self.label is None else embedding + self.label(y, t.shape[0])
 
-    def weights(self) -> list[nn.Parameter]:
+    def weights(self) -> list[Tensor]:
         weights = [self.time.linear_1.weight, self.time.linear_2.weight]
         return weights if self.label is None else [*weights, self.label.weight]
 
