@@ -28,15 +28,20 @@ class ModelCase:
 
 def cases(device: torch.device) -> list[ModelCase]:
     """What fits two cores, or what a GPU is bought for."""
-    preset = vf.models.VideoUNet.preset
+    preset, dit = vf.models.VideoUNet.preset, vf.models.VideoDiT.preset
+    latents = {"in_channels": 4, "out_channels": 4}
     if device.type == "cpu":
         return [
             ModelCase("VideoUNet tiny", lambda: preset("tiny"), (2, 3, 16, 32, 32), None),
             ModelCase("VideoUNet small", lambda: preset("small"), (1, 3, 8, 32, 32), None),
+            ModelCase("VideoDiT tiny", lambda: dit("tiny"), (2, 3, 8, 32, 32), None),
+            ModelCase("VideoDiT tiny, patch 4", lambda: dit("tiny", patch=(1, 4, 4)), (8, 3, 8, 32, 32), None),
         ]
     return [
         ModelCase("VideoUNet small", lambda: preset("small"), (4, 3, 16, 64, 64), torch.bfloat16),
         ModelCase("VideoUNet base", lambda: preset("base"), (2, 3, 16, 64, 64), torch.bfloat16),
+        ModelCase("VideoDiT b", lambda: dit("b", **latents), (8, 4, 16, 32, 32), torch.bfloat16),
+        ModelCase("VideoDiT xl", lambda: dit("xl", **latents), (4, 4, 16, 32, 32), torch.bfloat16),
     ]
 
 
@@ -131,4 +136,4 @@ def lines(rows: list[dict[str, Any]], model: str) -> Iterator[str]:
         if "saved_bytes" in ours:
             share = ours["saved_bytes"] / found["reference"]["saved_bytes"]
             saved = f", saved for backward {ours['saved_bytes'] / 2**20:.0f} MiB ({share:.2f} x reference)"
-        yield f"{model:<16} {what:<7} {ours['median_ms']:9.1f} ms   {ratios}{saved}"
+        yield f"{model:<22} {what:<7} {ours['median_ms']:9.1f} ms   {ratios}{saved}"
