@@ -38,7 +38,7 @@ def run_ops(arguments: argparse.Namespace, device: torch.device) -> None:
 
 def run_models(arguments: argparse.Namespace, device: torch.device) -> None:
     """Training and sampling steps of the models."""
-    from benchmarks.models import measure_models
+    from vdiff_fast.bench.models import measure_models
 
     folder = Path(arguments.out) / machine_name(device)
     for line in measure_models(device, folder / "models.json", seconds=arguments.seconds):

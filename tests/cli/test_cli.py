@@ -191,3 +191,16 @@ sys.exit(main(["doctor"]))
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 1
     assert done.stderr.strip().splitlines()[-1] == ("error: vdiff-fast needs typer: pip install 'vdiff-fast[cli]'")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--op", "group_norm"], "no op is called 'group_norm'"),
+        (["--model", "unet"], "no model is called 'unet'"),
+        (["--against", "no-such-commit"], "no such commit"),
+        (["--plots", "nowhere"], "no results to draw"),
+    ],
+)
+def test_bench_names_what_does_not_exist(options: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert message in error_line(capsys, "bench", *options)

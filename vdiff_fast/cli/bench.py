@@ -31,6 +31,9 @@ COLUMNS = (
 
 def bench(
     op: Annotated[str | None, typer.Option(help="Name of one op; all ops where left out.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help='Whole steps of a model instead: "VideoUNet tiny", or "all".')
+    ] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, or auto.")] = "auto",
     dtype: Annotated[list[str] | None, typer.Option(help="float32, bfloat16, float16; repeatable.")] = None,
     seconds: Annotated[float, typer.Option(help="Time for each group of implementations.")] = 1.0,
@@ -42,12 +45,14 @@ def bench(
 ) -> None:
     """Time every op against eager, torch.compile and its peers, after checking each against float64."""
     if op is not None and op not in ops.ROOMS:
-        raise typer.BadParameter(f"no op is called {op!r}; there are {', '.join(ops.ROOMS)}")
+        raise ValueError(f"no op is called {op!r}; there are {', '.join(ops.ROOMS)}")
     target = torch.device("cuda" if device == "auto" and torch.cuda.is_available() else device.replace("auto", "cpu"))
     dtypes = tuple(getattr(torch, name) for name in dtype) if dtype else None
     console = Console()
     if plots is not None:
         _draw(plots, console)
+    elif model is not None:
+        _measure_models(model, target, seconds, json, console)
     elif against is not None:
         _compare(op, against, target, seconds, console)
     elif tune:
@@ -73,6 +78,14 @@ def _measure(
         console.print(f"wrote {path}")
 
 
+def _measure_models(model: str, target: torch.device, seconds: float, json: Path | None, console: Console) -> None:
+    from vdiff_fast.bench.models import measure_models
+
+    path = json if json is None or json.suffix == ".json" else json / machine_name(target) / "models.json"
+    for line in measure_models(target, path, seconds, model=None if model == "all" else model):
+        console.print(line)
+
+
 def _dim(console: Console) -> Any:
     return lambda line: console.print(f"[dim]{line}")
 
@@ -93,10 +106,7 @@ def _table(documents: list[dict[str, Any]], title: str) -> Table:
 def _draw(results: Path, console: Console) -> None:
     from vdiff_fast.bench.plots import draw
 
-    try:
-        written = draw(results, results / "plots")
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from error
+    written = draw(results, results / "plots")
     for path in written:
         console.print(f"wrote {path}")
 
@@ -104,10 +114,7 @@ def _draw(results: Path, console: Console) -> None:
 def _compare(op: str | None, commit: str, target: torch.device, seconds: float, console: Console) -> None:
     from vdiff_fast.bench.against import compare
 
-    try:
-        found = compare(op, commit, target, seconds=seconds, progress=_dim(console))
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from error
+    found = compare(op, commit, target, seconds=seconds, progress=_dim(console))
     table = Table(title=f"this tree against {commit}, forward and backward, {machine_name(target)}")
     for column in ("case", "here ms", "there ms", "speedup", "noise", ""):
         table.add_column(column)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -98,13 +99,13 @@ def measure_case(case: ModelCase, device: torch.device, seconds: float) -> Itera
     for what in ("train", "sample"):
         step = getattr(steps, what)
         calls = {
-            "vdiff_fast": _on(None, lambda step=step: step(steps.model)),
-            "reference": _on("reference", lambda step=step: step(steps.model)),
-            "reference compiled": _on("reference", lambda step=step: step(plain)),
+            "vdiff_fast": _on(None, partial(step, steps.model)),
+            "reference": _on("reference", partial(step, steps.model)),
+            "reference compiled": _on("reference", partial(step, plain)),
         }
         timings = interleaved(calls, device=device, seconds=seconds * 6, min_runs=5)
         for name, timing in timings.items():
-            row = {"model": case.name, "shape": list(case.shape), "step": what, "implementation": name}
+            row: dict[str, Any] = {"model": case.name, "shape": list(case.shape), "step": what, "implementation": name}
             row |= {"median_ms": timing.median, "low_ms": timing.low, "high_ms": timing.high}
             row["peak_bytes"] = peak_bytes(calls[name], device)
             if what == "train" and name != "reference compiled":
@@ -114,13 +115,24 @@ def measure_case(case: ModelCase, device: torch.device, seconds: float) -> Itera
             yield row
 
 
-def measure_models(device: torch.device, path: Path, seconds: float) -> Iterator[str]:
-    """Measure every case, write the JSON after each, and yield a line per model and step."""
+def measure_models(
+    device: torch.device, path: Path | None, seconds: float, *, model: str | None = None
+) -> Iterator[str]:
+    """Measure every case, or one by name, write the JSON after each, and yield a line per model and step.
+
+    Raises:
+        ValueError: no case has this name.
+    """
     rows: list[dict[str, Any]] = []
-    for case in cases(device):
+    chosen = [case for case in cases(device) if model in (None, case.name)]
+    if not chosen:
+        names = ", ".join(f"{case.name!r}" for case in cases(device))
+        raise ValueError(f"no model is called {model!r} on {device.type}; there are {names}")
+    for case in chosen:
         rows += measure_case(case, device, seconds)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps({"environment": environment(device), "models": rows}, indent=1) + "\n")
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps({"environment": environment(device), "models": rows}, indent=1) + "\n")
         yield from lines(rows, case.name)
 
 
