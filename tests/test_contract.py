@@ -22,10 +22,11 @@ def _device(backend: str) -> torch.device:
     return torch.device("cuda" if backend in ("cuda", "triton") and not _library.INTERPRETING else "cpu")
 
 
-def _dtypes(backend: str) -> tuple[torch.dtype, ...]:
+def _dtypes(backend: str, spec: OpSpec) -> tuple[torch.dtype, ...]:
+    """What a backend is tested in; the first of them where one is enough."""
     if backend == "triton" and _library.INTERPRETING:
         return torch.float32, torch.float16  # the interpreter truncates on a bf16 store
-    return torch.float32, torch.bfloat16, torch.float16
+    return spec.dtypes.get(backend, (torch.float32, torch.bfloat16, torch.float16))
 
 
 def _marks(backend: str) -> list[pytest.MarkDecorator]:
@@ -72,14 +73,14 @@ def isa(request: pytest.FixtureRequest) -> Iterator[str]:
 def test_as_close_to_float64_as_eager(spec: OpSpec, backend: str, name: str) -> None:
     _skip_if_unbuilt(backend)
     with vf.use_backend(backend, ops=[spec.name]):
-        for dtype in _dtypes(backend):
+        for dtype in _dtypes(backend, spec):
             assert_as_close_as_eager(spec, _sample(spec, backend, name, dtype), dtype)
 
 
 @pytest.mark.parametrize("spec", [pytest.param(s, id=s.name) for s in SPECS if "cpu" in s.predicates])
 def test_every_instruction_set(spec: OpSpec, isa: str) -> None:
     with vf.use_backend("cpu", ops=[spec.name]):
-        for dtype in _dtypes("cpu"):
+        for dtype in _dtypes("cpu", spec):
             for sample in spec.samples(CPU, dtype):
                 assert_as_close_as_eager(spec, sample, dtype)
 
@@ -91,7 +92,7 @@ def test_gradients_arrive_expanded(spec: OpSpec, backend: str, name: str) -> Non
     with vf.use_backend(backend, ops=[spec.name]):
         results = []
         for dense in (False, True):
-            sample = fresh(_sample(spec, backend, name, torch.float32))
+            sample = fresh(_sample(spec, backend, name, _dtypes(backend, spec)[0]))
             outputs = [o for o in as_tuple(spec.function(*sample.args, **sample.kwargs)) if o.requires_grad]
             if not outputs:
                 pytest.skip("nothing to differentiate")
@@ -110,8 +111,9 @@ def test_gradients_arrive_expanded(spec: OpSpec, backend: str, name: str) -> Non
 def test_same_bits_from_run_to_run(spec: OpSpec, backend: str, name: str) -> None:
     _skip_if_unbuilt(backend)
     with vf.use_backend(backend, ops=[spec.name]):
-        sample = _sample(spec, backend, name, torch.float32)
-        first, second = (run(spec.function, fresh(sample), torch.float32) for _ in range(2))
+        dtype = _dtypes(backend, spec)[0]
+        sample = _sample(spec, backend, name, dtype)
+        first, second = (run(spec.function, fresh(sample), dtype) for _ in range(2))
     for a, b in zip(first[0] + first[1], second[0] + second[1]):
         assert torch.equal(a, b) or bool((a.isnan() == b.isnan()).all() and torch.equal(a.nan_to_num(), b.nan_to_num()))
 
@@ -121,7 +123,7 @@ def test_output_layout_follows_the_reference_in_shape_and_input_in_memory(
     spec: OpSpec, backend: str, name: str
 ) -> None:
     _skip_if_unbuilt(backend)
-    sample = fresh(_sample(spec, backend, name, torch.float32))
+    sample = fresh(_sample(spec, backend, name, _dtypes(backend, spec)[0]))
     expected = as_tuple(spec.reference(*sample.args, **sample.kwargs))
     with vf.use_backend(backend, ops=[spec.name]):
         outputs = as_tuple(spec.function(*sample.args, **sample.kwargs))
@@ -167,8 +169,9 @@ def test_opcheck(spec: OpSpec, backend: str) -> None:
     if backend in ("reference", "sdpa", "xformers"):
         pytest.skip("no operator of its own")
     with vf.use_backend(backend, ops=[spec.name]), CallRecorder() as recorder:
-        for sample in spec.samples(_device(backend), torch.float32):
-            run(spec.function, fresh(sample), torch.float32)
+        dtype = _dtypes(backend, spec)[0]
+        for sample in spec.samples(_device(backend), dtype):
+            run(spec.function, fresh(sample), dtype)
     assert recorder.calls, f"{spec.name} on {backend} reached no operator of its own"
     for operator, args, kwargs in recorder.calls:
         torch.library.opcheck(
@@ -183,11 +186,12 @@ def test_compiles_without_a_graph_break(spec: OpSpec, backend: str) -> None:
     # Plain torch traces slowly, up to 5 s a sample, and alike: three samples stand for all.
     traced_samples = 3 if backend == "reference" else None
     with vf.use_backend(backend, ops=[spec.name]):
-        for sample in itertools.islice(spec.samples(_device(backend), torch.float32), traced_samples):
+        dtype = _dtypes(backend, spec)[0]
+        for sample in itertools.islice(spec.samples(_device(backend), dtype), traced_samples):
             torch._dynamo.reset()
             compiled = torch.compile(spec.function, fullgraph=True, dynamic=True, backend="aot_eager")
-            eager = run(spec.function, fresh(sample), torch.float32)
-            traced = run(compiled, fresh(sample), torch.float32)
+            eager = run(spec.function, fresh(sample), dtype)
+            traced = run(compiled, fresh(sample), dtype)
             for a, b in zip(eager[0] + eager[1], traced[0] + traced[1]):
                 torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5, equal_nan=True)
 

@@ -102,6 +102,7 @@ class OpSpec:
         reference: the same signature in plain torch, exact in float64; it is also eager's own implementation.
         samples: (device, dtype) -> calls for the contract tests.
         predicates: why_not predicate per backend the op has.
+        dtypes: backend -> the dtypes it takes, where they are not all of float32, bfloat16, float16.
         error_multiple: a fused result may be this many times as far from float64 as eager is, in the same dtype.
         error_reason: why, where error_multiple is above 1.1.
         exact: outputs are bit-equal on all backends (counter-based noise).
@@ -122,6 +123,7 @@ class OpSpec:
     bench: Callable[[], Iterator[BenchCase]] = lambda: iter(())
     peers: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
     random_peers: tuple[str, ...] = ()
+    dtypes: Mapping[str, tuple[torch.dtype, ...]] = field(default_factory=dict)
     error_multiple: float = 1.1
     error_reason: str = ""
     exact: bool = False

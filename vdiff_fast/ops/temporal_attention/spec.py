@@ -184,6 +184,7 @@ SPEC = OpSpec(
     bench=bench,
     peers=attention_peers(axis=1),
     aot=aot,
+    dtypes={"cuda": (torch.bfloat16, torch.float16)},
     error_multiple=1.5,
     error_reason="sums run in at most four chains, eager's matrix products in more; without FMA products round too",
     summary="attention over the frames of every position, options fused",

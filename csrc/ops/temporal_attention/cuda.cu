@@ -1,0 +1,328 @@
+#include <algorithm>
+
+#include "cuda/dtype.cuh"
+#include "cuda/launch.h"
+#include "ops/temporal_attention/warp.h"
+
+namespace {
+
+using vdiff::ScalarType;
+using vdiff::Tensor;
+using vdiff::Tokens;
+using vdiff::WarpProblem;
+using Optional = std::optional<Tensor>;
+
+constexpr int kWarps = 4, kThreads = 32 * kWarps;
+// Blocks of a backward that sums over positions: more of them mean more partial sums to write and to read again.
+constexpr int64_t kMaxBlocks = 2048;
+constexpr int kMaxFrames = 32;
+
+// One lane of warp.h on the device.
+template <class T>
+struct DeviceWarp {
+  using F = float;
+  using U = uint32_t;
+  using B = bool;
+  using I = int;
+  using L = int64_t;
+  static constexpr bool kBf16 = std::is_same_v<T, __nv_bfloat16>;
+
+  static __device__ __forceinline__ int row() { return (threadIdx.x % 32) / 4; }
+  static __device__ __forceinline__ int column() { return threadIdx.x % 4; }
+  static __device__ __forceinline__ float splat(float x) { return x; }
+  static __device__ __forceinline__ float infinity() { return __int_as_float(0x7f800000); }
+  static __device__ __forceinline__ int64_t widen(int x) { return x; }
+  static __device__ __forceinline__ float select(bool p, float a, float b) { return p ? a : b; }
+  static __device__ __forceinline__ float max(float a, float b) { return fmaxf(a, b); }
+  static __device__ __forceinline__ float exp(float x) { return __expf(x); }
+  static __device__ __forceinline__ float inverse_sqrt(float x) { return rsqrtf(x); }
+  static __device__ __forceinline__ float shuffle_xor(float x, int step) {
+    return __shfl_xor_sync(0xffffffffu, x, step);
+  }
+
+  static __device__ __forceinline__ float low(uint32_t x) {
+    if constexpr (kBf16) return __uint_as_float(x << 16);
+    return __half2float(__ushort_as_half(static_cast<unsigned short>(x)));
+  }
+  static __device__ __forceinline__ float high(uint32_t x) {
+    if constexpr (kBf16) return __uint_as_float(x & 0xffff0000u);
+    return __half2float(__ushort_as_half(static_cast<unsigned short>(x >> 16)));
+  }
+  static __device__ __forceinline__ uint32_t pack(float low, float high) {
+    if constexpr (kBf16) {
+      const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
+      return *reinterpret_cast<const uint32_t*>(&pair);
+    } else {
+      const __half2 pair = __floats2half2_rn(low, high);
+      return *reinterpret_cast<const uint32_t*>(&pair);
+    }
+  }
+
+  static __device__ __forceinline__ void mma(const uint32_t (&a)[4], const uint32_t (&b)[2], float (&c)[4]) {
+    if constexpr (kBf16) {
+      asm volatile(
+          "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+          : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+          : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+    } else {
+      asm volatile(
+          "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+          : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+          : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+    }
+  }
+  static __device__ __forceinline__ uint32_t transpose(uint32_t x) {
+    uint32_t y;
+    asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(y) : "r"(x));
+    return y;
+  }
+
+  static __device__ __forceinline__ void load(const void* data, int64_t offset, bool inside, uint32_t (&pairs)[4]) {
+    uint4 v = make_uint4(0, 0, 0, 0);
+    if (inside) v = *reinterpret_cast<const uint4*>(static_cast<const uint16_t*>(data) + offset);
+    pairs[0] = v.x, pairs[1] = v.y, pairs[2] = v.z, pairs[3] = v.w;
+  }
+  static __device__ __forceinline__ void store(void* data, int64_t offset, bool inside, const uint32_t (&pairs)[4]) {
+    if (!inside) return;
+    *reinterpret_cast<uint4*>(static_cast<uint16_t*>(data) + offset) =
+        make_uint4(pairs[0], pairs[1], pairs[2], pairs[3]);
+  }
+  static __device__ __forceinline__ float read(const float* data, int index, bool inside) {
+    return inside ? data[index] : 0.0f;
+  }
+  static __device__ __forceinline__ bool read_flag(const uint8_t* data, int index, bool inside) {
+    return inside && data[index] != 0;
+  }
+  static __device__ __forceinline__ void add(float* sums, int first, float value) {
+    sums[first + threadIdx.x % 32] += value;
+  }
+  static __device__ __forceinline__ void add_at(float* sums, int index, float value, bool inside) {
+    if (inside) sums[index] += value;
+  }
+};
+
+// Units of one head: positions, or pairs of them where two share a warp.
+struct Units {
+  int64_t per_sample, count, chunks;
+};
+
+template <class T, int kTiles>
+__device__ __forceinline__ vdiff::WarpAttention<DeviceWarp<T>, kTiles> unit(const WarpProblem& p, const Units& units,
+                                                                            int64_t index, float* sums) {
+  const int64_t b = index / units.per_sample;
+  return {p, b, (index - b * units.per_sample) * (p.packed() ? 2 : 1), blockIdx.x % p.heads, sums};
+}
+
+template <class T, int kTiles>
+__global__ void __launch_bounds__(kThreads)
+    forward_kernel(const __grid_constant__ WarpProblem p, const __grid_constant__ Units units) {
+  const int64_t index = static_cast<int64_t>(blockIdx.x / p.heads) * kWarps + threadIdx.x / 32;
+  if (index < units.count) unit<T, kTiles>(p, units, index, nullptr).forward();
+}
+
+// partial_bias [block][T][T] and partial_weights [block][2][d], where they are wanted. Left alone, ptxas takes 80
+// registers for one tile and spills 16 bytes; with 96 it does not.
+template <class T, int kTiles>
+__global__ void __launch_bounds__(kThreads, kTiles == 1 ? 5 : 3)
+    backward_kernel(const __grid_constant__ WarpProblem p, const __grid_constant__ Units units, float* partial_bias,
+                    float* partial_weights) {
+  extern __shared__ float shared[];
+  constexpr int kSums = vdiff::kWarpSums<kTiles>;
+  const bool summing = partial_bias != nullptr || partial_weights != nullptr;
+  float* mine = summing ? shared + threadIdx.x / 32 * kSums : nullptr;
+  if (summing) {
+    for (int i = threadIdx.x % 32; i < kSums; i += 32) mine[i] = 0.0f;
+    __syncwarp();
+  }
+  const int64_t first = static_cast<int64_t>(blockIdx.x / p.heads) * kWarps + threadIdx.x / 32;
+  for (int64_t index = first; index < units.count; index += units.chunks * kWarps) {
+    unit<T, kTiles>(p, units, index, mine).backward();
+  }
+  if (!summing) return;
+  __syncthreads();
+  const int square = p.frames * p.frames;
+  for (int i = threadIdx.x; partial_bias != nullptr && i < square; i += kThreads) {
+    float total = 0.0f;
+    for (int w = 0; w < kWarps; ++w) {
+      total += vdiff::bias_sum(shared + w * kSums, kTiles, p.packed(), i / p.frames, i % p.frames);
+    }
+    partial_bias[static_cast<int64_t>(blockIdx.x) * square + i] = total;
+  }
+  for (int i = threadIdx.x; partial_weights != nullptr && i < 2 * p.d; i += kThreads) {
+    const int at = vdiff::kBiasSums<kTiles> + (i < p.d ? i : vdiff::kMaxWarpDim + i - p.d);
+    float total = 0.0f;
+    for (int w = 0; w < kWarps; ++w) total += shared[w * kSums + at];
+    partial_weights[static_cast<int64_t>(blockIdx.x) * 2 * p.d + i] = total;
+  }
+}
+
+// A warp a column: lanes take every 32nd row, then a tree. A fixed order.
+__global__ void __launch_bounds__(32) sum_rows_kernel(const float* partial, int64_t rows, int64_t columns, float* to) {
+  float total = 0.0f;
+  for (int64_t i = threadIdx.x; i < rows; i += 32) total += partial[i * columns + blockIdx.x];
+  for (int step = 16; step > 0; step /= 2) total += __shfl_xor_sync(0xffffffffu, total, step);
+  if (threadIdx.x == 0) to[blockIdx.x] = total;
+}
+
+struct Options {
+  const Optional &bias, &mask, &q_weight, &k_weight, &cos, &sin;
+  bool causal;
+  double scale, eps;
+};
+
+std::vector<int64_t> shape_of(const Tensor& x) { return {x.sizes().begin(), x.sizes().end()}; }
+
+// x itself where every row can be read in pieces of 16 bytes, else a copy.
+Tensor in_packs(const Tensor& x) {
+  bool aligned = reinterpret_cast<uintptr_t>(x.data_ptr()) % 16 == 0;
+  for (int64_t i = 0; i + 1 < x.dim(); ++i) aligned = aligned && x.stride(i) % vdiff::kLanePack == 0;
+  if (aligned) return x;
+  Tensor copy = torch::stable::new_empty(x, shape_of(x));
+  torch::stable::copy_(copy, x);
+  return copy;
+}
+
+Tokens tokens(const Tensor& x) { return {x.data_ptr(), x.stride(0), x.stride(1), x.stride(2), x.stride(3)}; }
+
+// Part `i` of packed (B, T, S, 3, heads, d), two bytes an element.
+Tokens part(const Tensor& x, int64_t i) {
+  return {static_cast<char*>(x.data_ptr()) + i * x.stride(3) * 2, x.stride(0), x.stride(1), x.stride(2), x.stride(4)};
+}
+
+WarpProblem make_problem(const Tensor& q, const Options& o) {
+  WarpProblem p{};
+  p.bias = vdiff::data<float>(o.bias), p.mask = vdiff::data<uint8_t>(o.mask);
+  p.q_weight = vdiff::data<float>(o.q_weight), p.k_weight = vdiff::data<float>(o.k_weight);
+  p.cos = vdiff::data<float>(o.cos), p.sin = vdiff::data<float>(o.sin);
+  p.scale = static_cast<float>(o.scale), p.eps = static_cast<float>(o.eps), p.causal = o.causal;
+  p.batch = q.size(0), p.positions = q.size(2);
+  p.frames = static_cast<int>(q.size(1));
+  p.heads = static_cast<int>(q.size(q.dim() - 2)), p.d = static_cast<int>(q.size(q.dim() - 1));
+  STD_TORCH_CHECK(p.frames <= kMaxFrames && p.d <= vdiff::kMaxWarpDim, "more frames or a wider head than a warp holds");
+  return p;
+}
+
+Units make_units(const WarpProblem& p) {
+  const int64_t per_sample = vdiff::ceil_div(p.positions, p.frames <= 8 ? 2 : 1);
+  return {per_sample, p.batch * per_sample, vdiff::ceil_div(p.batch * per_sample, kWarps)};
+}
+
+// Runs the body with T and kTiles bound.
+#define VDIFF_WARP_DISPATCH(x, frames, ...)                                               \
+  if (x.scalar_type() == ScalarType::BFloat16) {                                          \
+    using T = __nv_bfloat16;                                                              \
+    VDIFF_TILES_DISPATCH(frames, __VA_ARGS__)                                             \
+  } else {                                                                                \
+    STD_TORCH_CHECK(x.scalar_type() == ScalarType::Half, "expected bfloat16 or float16"); \
+    using T = __half;                                                                     \
+    VDIFF_TILES_DISPATCH(frames, __VA_ARGS__)                                             \
+  }
+#define VDIFF_TILES_DISPATCH(frames, ...) \
+  if (frames <= 16) {                     \
+    constexpr int kTiles = 1;             \
+    __VA_ARGS__;                          \
+  } else {                                \
+    constexpr int kTiles = 2;             \
+    __VA_ARGS__;                          \
+  }
+
+Tensor forward(const Tensor& q_in, const Tensor& k_in, const Tensor& v_in, const Optional& bias, const Optional& mask,
+               const Optional& q_weight, const Optional& k_weight, const Optional& cos, const Optional& sin,
+               bool causal, double scale, double eps) {
+  Tensor out = torch::stable::new_empty(q_in, shape_of(q_in));
+  if (out.numel() == 0) return out;
+  const Tensor q = in_packs(q_in), k = in_packs(k_in), v = in_packs(v_in);
+  WarpProblem p = make_problem(q, {bias, mask, q_weight, k_weight, cos, sin, causal, scale, eps});
+  p.q = tokens(q), p.k = tokens(k), p.v = tokens(v), p.out = tokens(out);
+  const Units units = make_units(p);
+  VDIFF_WARP_DISPATCH(q, p.frames, {
+    forward_kernel<T, kTiles><<<units.chunks * p.heads, kThreads, 0, vdiff::current_stream(q)>>>(p, units);
+  });
+  vdiff::check_launch();
+  return out;
+}
+
+struct ParameterGradients {
+  Tensor bias, weights;
+};
+
+Tensor floats(const Tensor& like, std::vector<int64_t> shape) {
+  return torch::stable::new_empty(like, shape, ScalarType::Float);
+}
+
+void sum_rows(const Tensor& partial, int64_t rows, const Tensor& to, cudaStream_t stream) {
+  sum_rows_kernel<<<to.numel(), 32, 0, stream>>>(vdiff::data<float>(partial), rows, to.numel(),
+                                                 vdiff::mutable_data<float>(to));
+}
+
+// Gradients of the parameters: bias (heads, T, T) and weights (2, d), without elements where there are none.
+ParameterGradients run_backward(const Tensor& like, const WarpProblem& p, const Options& o) {
+  ParameterGradients g{floats(like, o.bias ? shape_of(*o.bias) : std::vector<int64_t>{0}),
+                       floats(like, {o.q_weight ? 2 : 0, p.d})};
+  Units units = make_units(p);
+  if (units.count * p.heads == 0) return {torch::stable::zero_(g.bias), torch::stable::zero_(g.weights)};
+  const bool summing = o.bias || o.q_weight;
+  if (summing) units.chunks = std::min(units.chunks, std::max<int64_t>(1, kMaxBlocks / p.heads));
+  const int64_t blocks = units.chunks * p.heads;
+  const Tensor partial_bias = floats(like, {o.bias ? blocks : 0, p.frames, p.frames});
+  const Tensor partial_weights = floats(like, {o.q_weight ? blocks : 0, 2, p.d});
+  const cudaStream_t stream = vdiff::current_stream(like);
+  VDIFF_WARP_DISPATCH(like, p.frames, {
+    const int bytes = summing ? kWarps * vdiff::kWarpSums<kTiles> * static_cast<int>(sizeof(float)) : 0;
+    backward_kernel<T, kTiles>
+        <<<blocks, kThreads, bytes, stream>>>(p, units, o.bias ? vdiff::mutable_data<float>(partial_bias) : nullptr,
+                                              o.q_weight ? vdiff::mutable_data<float>(partial_weights) : nullptr);
+  });
+  // Blocks of one head lie `heads` apart, so a row of all heads is one chunk.
+  if (o.bias) sum_rows(partial_bias, units.chunks, g.bias, stream);
+  if (o.q_weight) sum_rows(partial_weights, blocks, g.weights, stream);
+  vdiff::check_launch();
+  return g;
+}
+
+Tensor weight_gradient(const ParameterGradients& g, int64_t which) {
+  if (g.weights.numel() == 0) return floats(g.weights, {0});
+  Tensor row = torch::stable::select(g.weights, 0, which), copy = floats(g.weights, {g.weights.size(1)});
+  torch::stable::copy_(copy, row);
+  return copy;
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> backward(const Tensor& dout_in, const Tensor& q_in,
+                                                                    const Tensor& k_in, const Tensor& v_in,
+                                                                    const Optional& bias, const Optional& mask,
+                                                                    const Optional& q_weight, const Optional& k_weight,
+                                                                    const Optional& cos, const Optional& sin,
+                                                                    bool causal, double scale, double eps) {
+  const Tensor dout = in_packs(dout_in), q = in_packs(q_in), k = in_packs(k_in), v = in_packs(v_in);
+  Tensor dq = torch::stable::new_empty(q, shape_of(q)), dk = torch::stable::new_empty(q, shape_of(q));
+  Tensor dv = torch::stable::new_empty(q, shape_of(q));
+  const Options options{bias, mask, q_weight, k_weight, cos, sin, causal, scale, eps};
+  WarpProblem p = make_problem(q, options);
+  p.q = tokens(q), p.k = tokens(k), p.v = tokens(v), p.dout = tokens(dout);
+  p.dq = tokens(dq), p.dk = tokens(dk), p.dv = tokens(dv);
+  const ParameterGradients g = run_backward(q, p, options);
+  return {dq, dk, dv, g.bias, weight_gradient(g, 0), weight_gradient(g, 1)};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> backward_packed(const Tensor& dout_in, const Tensor& qkv_in,
+                                                           const Optional& bias, const Optional& mask,
+                                                           const Optional& q_weight, const Optional& k_weight,
+                                                           const Optional& cos, const Optional& sin, bool causal,
+                                                           double scale, double eps) {
+  const Tensor dout = in_packs(dout_in), qkv = in_packs(qkv_in);
+  Tensor dqkv = torch::stable::new_empty(qkv, shape_of(qkv));
+  const Options options{bias, mask, q_weight, k_weight, cos, sin, causal, scale, eps};
+  WarpProblem p = make_problem(qkv, options);
+  p.q = part(qkv, 0), p.k = part(qkv, 1), p.v = part(qkv, 2), p.dout = tokens(dout);
+  p.dq = part(dqkv, 0), p.dk = part(dqkv, 1), p.dv = part(dqkv, 2);
+  const ParameterGradients g = run_backward(qkv, p, options);
+  return {dqkv, g.bias, weight_gradient(g, 0), weight_gradient(g, 1)};
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(vdiff_fast, CUDA, m) {
+  m.impl("temporal_attention_forward", TORCH_BOX(&forward));
+  m.impl("temporal_attention_backward", TORCH_BOX(&backward));
+  m.impl("temporal_attention_backward_packed", TORCH_BOX(&backward_packed));
+}
