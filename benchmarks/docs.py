@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 from vdiff_fast._doctor import support_table
+from vdiff_fast.bench.profile import table
 from vdiff_fast.bench.report import markdown_table, summary_lines
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -30,15 +31,22 @@ def performance() -> str:
     machines = sorted(p for p in RESULTS.iterdir() if p.is_dir()) if RESULTS.is_dir() else []
     for machine in machines:
         documents = [json.loads(path.read_text()) for path in sorted(machine.glob("*.json"))]
-        documents = [d for d in documents if "rows" in d]
-        if not documents:
+        measured = [d for d in documents if "rows" in d]
+        profiles = [d for d in documents if "profiles" in d]
+        if not measured and not profiles:
             continue
         parts.append(f"## {machine.name}\n")
-        for document in documents:
-            parts.append(_section(document))
+        parts += [_section(document) for document in measured]
+        parts += [_profile_section(document) for document in profiles]
     if not any(machine.name.startswith("nvidia") for machine in machines):
         parts.append("## NVIDIA GPUs\n\nnot measured\n")
     return "\n".join(parts)
+
+
+def _profile_section(document: dict) -> str:
+    """Shares of the ops in a training step: "before" is the reference backend, "after" what `auto` takes."""
+    tables = [table(result) for result in document["profiles"]]
+    return "\n\n".join(["### Training steps, op by op", *tables]) + "\n"
 
 
 def _section(document: dict) -> str:

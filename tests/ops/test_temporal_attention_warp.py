@@ -114,5 +114,7 @@ def test_a_query_without_keys_gives_zero_and_no_gradient(warp: Any) -> None:
     tokens, dout = [torch.randn(1, 6, 2, 1, 8).to(BF16) for _ in range(3)], torch.ones(1, 6, 2, 1, 8, dtype=BF16)
     mask = torch.tensor([[False, True, True, True, True, True]])
     out, dq, dk, dv = _run(warp, tokens, dout, {"mask": mask, "causal": True})
-    assert not out[:, 0].any() and not dq[:, 0].any() and not dk[:, 0].any() and not dv[:, 0].any()
-    assert out[:, 1:].isfinite().all() and dv[:, 1:].any()
+    for x in (out, dq, dk, dv):
+        assert not x[:, 0].any()
+    assert out[:, 1:].isfinite().all()
+    assert dv[:, 1:].any()

@@ -41,6 +41,7 @@ def bench(
     compiled: Annotated[bool, typer.Option("--compile/--no-compile", help="Measure torch.compile too.")] = True,
     against: Annotated[str | None, typer.Option(help="Compare this tree with another commit instead.")] = None,
     tune: Annotated[bool, typer.Option(help="Measure every backend and write the table that `auto` reads.")] = False,
+    profile: Annotated[bool, typer.Option(help="Share of every op in a training step, before and after.")] = False,
     plots: Annotated[Path | None, typer.Option(help="Draw the results of a machine's folder, beside them.")] = None,
 ) -> None:
     """Time every op against eager, torch.compile and its peers, after checking each against float64."""
@@ -53,12 +54,28 @@ def bench(
         _draw(plots, console)
     elif model is not None:
         _measure_models(model, target, seconds, json, console)
+    elif profile:
+        _profile(target, seconds, compiled, json, console)
     elif against is not None:
         _compare(op, against, target, seconds, console)
     elif tune:
         _tune(op, target, dtypes, seconds, compiled, console)
     else:
         _measure(op, target, dtypes, seconds, compiled, json, console)
+
+
+def _profile(target: torch.device, seconds: float, compiled: bool, json: Path | None, console: Console) -> None:
+    """Training steps of the models, op by op."""
+    from vdiff_fast.bench.profile import models_for, profile_model, table, write_profile
+
+    results = []
+    for case in models_for(target):
+        results.append(profile_model(case, target, seconds=seconds, compiled=compiled))
+        console.print(table(results[-1]), markup=False)
+    if json is not None:
+        path = json if json.suffix == ".json" else json / machine_name(target) / "profile.json"
+        write_profile(path, results, target)
+        console.print(f"wrote {path}")
 
 
 def _measure(
