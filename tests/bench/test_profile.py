@@ -3,37 +3,55 @@
 from __future__ import annotations
 
 import json
+from collections import defaultdict
 from pathlib import Path
 
 import pytest
 import torch
 
 import vdiff_fast as vf
-from vdiff_fast.bench.profile import CONVOLUTION, LINEAR, REST, profile_model, shares, table, write_profile
-from vdiff_fast.bench.profile import ProfiledModel as Model
+from vdiff_fast.bench.profile import (
+    CONVOLUTION,
+    LINEAR,
+    NODE,
+    REST,
+    ProfiledModel,
+    attributed,
+    profile_model,
+    recorded,
+    table,
+    write_profile,
+)
 
 CPU = torch.device("cpu")
 
 
 @pytest.mark.parametrize("backend", ["reference", None])
-def test_time_of_an_op_is_its_forward_and_its_backward(backend: str | None) -> None:
-    """A step of one op and a product: their shares are all there is, and the op's grows by its backward."""
-    x = torch.randn(2, 16, 64, 3, 4, 32, requires_grad=True)
-    weight = torch.randn(32, 32, requires_grad=True)
+def test_an_op_owns_its_forward_and_all_of_its_backward(backend: str | None) -> None:
+    x = torch.randn(1, 4, 6, 3, 2, 8, requires_grad=True)
+    weight = torch.randn(8, 8, requires_grad=True)
 
-    def forward() -> torch.Tensor:
-        return torch.nn.functional.linear(vf.ops.temporal_attention_qkv(x), weight)
+    def step() -> None:
+        torch.nn.functional.linear(vf.ops.temporal_attention_qkv(x), weight).sum().backward()
 
+    names: dict[str, list[str]] = defaultdict(list)
     with vf.use_backend(backend):
-        alone, both = shares(forward, CPU), shares(lambda: forward().sum().backward(), CPU)
-    assert set(alone) <= {"temporal_attention", LINEAR, REST}
-    assert both["temporal_attention"] > 1.3 * alone["temporal_attention"]
-    assert both[LINEAR] > alone[LINEAR] > 0
+        for op, event in attributed(recorded(step, CPU)):
+            names[op].append(event.name)
+    forward = [name for name in names["temporal_attention"] if not name.startswith(NODE)]
+    assert len(forward) == 1
+    assert len(names["temporal_attention"]) > len(forward)
+    # The rest of the backward is that of the sum, the product and the leaves.
+    rest = [name.removeprefix(NODE) for name in names[REST] if name.startswith(NODE)]
+    assert all("Accumulate" in name or name.startswith(("Sum", "View", "TBack", "Unsafe", "Clone")) for name in rest), (
+        rest
+    )
+    assert any(name.startswith(NODE) for name in names[LINEAR])
 
 
 def test_the_profile_of_a_model_names_its_ops(tmp_path: Path) -> None:
     before = vf.ops.group_norm_silu
-    result = profile_model(Model("VideoUNet tiny", "tiny", (1, 3, 4, 16, 16)), CPU, seconds=0.1)
+    result = profile_model(ProfiledModel("VideoUNet tiny", "tiny", (1, 3, 4, 16, 16)), CPU, seconds=0.1)
     assert vf.ops.group_norm_silu is before
     wanted = {"temporal_attention", "spatial_attention", "group_norm_silu", "q_sample", "diffusion_loss"}
     for times in result["ops_ms"].values():

@@ -121,29 +121,37 @@ def _range_above(event: FunctionEvent) -> str | None:
     return found
 
 
-def shares(step: Callable[[], Any], device: torch.device, repeats: int = 3) -> dict[str, float]:
-    """Milliseconds of one step by op: forward ranges, backward nodes, and what is no op of ours by kind."""
-    cuda = device.type == "cuda"
-    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]
+def recorded(step: Callable[[], Any], device: torch.device, repeats: int = 1) -> list[FunctionEvent]:
+    """What the profiler saw of some steps on the host, the ops in ranges of their own."""
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device.type == "cuda" else [])]
     with ops_as_ranges(), profile(activities=activities) as profiler:
         for _ in range(repeats):
             step()
-    events = [e for e in profiler.events() if e.device_type == torch.autograd.DeviceType.CPU]
+    return [e for e in profiler.events() if e.device_type == torch.autograd.DeviceType.CPU]
+
+
+def attributed(events: list[FunctionEvent]) -> Iterator[tuple[str, FunctionEvent]]:
+    """Every event that no other contains, and the op it belongs to: ours by name, else a kind of library op."""
     owner: dict[int, str] = {}
     for event in events:
         if event.sequence_nr >= 0 and not event.name.startswith(NODE) and (op := _range_above(event)):
             owner[event.sequence_nr] = op
-    total: dict[str, float] = defaultdict(float)
     for event in events:
         if event.cpu_parent is not None:
             continue
         if event.name.startswith(PREFIX):
-            kind = event.name.removeprefix(PREFIX)
+            yield event.name.removeprefix(PREFIX), event
         elif event.name.startswith(NODE) and event.sequence_nr in owner:
-            kind = owner[event.sequence_nr]
+            yield owner[event.sequence_nr], event
         else:
-            kind = _library_op(event.name)
-        total[kind] += _milliseconds(event, cuda) / repeats
+            yield _library_op(event.name), event
+
+
+def shares(step: Callable[[], Any], device: torch.device, repeats: int = 3) -> dict[str, float]:
+    """Milliseconds of one step by op: forward ranges, backward nodes, and what is no op of ours by kind."""
+    total: dict[str, float] = defaultdict(float)
+    for op, event in attributed(recorded(step, device, repeats)):
+        total[op] += _milliseconds(event, device.type == "cuda") / repeats
     return dict(total)
 
 
