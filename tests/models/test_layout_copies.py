@@ -38,11 +38,12 @@ def test_the_counter_sees_copies_and_overlooks_casts_and_biases() -> None:
 
 
 @needs_kernels
+@pytest.mark.parametrize("injection", ["input", "blocks"])
 @pytest.mark.parametrize("expanded", [False, True], ids=["dense_gradient", "expanded_gradient"])
 @pytest.mark.parametrize("channels_last", [True, False], ids=["channels_last", "ncthw"])
 @pytest.mark.parametrize("autocast", [False, True], ids=["fp32", "bf16_autocast"])
-def test_no_layout_copies(autocast: bool, channels_last: bool, expanded: bool) -> None:
-    model = small_unet(num_classes=3, context_dim=6, cond_channels=4, grid=True)
+def test_no_layout_copies(autocast: bool, channels_last: bool, expanded: bool, injection: str) -> None:
+    model = small_unet(num_classes=3, context_dim=6, cond_channels=4, condition_injection=injection, grid=True)
     x, t, labels = video(SHAPE), steps(), torch.tensor([0, 3])
     context, cond = video((2, 5, 6), 1), video((2, 4, *SHAPE[2:]), 2)
     if channels_last:

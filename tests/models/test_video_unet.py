@@ -7,8 +7,9 @@ import torch
 
 import vdiff_fast as vf
 from tests.checks import relative_error, unit_roundoff
-from tests.models.helpers import gradients, small_unet, steps, video
+from tests.models.helpers import SMALL, gradients, small_unet, steps, video
 from vdiff_fast.models import VideoUNet, VideoUNetConfig
+from vdiff_fast.models.video_unet import ConditionInjection
 
 
 @pytest.mark.parametrize(
@@ -106,8 +107,9 @@ def test_conditions_that_the_model_was_not_built_for() -> None:
         full(x, t, cond=x)
 
 
-def test_conditions_change_the_prediction_and_none_is_the_null_condition() -> None:
-    model = small_unet(num_classes=3, context_dim=6, cond_channels=4)
+@pytest.mark.parametrize("injection", ["input", "blocks"])
+def test_conditions_change_the_prediction_and_none_is_the_null_condition(injection: str) -> None:
+    model = small_unet(num_classes=3, context_dim=6, cond_channels=4, condition_injection=injection)
     x, t = video(), steps()
     null = model(x, t)
     cond, context, labels = video((2, 4, 4, 12, 8), 1), video((2, 5, 6), 2), torch.tensor([0, 2])
@@ -117,6 +119,35 @@ def test_conditions_change_the_prediction_and_none_is_the_null_condition() -> No
     tokens = model.null_context.expand(2, 5, 6)
     torch.testing.assert_close(model(x, t, context=tokens), null)
     torch.testing.assert_close(model(x, t, cond=torch.zeros_like(cond)), null)
+
+
+def test_blocks_are_scaled_and_shifted_by_the_condition_at_every_level_from_zero_on() -> None:
+    torch.manual_seed(0)
+    model = VideoUNet(**SMALL, cond_channels=4, condition_injection="blocks")
+    torch.nn.init.normal_(model.conv_out.weight)
+    x, t, cond = video(), steps(), video((2, 4, 4, 12, 8), 1)
+    assert torch.equal(model(x, t, cond=cond), model(x, t))
+    injections = [m for m in model.modules() if isinstance(m, ConditionInjection)]
+    # Two levels of one block, down and up, and two in the middle.
+    assert len(injections) == 6
+    for injection in injections:
+        before = model(x, t, cond=cond)
+        torch.nn.init.normal_(injection.scale.weight, std=0.1)
+        scaled = model(x, t, cond=cond)
+        torch.nn.init.normal_(injection.shift.weight, std=0.1)
+        assert min(relative_error(scaled, before), relative_error(model(x, t, cond=cond), scaled)) > 1e-4
+
+
+@pytest.mark.parametrize("injection", ["input", "blocks"])
+def test_gradients_reach_every_parameter_through_the_condition(injection: str) -> None:
+    """Also recomputed, where the condition's features are an input of every checkpointed block."""
+    options = {"cond_channels": 4, "condition_injection": injection}
+    x, t, cond = video(), steps(), video((2, 4, 4, 12, 8), 1)
+    y, grads = gradients(small_unet(**options), x, t, cond=cond)
+    assert all(g.abs().max() > 0 for g in grads)
+    again, recomputed = gradients(small_unet(**options, gradient_checkpointing=True), x, t, cond=cond)
+    assert torch.equal(again, y)
+    assert all(torch.equal(a, b) for a, b in zip(recomputed, grads))
 
 
 def test_state_dict_and_config_round_trip() -> None:
@@ -143,6 +174,7 @@ def test_state_dict_and_config_round_trip() -> None:
         ({"blocks": (1, 1, 1)}, r"blocks \(1, 1, 1\) needs one entry per level of channels \(16, 32\)"),
         ({"positions": "absolute"}, "positions 'absolute' must be one of bias, rope, none"),
         ({"modulation": "multiply"}, "modulation 'multiply' must be one of add, scale_shift"),
+        ({"condition_injection": "attention"}, "condition_injection 'attention' must be one of input, blocks"),
     ],
 )
 def test_configs_that_do_not_fit(changes: dict, message: str) -> None:

@@ -19,6 +19,7 @@ TRAIN_FLAGS = {
     "frames": "data.frames",
     "size": "data.size",
     "stride": "data.stride",
+    "strides": "data.strides",
     "fps": "data.fps",
     "flip": "data.flip",
     "labels": "data.labels",
@@ -33,6 +34,7 @@ TRAIN_FLAGS = {
     "target": "diffusion.target",
     "schedule": "diffusion.schedule",
     "weighting": "diffusion.weighting",
+    "masks": "diffusion.masks",
     "seed": "seed",
     "precision": "runtime.precision",
     "device": "runtime.device",
@@ -84,6 +86,8 @@ def with_flags(flags: dict[str, str]) -> Callable[[Callable[..., None]], Callabl
 def _value(key: str, text: Any) -> Any:
     if key == "data.size":
         return parse_size(text)
+    if key == "data.strides":
+        return [configuration.parse_value(part) for part in text.strip("[]").split(",")]
     return configuration.parse_value(text) if isinstance(text, str) else text
 
 

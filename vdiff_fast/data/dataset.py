@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -163,10 +163,11 @@ class VideoFolder(Dataset):
         video, grid = self.videos[file], self._grids[file]
         first = int(self._ends[file - 1]) if file else 0
         start = self._window_start(chosen - first, int(self._ends[file]) - first, len(grid), draw)
-        frames = self._read(video, grid[self.spec.window(start)])
+        stride, start = _clip_place(self.spec, start, draw)
+        frames = self._read(video, grid[self.spec.window(start, stride)])
         placement = choose_placement(draw, training_size(video, self.spec), self.spec)
         clip = place(torch.from_numpy(frames).permute(3, 0, 1, 2), self.spec.size, placement)
-        item = {"video": clip, "file": video.path, "index": index}
+        item = {"video": clip, "file": video.path, "index": index, "stride": stride}
         return item | {"label": self._labels[file]} if self.labels else item
 
     def _window_start(self, part: int, parts: int, length: int, draw: Draw) -> int:
@@ -195,6 +196,13 @@ class VideoFolder(Dataset):
         reasons = [f.reason for f in self.skipped] + failed
         _log.warning(self.policy.note(str(error), len(reasons)))
         self.policy.enforce(reasons)
+
+
+def _clip_place(spec: ClipSpec, start: int, draw: Draw) -> tuple[int, int]:
+    """(stride, first frame) of the clip in the window at `start`, which is long enough for the largest stride."""
+    stride = spec.draw_stride(draw)
+    slack = spec.slack(stride)
+    return stride, start + (draw.integer(slack + 1) if slack and spec.random_window else 0)
 
 
 class VideoFile(Dataset):
@@ -236,32 +244,33 @@ class VideoFile(Dataset):
 
     def __getitem__(self, key: int | ClipKey) -> dict[str, Any]:
         epoch, index = key if isinstance(key, tuple) else (0, range(len(self))[key])
-        clip = torch.from_numpy(self._frames[self._order[self.spec.window(index * self.step)]]).permute(3, 0, 1, 2)
         draw = Draw(self.spec.seed, epoch, index, stream=2)
+        stride, start = _clip_place(self.spec, index * self.step, draw)
+        clip = torch.from_numpy(self._frames[self._order[self.spec.window(start, stride)]]).permute(3, 0, 1, 2)
         clip = place(clip, self.spec.size, choose_placement(draw, self._frames.shape[1:3], self.spec))
-        return {"video": clip, "file": self.video.path, "index": index}
+        return {"video": clip, "file": self.video.path, "index": index, "stride": stride}
 
 
 def open_dataset(
     source: str | os.PathLike[str], *, frames: int, size: int | tuple[int, int], stride: int = 1,
     fps: float | None = None, channels: int = 3, fit: Fit = "cover", flip: float = 0.0, random_crop: bool = False,
-    random_window: bool = True, seed: int = 0, labels: bool = False,
+    random_window: bool = True, strides: Sequence[int] = (), seed: int = 0, labels: bool = False,
     cache_dir: str | os.PathLike[str] | None = None, skip_limit: float = 0.05, tolerance: Tolerance = DEFAULT_TOLERANCE,
-    max_bytes: int = 4 << 30,
+    max_bytes: int = 4 << 30, digits: Mapping[str, Any] | None = None,
 ) -> VideoFolder | VideoFile | MovingDigits:  # fmt: skip
     """The data set that `source` names: a folder of videos, one video file, or the word "moving-digits".
 
-    A file is held decoded in memory if it fits into `max_bytes`, else its clips are decoded when asked for. The other
-    arguments are `ClipSpec`'s and `VideoFolder`'s.
+    A file is held decoded in memory if it fits into `max_bytes`, else its clips are decoded when asked for. `digits`
+    are arguments of `MovingDigits`; the others are `ClipSpec`'s and `VideoFolder`'s.
 
     Errors: `FileNotFoundError` for a source that is none of the three, and those of the data sets.
     """
     spec = ClipSpec(
         frames=frames, size=as_size(size), stride=stride, fps=fps, channels=channels, fit=fit, flip=flip,
-        random_crop=random_crop, random_window=random_window, seed=seed,
+        random_crop=random_crop, random_window=random_window, strides=tuple(strides), seed=seed,
     )  # fmt: skip
     if os.fspath(source) == "moving-digits":
-        return MovingDigits(spec, labels=labels)
+        return MovingDigits(spec, labels=labels, **(digits or {}))
     path = Path(source)
     if path.is_file():
         try:

@@ -23,12 +23,14 @@ class MovingDigits(Dataset):
 
     `label`: the digits in rising order, read as a number (0 .. 10**num_digits - 1). `digit_size` is half the shorter
     side if not given; `speed` is the range of pixels per frame, by default 1/32 to 1/8 of the shorter side. A `stride`
-    makes them faster; flips and crops do not apply.
+    makes them faster; with `strides` a clip draws one, which its item names. `handwritings` limits the digits to the
+    first so many pictures, a set that a small model can learn by heart. Flips and crops do not apply.
     """
 
     def __init__(
         self, spec: ClipSpec, *, num_digits: int = 2, digit_size: int | None = None,
-        speed: tuple[float, float] | None = None, length: int = 10_000, labels: bool = True,
+        speed: tuple[float, float] | None = None, handwritings: int | None = None, length: int = 10_000,
+        labels: bool = True,
     ) -> None:  # fmt: skip
         try:
             from sklearn.datasets import load_digits
@@ -42,7 +44,12 @@ class MovingDigits(Dataset):
             raise ValueError(f"need at least one digit and one clip, got {num_digits} digits, {length} clips")
         self.spec, self.num_digits, self.length, self.labels = spec, num_digits, length, labels
         self.speed = (shorter / 32, shorter / 8) if speed is None else speed
+        if not 0 <= self.speed[0] <= self.speed[1]:
+            raise ValueError(f"speed must be the lowest and the highest, in pixels per frame, got {self.speed}")
         images, targets = load_digits(return_X_y=True)
+        if handwritings is not None and not 1 <= handwritings <= len(images):
+            raise ValueError(f"handwritings must be in [1, {len(images)}], the digits there are, got {handwritings}")
+        images, targets = images[:handwritings], targets[:handwritings]
         self._sprites = _enlarge(images.reshape(-1, 8, 8), self.digit_size)
         self._targets = targets
 
@@ -59,23 +66,24 @@ class MovingDigits(Dataset):
         draw = Draw(self.spec.seed, 0, index, stream=2)
         frames = np.zeros((self.spec.frames, *self.spec.size), dtype=np.float32)
         chosen = [draw.integer(len(self._sprites)) for _ in range(self.num_digits)]
+        stride = self.spec.draw_stride(draw)
         for sprite in chosen:
-            for frame, (top, left) in zip(frames, self._path(draw)):
+            for frame, (top, left) in zip(frames, self._path(draw, stride)):
                 _stamp(frame, self._sprites[sprite], top, left)
         gray = torch.from_numpy((frames * 255.0 + 0.5).astype(np.uint8))
         video = gray.unsqueeze(-1).repeat(1, 1, 1, self.spec.channels).permute(3, 0, 1, 2)
-        item = {"video": video, "file": f"moving-digits/{index}", "index": index}
+        item = {"video": video, "file": f"moving-digits/{index}", "index": index, "stride": stride}
         if not self.labels:
             return item
         label = int("".join(str(digit) for digit in sorted(int(self._targets[s]) for s in chosen)))
         return item | {"label": label}
 
-    def _path(self, draw: Draw) -> np.ndarray:
+    def _path(self, draw: Draw, stride: int) -> np.ndarray:
         """(T, 2) of the sprite's top-left corner."""
         low, high = self.speed
         velocity = low + (high - low) * draw.uniform()
         angle = 2.0 * np.pi * draw.uniform()
-        steps = np.arange(self.spec.frames) * self.spec.stride
+        steps = self.spec.window(0, stride)
         path = np.empty((self.spec.frames, 2))
         for axis, direction in enumerate((np.sin(angle), np.cos(angle))):
             free = self.spec.size[axis] - self.digit_size

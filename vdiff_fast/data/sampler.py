@@ -107,15 +107,16 @@ class ClipSampler(Sampler[list[ClipKey]]):
 
 
 def collate(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Stack items: `video` uint8 (B, C, T, H, W) in (B, T, H, W, C) memory, `file` a list, `index`, `label` int64."""
+    """Stack items: `video` uint8 (B, C, T, H, W) in (B, T, H, W, C) memory, `file` a list, int64 `index`, `label`, `stride`."""
     stacked = torch.stack([item["video"].permute(1, 2, 3, 0) for item in items])
     batch: dict[str, Any] = {
         "video": stacked.permute(0, 4, 1, 2, 3),
         "file": [item["file"] for item in items],
         "index": torch.tensor([item["index"] for item in items]),
     }
-    if all("label" in item for item in items):
-        batch["label"] = torch.tensor([item["label"] for item in items])
+    for name in ("label", "stride"):
+        if all(name in item for item in items):
+            batch[name] = torch.tensor([item[name] for item in items])
     return batch
 
 

@@ -33,9 +33,10 @@ class ClipSpec:
     """What one training clip looks like and which random choices are made for it.
 
     `frames` pictures of `size` (height, width) with `channels` 3 (RGB) or 1 (luma), every `stride`-th of a video shown
-    at `fps` (None: the video's own rate). `fit`: "cover" resizes the shorter side to fit and crops, "contain" fits the
-    longer side and pads with black, "stretch" ignores the aspect. `flip` is the probability of a horizontal flip.
-    `random_crop` and `random_window` draw a position; without them the crop is central and windows lie evenly.
+    at `fps` (None: the video's own rate); with `strides`, the stride of each clip is drawn from these. `fit`: "cover"
+    resizes the shorter side to fit and crops, "contain" fits the longer side and pads with black, "stretch" ignores the
+    aspect. `flip` is the probability of a horizontal flip. `random_crop` and `random_window` draw a position; without
+    them the crop is central and windows lie evenly.
     """
 
     frames: int
@@ -48,9 +49,13 @@ class ClipSpec:
     random_crop: bool = False
     random_window: bool = True
     seed: int = 0
+    strides: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        for name, value in (("frames", self.frames), ("stride", self.stride), ("size", min(self.size))):
+        smallest = min(self.strides, default=1)
+        for name, value in (
+            ("frames", self.frames), ("stride", self.stride), ("size", min(self.size)), ("strides", smallest),
+        ):  # fmt: skip
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
         if self.channels not in (1, 3):
@@ -64,18 +69,27 @@ class ClipSpec:
 
     @property
     def span(self) -> int:
-        """Frames of the video that one clip reaches over: (frames - 1) * stride + 1."""
-        return (self.frames - 1) * self.stride + 1
+        """Frames of the video that the longest clip reaches over: (frames - 1) * stride + 1."""
+        return (self.frames - 1) * max(self.strides, default=self.stride) + 1
 
-    def window(self, start: int) -> np.ndarray:
+    def draw_stride(self, draw: Draw) -> int:
+        """One of `strides`, each entry equally likely; `stride`, and no draw, where there are none."""
+        return self.strides[draw.integer(len(self.strides))] if self.strides else self.stride
+
+    def window(self, start: int, stride: int | None = None) -> np.ndarray:
         """Positions of the clip's frames: start, start + stride, ... (int64)."""
-        return start + self.stride * np.arange(self.frames)
+        return start + (self.stride if stride is None else stride) * np.arange(self.frames)
+
+    def slack(self, stride: int) -> int:
+        """How far the start of a clip of this stride can move within a `span`."""
+        return self.span - ((self.frames - 1) * stride + 1)
 
     def require(self, name: str, available: int) -> None:
         """`ShortVideoError` if a video with this many frames holds no clip."""
         if available < self.span:
             rate = f" at {self.fps:g} fps" if self.fps else ""
-            every = f" (one in {self.stride} of {self.span})" if self.stride > 1 else ""
+            stride = max(self.strides, default=self.stride)
+            every = f" (one in {stride} of {self.span})" if stride > 1 else ""
             raise ShortVideoError(
                 f"{name}: {available} frames{rate} < {self.frames} needed{every}; "
                 "use fewer frames, a smaller stride or a higher fps"

@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args
 from vdiff_fast.nn.attention import PositionKind
 
 ModulationKind = Literal["add", "scale_shift"]
+InjectionKind = Literal["input", "blocks"]
 
 
 def _divisors_below(number: int, limit: int) -> str:
@@ -37,6 +38,8 @@ class VideoUNetConfig:
         num_classes: class labels `y`; 0 for an unconditional model.
         context_dim: channels of the context tokens, for cross-attention on levels with spatial attention; 0 for none.
         cond_channels: channels of `cond`, its mask included; 0 for none.
+        condition_injection: where `cond` enters: "input", added to the first features, or "blocks", as scale and shift
+            of every space-time block at its resolution (mask temporal diffusion).
         gradient_checkpointing: recompute every block in the backward instead of keeping its activations.
     """
 
@@ -58,6 +61,7 @@ class VideoUNetConfig:
     num_classes: int = 0
     context_dim: int = 0
     cond_channels: int = 0
+    condition_injection: InjectionKind = "input"
     gradient_checkpointing: bool = False
 
     def __post_init__(self) -> None:
@@ -65,10 +69,10 @@ class VideoUNetConfig:
         for name in ("blocks", "spatial_attention", "temporal_attention", "temporal_conv"):
             if len(getattr(self, name)) != levels:
                 raise ValueError(f"{name} {getattr(self, name)} needs one entry per level of channels {self.channels}")
-        if self.modulation not in get_args(ModulationKind):
-            raise ValueError(f"modulation {self.modulation!r} must be one of {', '.join(get_args(ModulationKind))}")
-        if self.positions not in get_args(PositionKind):
-            raise ValueError(f"positions {self.positions!r} must be one of {', '.join(get_args(PositionKind))}")
+        choices = {"modulation": ModulationKind, "positions": PositionKind, "condition_injection": InjectionKind}
+        for name, kind in choices.items():
+            if getattr(self, name) not in get_args(kind):
+                raise ValueError(f"{name} {getattr(self, name)!r} must be one of {', '.join(get_args(kind))}")
         for level, width in enumerate(self.channels):
             if width % self.num_groups:
                 raise ValueError(
@@ -80,6 +84,11 @@ class VideoUNetConfig:
                     f"level {level}: {width} channels are not divisible by head_dim {self.head_dim}; "
                     f"largest divisors below: {_divisors_below(width, self.head_dim)}"
                 )
+
+    @property
+    def injects(self) -> bool:
+        """Whether the blocks are scaled and shifted by `cond`."""
+        return bool(self.cond_channels) and self.condition_injection == "blocks"
 
     def attends(self, level: int) -> bool:
         return self.spatial_attention[level] or self.temporal_attention[level]

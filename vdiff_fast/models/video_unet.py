@@ -85,8 +85,48 @@ class TemporalConvLayer(nn.Module):
         return x + self.conv(self.norm(x, per_frame=self.per_frame))
 
 
+class ConditionPyramid(nn.Module):
+    """c_0 = SiLU(Conv(cond)), c_i = SiLU(Conv(c_{i-1}, stride 2)): the condition's features at every resolution.
+
+    No bias anywhere, so that the features of a condition that knows nothing are zero.
+    """
+
+    def __init__(self, config: VideoUNetConfig) -> None:
+        super().__init__()
+        width = config.channels[0]
+        self.convs = nn.ModuleList(
+            FrameConv2d(width if i else config.cond_channels, width, 3, stride=2 if i else 1, padding=1, bias=False)
+            for i in range(len(config.channels))
+        )
+
+    def forward(self, cond: Tensor) -> list[Tensor]:
+        features = []
+        for conv in self.convs:
+            cond = F.silu(conv(cond))
+            features.append(cond)
+        return features
+
+
+class ConditionInjection(nn.Module):
+    """y = x * (1 + scale) + shift, scale and shift two convolutions of the condition's features, zero at the start.
+
+    Two convolutions and not the halves of one: the gradients of halves would be concatenated.
+
+    Source: Yin et al. 2023, "NUWA-XL", section 3.1 (mask temporal diffusion).
+    """
+
+    def __init__(self, features: int, channels: int) -> None:
+        super().__init__()
+        self.scale = zero_init(FrameConv2d(features, channels, 1, bias=False))
+        self.shift = zero_init(FrameConv2d(features, channels, 1, bias=False))
+
+    def forward(self, x: Tensor, features: Tensor) -> Tensor:
+        return torch.addcmul(x + self.shift(features), x, self.scale(features))
+
+
 class SpaceTimeBlock(nn.Module):
-    """Residual block, then what the level has of temporal convolution, attention over space, context and time.
+    """Residual block, then what the level has of condition injection, temporal convolution, attention over space,
+    context and time.
 
     Source: Ho et al. 2022, "Video Diffusion Models", section 3.
     """
@@ -99,6 +139,7 @@ class SpaceTimeBlock(nn.Module):
         heads = channels // config.head_dim
         options: dict[str, Any] = {"num_groups": config.num_groups, "zero_output": True}
         self.residual = ResidualBlock(config, channels, skip_channels)
+        self.injection = ConditionInjection(config.channels[0], channels) if config.injects else None
         self.temporal_conv = TemporalConvLayer(config, channels) if conv else None
         self.spatial_attn = SpatialAttention(channels, heads, **options) if spatial else None
         self.cross_attn = self.temporal_attn = None
@@ -109,8 +150,17 @@ class SpaceTimeBlock(nn.Module):
                 channels, heads, positions=config.positions, max_frames=config.max_frames, **options
             )
 
-    def forward(self, x: Tensor, modulation: Tensor, context: Tensor | None, skip: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        modulation: Tensor,
+        context: Tensor | None,
+        condition: Tensor | None = None,
+        skip: Tensor | None = None,
+    ) -> Tensor:
         x = self.residual(x, modulation, skip)
+        # Before the layers over time, which carry what is known to the other frames.
+        x = x if self.injection is None or condition is None else self.injection(x, condition)
         x = x if self.temporal_conv is None else self.temporal_conv(x)
         x = x if self.spatial_attn is None else self.spatial_attn(x)
         x = x if self.cross_attn is None else self.cross_attn(x, context)
@@ -168,8 +218,9 @@ class VideoUNet(nn.Module):
         self.null_context = nn.Parameter(torch.zeros(config.context_dim)) if config.context_dim else None
         self.conv_in = FrameConv2d(config.in_channels, finest, 3, padding=1)
         self.grid = GridEmbedding(finest) if config.grid else None
+        self.condition = ConditionPyramid(config) if config.injects else None
         self.cond_in = None
-        if config.cond_channels:
+        if config.cond_channels and not config.injects:
             self.cond_in = FrameConv2d(config.cond_channels, finest, 3, padding=1, bias=False)
         self.down = cast(Iterable[Level], nn.ModuleList(self._down_level(i) for i in range(len(widths))))
         self.middle = nn.ModuleList(SpaceTimeBlock(config, -1, widths[-1]) for _ in range(2))
@@ -224,17 +275,18 @@ class VideoUNet(nn.Module):
             h = h + self.grid(*x.shape[2:]).to(h.dtype)
         if self.cond_in is not None and cond is not None:
             h = h + self.cond_in(layout.canonical(cond))
+        known = self._condition_features(cond)
         skips = []
-        for level in self.down:
+        for level, features in zip(self.down, known):
             for block in level.blocks:
-                h = self._run(block, h, next(modulations), context)
+                h = self._run(block, h, next(modulations), context, features)
                 skips.append(h)
             h = h if level.resample is None else level.resample(h)
         for block in self.middle:
-            h = self._run(block, h, next(modulations), context)
-        for level in self.up:
+            h = self._run(block, h, next(modulations), context, known[-1])
+        for level, features in zip(self.up, reversed(known)):
             for block in level.blocks:
-                h = self._run(block, h, next(modulations), context, skips.pop())
+                h = self._run(block, h, next(modulations), context, features, skips.pop())
             h = h if level.resample is None else level.resample(h)
         return self.conv_out(self.norm_out(h, per_frame=self.config.per_frame)).to(x.dtype)
 
@@ -252,6 +304,12 @@ class VideoUNet(nn.Module):
         if self.label_embedding is not None:
             embedding = embedding + self.label_embedding(y, t.shape[0])
         return self.modulation(F.silu(embedding))
+
+    def _condition_features(self, cond: Tensor | None) -> list[Tensor | None]:
+        """What the blocks of each level are scaled and shifted by; None where nothing is known or injected."""
+        if self.condition is None or cond is None:
+            return [None] * len(self.config.channels)
+        return self.condition(layout.canonical(cond))
 
     def _context_tokens(self, context: Tensor | None, batch: int) -> Tensor | None:
         if context is None and self.null_context is not None:

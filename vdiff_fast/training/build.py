@@ -44,6 +44,8 @@ def model_changes(config: TrainConfig, num_classes: int | None) -> dict[str, Any
         changes |= {"in_channels": config.data.channels, "out_channels": config.data.channels}
     if num_classes:
         changes["num_classes"] = num_classes
+    if config.diffusion.masks:
+        changes["cond_channels"] = config.data.channels + 1
     if config.runtime.activation_checkpointing:
         changes["gradient_checkpointing"] = True
     return changes | {key: tuple(v) if isinstance(v, list) else v for key, v in config.model.changes.items()}
@@ -74,5 +76,6 @@ def build_schedule(config: DiffusionConfig) -> NoiseSchedule:
 
 def build_dataset(config: DataConfig, seed: int) -> Dataset:
     """The clips a configuration names; errors are those of `vdiff_fast.data.open_dataset`."""
-    arguments = config.model_dump(exclude={"source", "workers"})
-    return data.open_dataset(config.source, seed=seed, **arguments)
+    digits = {"num_digits": config.digits} | config.model_dump(include={"digit_size", "handwritings", "speed"})
+    arguments = config.model_dump(exclude={"source", "workers", "digits"} | digits.keys())
+    return data.open_dataset(config.source, seed=seed, digits=digits, **arguments)

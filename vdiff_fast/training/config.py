@@ -7,10 +7,12 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from vdiff_fast.training.masks import Role, check_masks, parse_masks
 
 # Keys that may differ when a run is resumed: they change neither the weights nor the order of the data.
 _FREE: dict[str, Any] = {"resume": "free"}
@@ -31,16 +33,30 @@ class DataConfig(_Section):
     frames: int = Field(default=16, ge=1, description="frames of a clip")
     size: int | tuple[int, int] = Field(default=32, description="side of a frame, or height and width, in pixels")
     stride: int = Field(default=1, ge=1, description="take every stride-th frame")
+    strides: tuple[int, ...] = Field(
+        default=(), description="draw each clip's stride from these instead; one listed twice comes twice as often"
+    )
     fps: float | None = Field(default=None, gt=0, description="resample videos to this rate by their time stamps")
     channels: Literal[1, 3] = Field(default=3, description="3 (RGB) or 1 (luma)")
     fit: Literal["cover", "contain", "stretch"] = Field(default="cover", description="crop, pad with black, or distort")
     flip: float = Field(default=0.0, ge=0, le=1, description="probability of a horizontal flip of the whole clip")
     random_crop: bool = Field(default=False, description="draw the crop's place instead of the centre")
     random_window: bool = Field(default=True, description="draw the first frame of a folder's clips")
+    digits: int = Field(default=2, ge=1, description="moving-digits: how many")
+    digit_size: int | None = Field(default=None, ge=1, description="moving-digits: pixels; half the side if left out")
+    handwritings: int | None = Field(default=None, ge=1, description="moving-digits: only the first so many pictures")
+    speed: tuple[float, float] | None = Field(
+        default=None, description="moving-digits: lowest and highest, pixels per frame"
+    )
     labels: bool = Field(default=False, description="train with class labels: the file's folder, or the digits")
     cache_dir: str | None = Field(default=None, description="keep decoded frames here", json_schema_extra=_FREE)
     skip_limit: float = Field(default=0.05, ge=0, le=1, description="share of unusable files that stops the run")
     workers: int = Field(default=0, ge=0, description="processes that load ahead", json_schema_extra=_FREE)
+
+    @property
+    def all_strides(self) -> tuple[int, ...]:
+        """Every stride that clips have."""
+        return self.strides or (self.stride,)
 
 
 class ModelConfig(_Section):
@@ -67,7 +83,15 @@ class DiffusionConfig(_Section):
     target: Literal["noise", "v", "x0", "flow"] = Field(default="v", description="what the model predicts")
     weighting: Literal["uniform", "min_snr"] = Field(default="uniform", description="weight of the loss over timesteps")
     gamma: float = Field(default=5.0, gt=0, description="cap of the signal-to-noise ratio in min_snr")
+    masks: dict[Role, Annotated[float, Field(ge=0)]] = Field(
+        default_factory=dict,
+        description="roles that a clip is trained in, and their weights: global, local, first, prediction, inpaint, "
+        "random, as in global,local=2; none trains without known frames",
+    )
     label_dropout: float = Field(default=0.1, ge=0, le=1, description="share of labels left out, for guidance")
+
+
+    _parse_masks = field_validator("masks", mode="before")(parse_masks)
 
 
 class OptimizerConfig(_Section):
@@ -229,10 +253,15 @@ def from_mapping(values: Mapping[str, Any]) -> TrainConfig:
         ConfigError: unknown keys (with the nearest valid name), missing ones, values out of range; all in one message.
     """
     try:
-        return TrainConfig.model_validate(dict(values))
+        config = TrainConfig.model_validate(dict(values))
+        if config.diffusion.masks:
+            check_masks(config.diffusion.masks, config.data.all_strides)
     except ValidationError as error:
         problems = dict.fromkeys(_problem(e) for e in error.errors())
         raise ConfigError("configuration: " + "; ".join(problems)) from None
+    except ValueError as error:
+        raise ConfigError(f"configuration: {error}") from None
+    return config
 
 
 def with_overrides(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,10 +11,14 @@ from vdiff_fast.ops import noise
 _TIMESTEPS, _LABELS = -1, -2
 
 
+def uniforms(count: int, numbers: int, seed: int, sample_offset: int, stream: int) -> Tensor:
+    """u = Phi(z) in float64, (count, numbers): uniform on (0, 1), the same for any split into batches."""
+    z = noise((count, numbers), seed, sample_offset=sample_offset, stream=stream, dtype=torch.float32, device="cpu")
+    return torch.special.ndtr(z.double())
+
+
 def _uniform(count: int, seed: int, sample_offset: int, stream: int) -> Tensor:
-    """u = Phi(z) in float64 of one normal per sample: uniform on (0, 1), the same for any split into batches."""
-    z = noise((count, 1), seed, sample_offset=sample_offset, stream=stream, dtype=torch.float32, device="cpu")
-    return torch.special.ndtr(z.double()).flatten()
+    return uniforms(count, 1, seed, sample_offset, stream).flatten()
 
 
 def timesteps(count: int, steps: int, seed: int, sample_offset: int) -> Tensor:

@@ -12,7 +12,9 @@ from torch import Tensor
 
 from vdiff_fast import data, ops
 from vdiff_fast.diffusion import NoiseSchedule
+from vdiff_fast.diffusion.conditioning import condition
 from vdiff_fast.training import draws
+from vdiff_fast.training.masks import draw_masks
 
 if TYPE_CHECKING:
     from vdiff_fast.training.config import TrainConfig
@@ -30,6 +32,12 @@ class Batch:
     sample_offset: Tensor
     files: list[str]
     timesteps: list[int]
+    cond: Tensor | None = None
+
+    @property
+    def inputs(self) -> dict[str, Tensor]:
+        """What the model gets beside x_t and t."""
+        return {name: value for name, value in (("y", self.y), ("cond", self.cond)) if value is not None}
 
 
 class Objective:
@@ -61,14 +69,23 @@ class Objective:
             y = torch.where(dropped, self.num_classes, raw["label"]).to(self.device)
         return Batch(
             x0, t.to(self.device), y, torch.full((), sample_offset, dtype=torch.int64, device=self.device),
-            list(raw["file"]), t.tolist(),
+            list(raw["file"]), t.tolist(), self._known(x0, raw, sample_offset),
         )  # fmt: skip
+
+    def _known(self, x0: Tensor, raw: dict[str, Any], sample_offset: int) -> Tensor | None:
+        """The condition of each clip under its mask, None where the run trains without masks."""
+        roles, strides = self.config.diffusion.masks, self.config.data.all_strides
+        if not roles:
+            return None
+        of_clip = raw["stride"].tolist() if "stride" in raw else [strides[0]] * len(x0)
+        mask = draw_masks(roles, strides, of_clip, x0.shape[2:], self.config.seed, sample_offset)
+        return condition(x0, mask.to(self.device))
 
     def predict(self, model: Callable[..., Tensor], batch: Batch) -> Tensor:
         """f(x_t, t) in the configured precision."""
         x_t = ops.q_sample(batch.x0, batch.t, self.schedule, seed=self.seed, sample_offset=batch.sample_offset)
         with self.autocast():
-            return model(x_t, batch.t) if batch.y is None else model(x_t, batch.t, y=batch.y)
+            return model(x_t, batch.t, **batch.inputs)
 
     def loss(self, prediction: Tensor, batch: Batch) -> Tensor:
         """The scalar loss, in fp32."""
