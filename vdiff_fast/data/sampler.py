@@ -107,7 +107,7 @@ class ClipSampler(Sampler[list[ClipKey]]):
 
 
 def collate(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Stack items: `video` uint8 (B, C, T, H, W) in (B, T, H, W, C) memory, `file` a list, int64 `index`, `label`, `stride`."""
+    """Stack items: `video` uint8 (B, C, T, H, W) in (B, T, H, W, C) memory, `file` a list, the numbers int64."""
     stacked = torch.stack([item["video"].permute(1, 2, 3, 0) for item in items])
     batch: dict[str, Any] = {
         "video": stacked.permute(0, 4, 1, 2, 3),

@@ -1,23 +1,35 @@
 """Schedules, processes and samplers."""
 
+from vdiff_fast.diffusion.conditioning import ConditionError, box_mask, condition, frame_mask, keep_known
 from vdiff_fast.diffusion.long_video import LongVideoPlan, Segment, long_video_plan
 from vdiff_fast.diffusion.modulation import ModulationTable
 from vdiff_fast.diffusion.process import diffuse_step, to_noise, to_target, to_x0
+from vdiff_fast.diffusion.sample_long import interpolate, sample_autoregressive, sample_long
 from vdiff_fast.diffusion.sampler_table import SamplerTable, sampler_table
 from vdiff_fast.diffusion.sampling import SamplingInterrupted, decode_in_chunks, sample
 from vdiff_fast.diffusion.schedule import NoiseSchedule
+from vdiff_fast.diffusion.segment_files import SegmentError
 
 __all__ = [
+    "ConditionError",
     "LongVideoPlan",
     "ModulationTable",
     "NoiseSchedule",
     "SamplerTable",
     "SamplingInterrupted",
     "Segment",
+    "SegmentError",
+    "box_mask",
+    "condition",
     "decode_in_chunks",
     "diffuse_step",
+    "frame_mask",
+    "interpolate",
+    "keep_known",
     "long_video_plan",
     "sample",
+    "sample_autoregressive",
+    "sample_long",
     "sampler_table",
     "to_noise",
     "to_target",

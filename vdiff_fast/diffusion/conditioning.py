@@ -30,7 +30,7 @@ def condition(video: Tensor, mask: Tensor) -> Tensor:
 
     Source: Yin et al. 2023, "NUWA-XL", section 3.1 (mask temporal diffusion).
     """
-    batch, channels, *rest = video.shape
+    batch, _, *rest = video.shape
     try:
         mask = mask.to(video.device).expand(batch, 1, *rest)
     except RuntimeError:

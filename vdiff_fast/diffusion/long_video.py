@@ -94,6 +94,11 @@ class LongVideoPlan:
         covered = self.stride(level) * (self.clip - 1)
         return max(1, -(-(self.frames - 1) // covered))
 
+    def first_clip(self, level: int) -> int:
+        """The number of a level's first clip among the clips of all levels, the plan taken uncut."""
+        self._check_level(level)
+        return sum((self.clip - 1) ** above for above in range(level))
+
     def segments(self, level: int) -> Iterator[Segment]:
         """The clips of a level, in the order of the video."""
         stride = self.stride(level)

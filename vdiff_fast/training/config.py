@@ -90,7 +90,6 @@ class DiffusionConfig(_Section):
     )
     label_dropout: float = Field(default=0.1, ge=0, le=1, description="share of labels left out, for guidance")
 
-
     _parse_masks = field_validator("masks", mode="before")(parse_masks)
 
 

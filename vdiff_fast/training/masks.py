@@ -32,7 +32,7 @@ def parse_masks(value: object) -> object:
     return {role.strip(): weight.strip() or 1.0 for role, _, weight in pairs}
 
 
-def roles_of_stride(roles: Mapping[str, float], strides: Sequence[int], stride: int) -> dict[str, float]:
+def roles_of_stride(roles: Mapping[Role, float], strides: Sequence[int], stride: int) -> dict[Role, float]:
     """The roles that a clip of this stride can have.
 
     "global" makes key frames, so it is for the largest stride; "local" fills between the frames of the level above, so
@@ -46,7 +46,7 @@ def roles_of_stride(roles: Mapping[str, float], strides: Sequence[int], stride: 
     return {role: weight for role, weight in roles.items() if wanted[role]}
 
 
-def check_masks(roles: Mapping[str, float], strides: Sequence[int]) -> None:
+def check_masks(roles: Mapping[Role, float], strides: Sequence[int]) -> None:
     """Raise ValueError unless every stride has a role to train."""
     for stride in sorted(set(strides)):
         if sum(roles_of_stride(roles, strides, stride).values()) <= 0:
@@ -58,7 +58,7 @@ def check_masks(roles: Mapping[str, float], strides: Sequence[int]) -> None:
 
 
 def draw_masks(
-    roles: Mapping[str, float], strides: Sequence[int], of_clip: Sequence[int], clip: Sequence[int],
+    roles: Mapping[Role, float], strides: Sequence[int], of_clip: Sequence[int], clip: Sequence[int],
     seed: int, sample_offset: int,
 ) -> Tensor:  # fmt: skip
     """bool (B, 1, T, H, W), True where known; clip b's mask depends on its stride and on sample_offset + b alone.
@@ -78,7 +78,7 @@ def draw_masks(
     return torch.stack([mask.expand(1, 1, *clip)[0] for mask in masks])
 
 
-def _pick(roles: Mapping[str, float], u: float) -> str:
+def _pick(roles: Mapping[Role, float], u: float) -> Role:
     total, reached = sum(roles.values()), 0.0
     for role, weight in roles.items():
         reached += weight / total
@@ -87,7 +87,7 @@ def _pick(roles: Mapping[str, float], u: float) -> str:
     return [role for role, weight in roles.items() if weight > 0][-1]
 
 
-def role_mask(role: str, clip: Sequence[int], u: Sequence[float]) -> Tensor:
+def role_mask(role: Role, clip: Sequence[int], u: Sequence[float]) -> Tensor:
     """The mask of a role, broadcasting to (1, 1, T, H, W); `u` are 4 + T uniform numbers that decide what is open."""
     frames, height, width = clip
     if role == "inpaint":
