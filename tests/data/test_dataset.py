@@ -233,3 +233,23 @@ def test_the_demo_clip() -> None:
     assert change.max() < 10
     assert demo_clip().stat().st_size < 300_000
     assert np.array_equal(data[3]["video"][:, 5].numpy(), data[8]["video"][:, 0].numpy())
+
+
+def test_clips_of_several_strides_stay_within_their_window(folder: Path) -> None:
+    spec = ClipSpec(frames=4, size=(16, 16), strides=(1, 2, 5), seed=5)
+    assert spec.span == 16
+    data = VideoFolder(folder, spec)
+    file = VideoFile(data.videos[0].path, spec)
+    for source, epochs in ((data, range(20)), (file, range(1))):
+        seen = set()
+        for epoch in epochs:
+            for index in range(len(source)):
+                item = source[ClipKey(epoch, index)]
+                first, stride = frame_numbers(item)[0], item["stride"]
+                assert frame_numbers(item) == [first + i * stride for i in range(4)]
+                seen.add(stride)
+        assert seen == {1, 2, 5}
+    batch = next(iter(loader(data, 2)))
+    assert batch["stride"].shape == (2,)
+    with pytest.raises(TooManyBadVideosError, match=r"one in 20 of 61"):
+        VideoFolder(folder, ClipSpec(frames=4, size=(16, 16), strides=(1, 20)))

@@ -87,12 +87,35 @@ def test_channels_stride_and_no_labels() -> None:
     assert torch.equal(fast[2]["video"], slow[2]["video"][:, ::2])
 
 
+def test_strides_are_drawn_per_clip_and_named() -> None:
+    data = MovingDigits(ClipSpec(frames=6, size=(32, 40), seed=3, channels=1, strides=(1, 5, 5)), length=90)
+    drawn = [data[i]["stride"] for i in range(90)]
+    assert set(drawn) == {1, 5}
+    assert 45 < drawn.count(5) < 75
+    chosen = next(i for i in range(90) if drawn[i] == 5)
+    slow = MovingDigits(ClipSpec(frames=26, size=(32, 40), seed=3, channels=1, strides=(1,)), length=90)
+    # The same draws with another stride: the same path, seen less often.
+    assert torch.equal(data[chosen]["video"], slow[chosen]["video"][:, ::5])
+
+
+def test_few_handwritings_are_the_first_ones() -> None:
+    data = MovingDigits(SPEC, num_digits=1, handwritings=10, length=60)
+    assert {data[i]["label"] for i in range(60)} == set(range(10))
+    assert len(data._sprites) == 10
+
+
 def test_a_digit_as_large_as_the_frame_stands_still() -> None:
     video = MovingDigits(ClipSpec(frames=4, size=(16, 16)), num_digits=1, digit_size=16, length=1)[0]["video"]
     assert all(torch.equal(video[:, 0], video[:, t]) for t in range(4))
 
 
-@pytest.mark.parametrize("changes", [{"digit_size": 33}, {"digit_size": 0}, {"num_digits": 0}, {"length": 0}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"digit_size": 33}, {"digit_size": 0}, {"num_digits": 0}, {"length": 0}, {"speed": (2.0, 1.0)},
+        {"handwritings": 0}, {"handwritings": 1798},
+    ],
+)  # fmt: skip
 def test_arguments_out_of_range(changes: dict) -> None:
-    with pytest.raises(ValueError, match=r"digit_size must be|at least one digit"):
+    with pytest.raises(ValueError, match=r"digit_size must be|at least one digit|speed must be|handwritings must be"):
         MovingDigits(SPEC, **changes)

@@ -47,6 +47,7 @@ class Counted(torch.nn.Module):
     def __init__(self, model: Any) -> None:
         super().__init__()
         self.model, self.config, self.sizes = model, model.config, []
+        self.modulations = model.modulations
 
     def forward(self, x: Tensor, t: Tensor, **inputs: Tensor) -> Tensor:
         self.sizes.append(len(x))

@@ -14,6 +14,8 @@ COMMANDS = (
     ("demo", "demo", "demo"),
     ("train", "train", "train"),
     ("sample", "sample", "sample"),
+    ("long", "long", "long"),
+    ("interpolate", "long", "interpolate"),
     ("check-data", "data", "check_data"),
     ("cache", "data", "cache"),
     ("parity", "parity", "parity"),

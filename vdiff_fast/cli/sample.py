@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 import torch
 import typer
 
+from vdiff_fast.cli.known import known_clip
 from vdiff_fast.cli.options import parse_size
 
 
@@ -24,6 +25,15 @@ def sample(
     label: Annotated[list[int] | None, typer.Option(help="Class label; repeat it for several videos.")] = None,
     frames: Annotated[int | None, typer.Option(min=1, help="Frames; as trained if left out.")] = None,
     size: Annotated[str | None, typer.Option(help="Side, or HxW; as trained if left out.")] = None,
+    first_frame: Annotated[
+        Path | None, typer.Option(help="Picture to begin with; for runs trained with masks.")
+    ] = None,
+    last_frame: Annotated[
+        Path | None, typer.Option(help="Picture to end with; with --first-frame, in between.")
+    ] = None,
+    video: Annotated[Path | None, typer.Option(help="Video to go on from (--keep) or to paint in (--box).")] = None,
+    keep: Annotated[int | None, typer.Option(min=1, help="How many first frames of --video are known.")] = None,
+    box: Annotated[str | None, typer.Option(help="TOPxLEFTxHEIGHTxWIDTH of --video to paint anew.")] = None,
     checkpoint: Annotated[int | None, typer.Option(help="Step of the checkpoint; the newest if left out.")] = None,
     ema: Annotated[bool, typer.Option(help="Use the averaged weights.")] = True,
     fps: Annotated[float, typer.Option(min=0.1, help="Frame rate.")] = 8.0,
@@ -52,12 +62,14 @@ def sample(
     labels = _labels(label, num, trained.num_classes) if label else class_labels(num, trained.num_classes)
     if guidance != 1.0 and labels is None:
         raise ValueError(f"guidance {guidance} needs a model with labels; {run} was trained without data.labels")
-    shape = parse_size(size) if size else None
+    shape = parse_size(size) if size else trained.config.data.size
+    height, width = (shape, shape) if isinstance(shape, int) else shape
+    clip = (trained.config.data.channels, frames or trained.config.data.frames, height, width)
+    known = known_clip(clip, first_frame, last_frame, video, keep, box)
     with torch.autocast(trained.schedule.device.type, AUTOCAST_DTYPES.get(precision), enabled=precision != "fp32"):
         videos = draw_samples(
             trained.model, trained.schedule, trained.config, num, sampler=sampler, steps=steps, guidance=guidance,
-            spacing=spacing, seed=seed, labels=labels, frames=frames,
-            size=(shape, shape) if isinstance(shape, int) else shape, progress=True,
+            spacing=spacing, seed=seed, labels=labels, frames=frames, size=(height, width), known=known, progress=True,
         )  # fmt: skip
     scale = parse_size(upscale)
     mode: Literal["nearest", "bicubic"] = "nearest" if nearest else "bicubic"

@@ -1,6 +1,13 @@
 """Schedules, processes and samplers."""
 
-from vdiff_fast.diffusion.conditioning import ConditionError, box_mask, condition, frame_mask, keep_known
+from vdiff_fast.diffusion.conditioning import (
+    ConditionError,
+    box_mask,
+    condition,
+    frame_mask,
+    keep_known,
+    require_conditioning,
+)
 from vdiff_fast.diffusion.long_video import LongVideoPlan, Segment, long_video_plan
 from vdiff_fast.diffusion.modulation import ModulationTable
 from vdiff_fast.diffusion.process import diffuse_step, to_noise, to_target, to_x0
@@ -27,6 +34,7 @@ __all__ = [
     "interpolate",
     "keep_known",
     "long_video_plan",
+    "require_conditioning",
     "sample",
     "sample_autoregressive",
     "sample_long",

@@ -60,22 +60,32 @@ def draw_samples(
     model: nn.Module, schedule: diffusion.NoiseSchedule, config: TrainConfig, count: int, *, sampler: str = "ddim",
     steps: int = 50, guidance: float = 1.0, seed: int = 0, labels: Tensor | None = None,
     spacing: str | None = None, frames: int | None = None, size: tuple[int, int] | None = None,
-    progress: bool = False,
+    known: tuple[Tensor, Tensor] | None = None, progress: bool = False,
 ) -> Tensor:  # fmt: skip
     """`count` videos (B, C, T, H, W) in [-1, 1] about, of the trained shape unless `frames` and `size` say otherwise.
 
+    `known` is (video, mask), broadcasting to all of them: what the mask marks is given and stays, see
+    `vdiff_fast.diffusion.condition`.
+
     Raises:
+        ConditionError: something is known, and the model was trained without masks.
         ValueError: those of `vdiff_fast.diffusion.sample`.
     """
     trained = config.data.size
     height, width = size or ((trained, trained) if isinstance(trained, int) else trained)
     shape = (count, config.data.channels, frames or config.data.frames, height, width)
     y = None if labels is None else labels.to(schedule.device)
+    cond = None
+    if known is not None:
+        diffusion.require_conditioning(model, shape[1])
+        given, mask = known[0].to(schedule.device).expand(shape), known[1].to(schedule.device)
+        cond = diffusion.condition(given, mask)
     # Pixels end at -1 and 1, so every estimate of x0 is cut there.
-    return diffusion.sample(
+    videos = diffusion.sample(
         model, shape, schedule, sampler, steps=steps, guidance=guidance, seed=seed, y=y, spacing=spacing,
-        clip=1.0, target=config.diffusion.target, progress=progress,
+        clip=1.0, target=config.diffusion.target, cond=cond, progress=progress,
     )  # fmt: skip
+    return videos if known is None else diffusion.keep_known(videos, given, mask)
 
 
 def class_labels(count: int, num_classes: int | None) -> Tensor | None:

@@ -1,0 +1,129 @@
+"""Long videos and known frames from the command line, with an almost untrained model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from vdiff_fast import data
+from vdiff_fast.cli import main
+from vdiff_fast.cli.app import app
+
+MODEL = (
+    "model.changes={channels: [8, 16], blocks: [1, 1], spatial_attention: [false, false], "
+    "temporal_attention: [false, true], temporal_conv: [false, false], head_dim: 8, num_groups: 2, "
+    "condition_injection: blocks}"
+)
+TRAIN = [
+    "train", "--data", "moving-digits", "--model", "unet-tiny", "--set", MODEL, "--frames", "4", "--size", "8",
+    "--steps", "2", "--batch-size", "2", "--checkpoint-every", "0", "--sample-every", "0", "--warmup", "1",
+]  # fmt: skip
+
+
+def run(*arguments: object) -> Any:
+    result = CliRunner().invoke(app, [str(a) for a in arguments])
+    assert result.exit_code == 0, result.output
+    return result
+
+
+def error_line(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+    capsys.readouterr()
+    assert main([str(a) for a in arguments]) == 1
+    return next(line for line in capsys.readouterr().err.splitlines() if line.startswith("error: "))
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "masked"
+    run(*TRAIN, "--out", out, "--masks", "global,local=2,prediction", "--strides", "1,3,9")
+    return out
+
+
+@pytest.fixture(scope="module")
+def picture(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("pictures") / "first.png"
+    data.write_png(torch.arange(192, dtype=torch.uint8).view(3, 8, 8), path)
+    return path
+
+
+def test_long_says_what_it_makes_and_goes_on(trained: Path, tmp_path: Path) -> None:
+    out = tmp_path / "long.gif"
+    result = run("long", trained, "--out", out, "--steps", "1", "--levels", "2")
+    assert "10 frames: 2 levels of 4-frame clips, 4 clips in 2 rounds" in result.output
+    assert data.scan(out).decoded == 10
+    segments = sorted((tmp_path / "long.gif.segments").glob("level_*/*"))
+    assert len(segments) == 4
+    segments[-1].unlink()
+    kept = {path: path.stat().st_mtime_ns for path in segments[:-1]}
+    first = out.read_bytes()
+    run("long", trained, "--out", out, "--steps", "1", "--levels", "2")
+    assert out.read_bytes() == first
+    assert all(path.stat().st_mtime_ns == written for path, written in kept.items())
+    # Three trained strides are three levels; a length finds its own.
+    assert "28 frames: 3 levels" in run("long", trained, "--out", tmp_path / "b.gif", "--steps", "1").output
+    cut = run("long", trained, "--out", tmp_path / "c.mp4", "--steps", "1", "--length", "6", "--upscale", "2")
+    assert "6 frames: 2 levels" in cut.output
+    assert (data.scan(tmp_path / "c.mp4").decoded, data.scan(tmp_path / "c.mp4").width) == (6, 16)
+
+
+def test_autoregressive_begins_alike(trained: Path, tmp_path: Path) -> None:
+    options = ["--steps", "1", "--levels", "2", "--seed", "5"]
+    run("long", trained, "--out", tmp_path / "a.gif", *options)
+    result = run("long", trained, "--out", tmp_path / "b.gif", *options, "--autoregressive", "--overlap", "1")
+    assert "then 10 frames by clips that continue 1 frames" in result.output
+    assert data.scan(tmp_path / "b.gif").decoded == 10
+    assert len(list((tmp_path / "b.gif.segments" / "autoregressive").glob("level_0/*"))) == 2
+    names = [f"level_{level}/00000000.safetensors" for level in (0, 1)]
+    same = [(tmp_path / f"{n}.gif.segments" / name).read_bytes() for name in names for n in "ab"]
+    assert same[0] == same[1]
+    assert same[2] == same[3]
+
+
+def test_uses_of_one_model(trained: Path, picture: Path, tmp_path: Path) -> None:
+    """Begin with a picture, go between two, go on from a video, paint a part of it, and interpolate."""
+    few, out = ["--steps", "1"], tmp_path / "a.gif"
+    run("sample", trained, "--out", tmp_path / "first.png", *few, "--first-frame", picture)
+    run("sample", trained, "--out", tmp_path / "between.png", *few, "--first-frame", picture, "--last-frame", picture)
+    run("long", trained, "--out", tmp_path / "long.gif", *few, "--levels", "2", "--first-frame", picture)
+    run("sample", trained, "--out", out, *few)
+    run("sample", trained, "--out", tmp_path / "on.gif", *few, "--video", out, "--keep", "2")
+    run("sample", trained, "--out", tmp_path / "painted.gif", *few, "--video", out, "--box", "2x2x4x4")
+    run("interpolate", trained, out, "--out", tmp_path / "slow.gif", *few)
+    assert data.scan(tmp_path / "slow.gif").decoded == 3 * 3 + 1
+    begun = data.decode(tmp_path / "long.gif").frames[0].float()
+    wanted = torch.arange(192.0).view(3, 8, 8).permute(1, 2, 0)
+    # A GIF has a palette: near, not equal.
+    assert float((begun - wanted).abs().mean()) < 12
+
+
+def test_errors_say_what_would_work(
+    trained: Path, picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "a.gif"
+    plain = tmp_path / "plain"
+    run(*TRAIN, "--out", plain)
+    line = error_line(capsys, "long", plain, "--out", out)
+    assert "trained without masks" in line
+    assert "--masks global,local" in line
+    line = error_line(capsys, "sample", plain, "--out", out, "--first-frame", picture)
+    assert "built without known frames (cond_channels=0)" in line
+    assert "levels=3 fits" in error_line(capsys, "long", trained, "--out", out, "--levels", "2", "--length", "20")
+    assert "clip must be at least 3" in error_line(capsys, "long", trained, "--out", out, "--clip", "2")
+    assert "learned positions" in error_line(capsys, "long", trained, "--out", out, "--clip", "40")
+    large = tmp_path / "large.png"
+    data.write_png(torch.zeros(3, 16, 16, dtype=torch.uint8), large)
+    line = error_line(capsys, "long", trained, "--out", out, "--first-frame", large)
+    assert "large.png: 16x16, the run's frames are 8x8; resize it" in line
+    assert "cannot write .png" in error_line(capsys, "long", trained, "--out", tmp_path / "a.png")
+    assert "give --video" in error_line(capsys, "sample", trained, "--out", out, "--keep", "2")
+    assert "either --keep FRAMES or --box" in error_line(capsys, "sample", trained, "--out", out, "--video", large)
+    assert "--label: this run was trained without labels" in error_line(
+        capsys, "long", trained, "--out", out, "--label", "1"
+    )
+    run("long", trained, "--out", out, "--steps", "1", "--levels", "1")
+    line = error_line(capsys, "long", trained, "--out", out, "--steps", "2", "--levels", "1")
+    assert "steps: 1 saved, 2 now" in line

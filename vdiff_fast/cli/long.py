@@ -1,0 +1,165 @@
+"""`vdiff-fast long` and `vdiff-fast interpolate`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from torch import Tensor
+
+from vdiff_fast.cli.known import read_picture, read_video
+
+Run = Annotated[Path, typer.Argument(help="Folder of a run trained with masks.")]
+Out = Annotated[Path, typer.Option(help="File to write: .mp4 or .gif.")]
+Steps = Annotated[int, typer.Option(min=1, help="Sampling steps of every clip.")]
+Sampler = Annotated[str, typer.Option(help="ddim, ddpm, dpmpp_2m, euler, ...")]
+Spacing = Annotated[str, typer.Option(help="leading, trailing, linspace or karras.")]
+Seed = Annotated[int, typer.Option(help="The same seed gives the same video.")]
+Label = Annotated[int | None, typer.Option(help="Class label, for a run with labels.")]
+BatchSize = Annotated[int, typer.Option(min=1, help="Clips denoised side by side.")]
+Segments = Annotated[Path | None, typer.Option(help="Folder of finished clips; OUT.segments if left out.")]
+Fps = Annotated[float, typer.Option(min=0.1, help="Frame rate.")]
+Upscale = Annotated[int, typer.Option(min=1, help="Enlarge by a whole factor.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, ...")]
+
+
+def long(
+    run: Run,
+    out: Out,
+    clip: Annotated[int | None, typer.Option(help="Frames of a clip; as trained if left out.")] = None,
+    levels: Annotated[
+        int | None, typer.Option(help="How deep; as many as trained strides, or as --length needs.")
+    ] = None,
+    length: Annotated[int | None, typer.Option(help="Frames; all that the levels make if left out.")] = None,
+    seed: Seed = 0,
+    steps: Steps = 25,
+    sampler: Sampler = "ddim",
+    spacing: Spacing = "trailing",
+    guidance: Annotated[float, typer.Option(help="Guidance scale; 1 is none, more needs labels.")] = 1.0,
+    label: Label = None,
+    first_frame: Annotated[Path | None, typer.Option(help="Picture to begin with.")] = None,
+    autoregressive: Annotated[
+        bool, typer.Option("--autoregressive", help="After the first clip, continue the last frames, clip by clip.")
+    ] = False,
+    overlap: Annotated[int | None, typer.Option(help="Frames that such a clip continues; half a clip.")] = None,
+    batch_size: BatchSize = 8,
+    segments: Segments = None,
+    fps: Fps = 8.0,
+    upscale: Upscale = 1,
+    device: Device = "auto",
+) -> None:
+    """Make a video longer than the model's clips; a run that was stopped goes on. torchrun shares it among ranks."""
+    from vdiff_fast import diffusion
+
+    trained, frame_shape = _load(run, out, device)
+    known = None if first_frame is None else read_picture(first_frame, frame_shape)
+    clip = trained.config.data.frames if clip is None else clip
+    plan = diffusion.long_video_plan(clip, _levels(trained, clip, levels, length), length=length)
+    options: dict[str, Any] = {
+        "seed": seed, "y": _label(label, trained.num_classes), "progress": True, "steps": steps, "sampler": sampler,
+        "spacing": spacing, "guidance": guidance, "target": trained.config.diffusion.target, "clip": 1.0,
+    }  # fmt: skip
+    parts = out.with_name(out.name + ".segments") if segments is None else segments
+    beginning = diffusion.long_video_plan(clip, plan.levels, length=min(clip, plan.frames))
+    _say(f"{beginning if autoregressive else plan} -> {parts}")
+    hierarchy: dict[str, Any] = {"frame_shape": frame_shape, "first_frame": known, "batch_size": batch_size}
+    wanted = beginning if autoregressive else plan
+    video = diffusion.sample_long(trained.model, wanted, trained.schedule, out=parts, **hierarchy, **options)
+    if autoregressive:
+        overlap = clip // 2 if overlap is None else overlap
+        _say(f"then {plan.frames} frames by clips that continue {overlap} frames, one after the other")
+        video = diffusion.sample_autoregressive(
+            trained.model, plan.frames, trained.schedule, start=video[0], clip_frames=clip, overlap=overlap,
+            out=parts / "autoregressive", **options,
+        )  # fmt: skip
+    _write(video, out, fps, upscale)
+
+
+def interpolate(
+    run: Run,
+    video: Annotated[Path, typer.Argument(help="Video whose frames are kept, at the size of the run.")],
+    out: Out,
+    clip: Annotated[int | None, typer.Option(help="Frames from one to the next, both counted; as trained.")] = None,
+    seed: Seed = 0,
+    steps: Steps = 25,
+    sampler: Sampler = "ddim",
+    spacing: Spacing = "trailing",
+    label: Label = None,
+    batch_size: BatchSize = 8,
+    segments: Segments = None,
+    fps: Fps = 8.0,
+    upscale: Upscale = 1,
+    device: Device = "auto",
+) -> None:
+    """Make new frames between those of a video."""
+    from vdiff_fast import diffusion
+
+    trained, frame_shape = _load(run, out, device)
+    keys = read_video(video, frame_shape)
+    clip = trained.config.data.frames if clip is None else clip
+    result = diffusion.interpolate(
+        trained.model, keys, trained.schedule, clip_frames=clip, seed=seed, steps=steps, sampler=sampler,
+        spacing=spacing, y=_label(label, trained.num_classes), batch_size=batch_size, progress=True, clip=1.0,
+        target=trained.config.diffusion.target,
+        out=out.with_name(out.name + ".segments") if segments is None else segments,
+    )  # fmt: skip
+    _write(result, out, fps, upscale)
+
+
+def _load(run: Path, out: Path, device: str) -> tuple[Any, tuple[int, int, int]]:
+    """The run, on this rank's device, and (C, H, W) of its frames."""
+    from vdiff_fast.training import distributed
+    from vdiff_fast.training.generate import load_run
+
+    if out.suffix.lower() not in (".mp4", ".m4v", ".mov", ".mkv", ".gif"):
+        raise ValueError(f"{out}: cannot write {out.suffix or 'a file without a suffix'}; choose .mp4 or .gif")
+    trained = load_run(run, device=device)
+    distributed.start(trained.schedule.device)
+    size = trained.config.data.size
+    height, width = (size, size) if isinstance(size, int) else size
+    if not trained.config.diffusion.masks:
+        raise ValueError(
+            f"{run} was trained without masks, so its model cannot be told what is known; "
+            "train it with --masks global,local (and --strides for several levels)"
+        )
+    return trained, (trained.config.data.channels, height, width)
+
+
+def _levels(trained: Any, clip: int, levels: int | None, length: int | None) -> int:
+    from vdiff_fast.diffusion import LongVideoPlan
+
+    if levels is not None:
+        return levels
+    if length is not None and clip >= 3:
+        return LongVideoPlan.levels_for(clip, length)
+    return max(1, len(set(trained.config.data.strides)))
+
+
+def _label(label: int | None, num_classes: int | None) -> Tensor | None:
+    if label is None:
+        return torch.zeros(1, dtype=torch.int64) if num_classes else None
+    if num_classes is None:
+        raise ValueError("--label: this run was trained without labels")
+    if not 0 <= label < num_classes:
+        raise ValueError(f"--label {label}: this run knows labels 0 to {num_classes - 1}")
+    return torch.tensor([label])
+
+
+def _say(text: str) -> None:
+    from vdiff_fast.training import distributed
+
+    if distributed.rank() == 0:
+        print(text, flush=True)
+
+
+def _write(video: Tensor, out: Path, fps: float, upscale: int) -> None:
+    """Write the file on rank 0, and leave the process group."""
+    from vdiff_fast import data
+    from vdiff_fast.training import distributed
+
+    if distributed.rank() == 0:
+        data.write_video(data.postprocess(video, scale=upscale)[0], out, fps=fps)
+        print(out)
+    distributed.stop()
