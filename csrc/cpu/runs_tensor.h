@@ -32,7 +32,13 @@ inline Tensor vector_like(const Tensor& v) {
 
 // Memory for `count` sums of the width of x per part, in the dtype that sums are taken in.
 inline Tensor partial_sums(const Tensor& x, int64_t parts, int64_t count) {
-  return torch::stable::new_empty(x, std::vector<int64_t>{parts, count, x.size(2)}, wide_type(x));
+  return torch::stable::new_empty(x, std::vector<int64_t>{parts, count, x.size(x.dim() - 1)}, wide_type(x));
+}
+
+// Rows of the last axis, all in one run.
+inline Runs rows_of(const Tensor& x) {
+  const int64_t width = x.size(x.dim() - 1);
+  return Runs::of(1, width > 0 ? x.numel() / width : 0, width, 1);
 }
 
 // body(part) on every part, on as many threads as the work is worth.
@@ -83,6 +89,28 @@ void run_backward(const Kernels& kernels, const Arguments& a) {
 inline Tensor vector_gradient_of(const Tensor& v, const Runs& runs) {
   Tensor gradient = vector_like(v);
   return runs.rows == 0 ? torch::stable::zero_(gradient) : gradient;
+}
+
+template <class Real>
+void add_parts(const Tensor& partial, int64_t which, const Tensor& sum) {
+  const int64_t parts = partial.size(0), width = partial.size(2), step = partial.size(1) * width;
+  const Real* first = data<Real>(partial) + which * width;
+  torch::stable::parallel_for(0, width, 1 + kGrain / (parts + 1), [&](int64_t begin, int64_t end) {
+    std::vector<double> total(end - begin);
+    for (int64_t part = 0; part < parts; ++part) {
+      for (int64_t i = begin; i < end; ++i) total[i - begin] += static_cast<double>(first[part * step + i]);
+    }
+    for (int64_t i = begin; i < end; ++i) mutable_data<Real>(sum)[i] = static_cast<Real>(total[i - begin]);
+  });
+}
+
+// The gradient of a weight or bias: sum number `which` of every part, in the parts' order; no elements where `like` is
+// absent.
+inline Tensor sum_of_parts(const std::optional<Tensor>& like, const Tensor& x, const Tensor& partial, int64_t which) {
+  if (!like.has_value()) return torch::stable::new_empty(x, std::vector<int64_t>{0});
+  Tensor sum = torch::stable::empty_like(*like);
+  (x.scalar_type() == ScalarType::Double ? &add_parts<double> : &add_parts<float>)(partial, which, sum);
+  return sum;
 }
 
 }  // namespace vdiff

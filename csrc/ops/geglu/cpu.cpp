@@ -1,32 +1,39 @@
-#include "cpu/tensor.h"
+#include "cpu/runs_tensor.h"
 #include "ops/geglu/kernel.h"
 
 namespace {
 
+using vdiff::BiasedRows;
+using vdiff::BiasedRowsKernels;
+using vdiff::Runs;
 using vdiff::Tensor;
 
-Tensor forward(const Tensor& x) {
-  const int64_t width = x.size(x.dim() - 1) / 2;
+BiasedRowsKernels kernels_for(const Tensor& x) {
+  BiasedRowsKernels table;
+  VDIFF_KERNEL(geglu_kernels)(vdiff::dtype_of(x), &table);
+  return table;
+}
+
+Tensor forward(const Tensor& x, const std::optional<Tensor>& bias) {
   std::vector<int64_t> shape(x.sizes().begin(), x.sizes().end());
-  shape.back() = width;
+  shape.back() /= 2;
   Tensor y = torch::stable::new_empty(x, shape);
-  if (y.numel() == 0) return y;
-  const auto kernel = VDIFF_KERNEL(geglu_forward);
-  torch::stable::parallel_for(0, y.numel() / width, 1 + vdiff::kGrain / width, [&](int64_t begin, int64_t end) {
-    kernel(vdiff::dtype_of(x), x.data_ptr(), y.data_ptr(), width, begin, end);
-  });
+  vdiff::advise_huge_pages(y.data_ptr(), y.numel() * static_cast<int64_t>(y.element_size()));
+  const BiasedRows a{vdiff::rows_of(x), nullptr, x.data_ptr(), vdiff::data<void>(bias), y.data_ptr(), nullptr};
+  vdiff::run_forward(kernels_for(x), a);
   return y;
 }
 
-Tensor backward(const Tensor& dy, const Tensor& x) {
-  const int64_t width = x.size(x.dim() - 1) / 2;
-  Tensor dx = torch::stable::empty_like(x);
-  if (dx.numel() == 0) return dx;
-  const auto kernel = VDIFF_KERNEL(geglu_backward);
-  torch::stable::parallel_for(0, dy.numel() / width, 1 + vdiff::kGrain / width, [&](int64_t begin, int64_t end) {
-    kernel(vdiff::dtype_of(x), dy.data_ptr(), x.data_ptr(), dx.data_ptr(), width, begin, end);
-  });
-  return dx;
+std::tuple<Tensor, Tensor> backward(const Tensor& dy, const Tensor& x, const std::optional<Tensor>& bias) {
+  const Runs runs = vdiff::rows_of(x);
+  Tensor dx = vdiff::like_activation(x);
+  const Tensor partial = vdiff::partial_sums(x, bias.has_value() ? runs.parts() : 0, 1);
+  const BiasedRows a{runs,          dy.data_ptr(),
+                     x.data_ptr(),  vdiff::data<void>(bias),
+                     dx.data_ptr(), bias.has_value() ? partial.data_ptr() : nullptr};
+  const auto kernels = kernels_for(x);
+  vdiff::each_part(runs, [&](int64_t part) { kernels.backward(a, part); });
+  return {dx, vdiff::sum_of_parts(bias, x, partial, 0)};
 }
 
 }  // namespace

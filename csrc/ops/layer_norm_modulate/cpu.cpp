@@ -28,23 +28,6 @@ std::tuple<Tensor, Tensor> forward(const Tensor& x, const Tensor& shift, const T
   return {y, statistics};
 }
 
-// Sum of one of the two sums that every part keeps, in the parts' order.
-template <class Real>
-Tensor affine_gradient(const MaybeTensor& like, const Tensor& x, const Tensor& partial, int64_t which) {
-  if (!like.has_value()) return torch::stable::new_empty(x, std::vector<int64_t>{0});
-  Tensor gradient = torch::stable::empty_like(*like);
-  const int64_t parts = partial.size(0), width = partial.size(2);
-  const Real* sums = vdiff::data<Real>(partial) + which * width;
-  torch::stable::parallel_for(0, width, 1 + vdiff::kGrain / (parts + 1), [&](int64_t begin, int64_t end) {
-    std::vector<double> total(end - begin);
-    for (int64_t part = 0; part < parts; ++part) {
-      for (int64_t i = begin; i < end; ++i) total[i - begin] += static_cast<double>(sums[part * 2 * width + i]);
-    }
-    for (int64_t i = begin; i < end; ++i) vdiff::mutable_data<Real>(gradient)[i] = static_cast<Real>(total[i - begin]);
-  });
-  return gradient;
-}
-
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> backward(const Tensor& dy, const Tensor& x, const Tensor& scale,
                                                             const MaybeTensor& weight, const MaybeTensor& bias,
                                                             const Tensor& statistics) {
@@ -60,8 +43,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> backward(const Tensor& dy, co
   a.dx = dx.data_ptr(), a.dshift = dshift.data_ptr(), a.dscale = dscale.data_ptr();
   a.partial = partial.data_ptr(), a.affine_partial = affine_partial.data_ptr();
   vdiff::run_backward(kernels_for(x, weight, bias), a);
-  const auto reduce = x.scalar_type() == vdiff::ScalarType::Double ? &affine_gradient<double> : &affine_gradient<float>;
-  return {dx, dshift, dscale, reduce(weight, x, affine_partial, 1), reduce(bias, x, affine_partial, 0)};
+  return {dx, dshift, dscale, vdiff::sum_of_parts(weight, x, affine_partial, 1),
+          vdiff::sum_of_parts(bias, x, affine_partial, 0)};
 }
 
 }  // namespace

@@ -15,6 +15,8 @@ _OP = "gated_residual"
 PREDICATES = {
     "reference": _dispatch.why_not_reference,
     "cpu": _dispatch.why_not_cpu,
+    "triton": _dispatch.why_not_triton,
+    "cuda": _dispatch.why_not_cuda,
 }
 _KERNELS = _dispatch.kernel_modules(__package__)
 

@@ -6,9 +6,10 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-from vdiff_fast._spec import BenchCase, Invalid, OpSpec, Sample, randn
+from vdiff_fast._spec import AotCase, BenchCase, Invalid, OpSpec, Sample, randn
 from vdiff_fast.ops._layers import TOKEN_LAYERS, TokenLayer
 from vdiff_fast.ops.gated_residual import api, reference
+from vdiff_fast.ops.gated_residual.config import tile_config
 
 
 def _sample(
@@ -56,6 +57,26 @@ def bench() -> Iterator[BenchCase]:
         )
 
 
+def aot() -> Iterator[AotCase]:
+    forward = ("residual_ptr", "branch_ptr", "gate_ptr", "y_ptr")
+    backward = ("dy_ptr", "branch_ptr", "gate_ptr", "dbranch_ptr", "partial_ptr")
+    kernels: dict[str, tuple[str, ...]] = {"forward_kernel": forward, "backward_kernel": backward}
+    for width in (192, 1152):
+        config = tile_config(width, 4096, 256)
+        for kernel, pointers in kernels.items():
+            sizes = ["width", "length", "per_sample", "gate_sample", "gate_run", "tiles"]
+            sizes += ["chunks", "walk"] if kernel == "backward_kernel" else []
+            types = {p: "*fp32" if p == "partial_ptr" else "*bf16" for p in pointers}
+            yield AotCase(
+                name=f"gated_residual_{kernel}_{width}",
+                kernel=kernel,
+                signature=types | dict.fromkeys(sizes, "i32"),
+                constants={"BLOCK": config.block},
+                divisible=(*pointers, "width", "gate_sample", "gate_run"),
+                num_warps=config.num_warps,
+            )
+
+
 SPEC = OpSpec(
     name="gated_residual",
     module=__package__,
@@ -65,6 +86,7 @@ SPEC = OpSpec(
     predicates=api.PREDICATES,
     invalid=invalid,
     bench=bench,
+    aot=aot,
     error_multiple=2.0,
     error_reason="in float32 both are a roundoff or two off, so their ratio scatters; its mean over the samples is < 1",
     summary="residual + gate * branch, the end of an adaLN-Zero branch",

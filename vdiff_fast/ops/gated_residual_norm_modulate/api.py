@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from vdiff_fast import _dispatch
+from vdiff_fast.ops._layer_norm_config import why_not_cuda, why_not_triton
 from vdiff_fast.ops._modulation import check_tokens, like_tokens, modulations, tokens
 from vdiff_fast.ops.gated_residual_norm_modulate import reference
 
@@ -15,6 +16,8 @@ _OP = "gated_residual_norm_modulate"
 PREDICATES = {
     "reference": _dispatch.why_not_reference,
     "cpu": _dispatch.why_not_cpu,
+    "triton": why_not_triton,
+    "cuda": why_not_cuda,
 }
 _KERNELS = _dispatch.kernel_modules(__package__)
 

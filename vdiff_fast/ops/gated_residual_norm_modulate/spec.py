@@ -6,7 +6,8 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-from vdiff_fast._spec import BenchCase, Invalid, OpSpec, Sample, randn
+from vdiff_fast._spec import AotCase, BenchCase, Invalid, OpSpec, Sample, randn
+from vdiff_fast.ops import _layer_norm_aot
 from vdiff_fast.ops._layers import TOKEN_LAYERS, TokenLayer
 from vdiff_fast.ops.gated_residual_norm_modulate import api, reference
 
@@ -76,6 +77,10 @@ def bench() -> Iterator[BenchCase]:
         )
 
 
+def aot() -> Iterator[AotCase]:
+    return _layer_norm_aot.cases("gated_residual_norm_modulate", gated=True)
+
+
 SPEC = OpSpec(
     name="gated_residual_norm_modulate",
     module=__package__,
@@ -85,6 +90,7 @@ SPEC = OpSpec(
     predicates=api.PREDICATES,
     invalid=invalid,
     bench=bench,
+    aot=aot,
     error_multiple=2.0,
     error_reason="in float32 both are a roundoff or two off, so their ratio scatters; its mean over the samples is < 1",
     summary="residual + gate * branch, then LayerNorm, scale and shift (adaLN-Zero) in one pass",

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from vdiff_fast import _dispatch
+from vdiff_fast.ops._modulation import wide_vector
 from vdiff_fast.ops.geglu import reference
 
 PREDICATES = dict(_dispatch.GENERIC_PREDICATES)
@@ -16,32 +17,36 @@ _KERNELS = _dispatch.kernel_modules(__package__)
 
 class _GEGLU(torch.autograd.Function):
     @staticmethod
-    def forward(x: Tensor, backend: str) -> Tensor:
-        return _KERNELS[backend].forward(x)
+    def forward(x: Tensor, bias: Tensor | None, backend: str) -> Tensor:
+        return _KERNELS[backend].forward(x, bias)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        x, ctx.backend = inputs
-        ctx.save_for_backward(x)
+        x, bias, ctx.backend = inputs
+        ctx.save_for_backward(x, bias)
 
     @staticmethod
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None]:
-        (x,) = ctx.saved_tensors
-        return _KERNELS[ctx.backend].backward(dy.contiguous(), x), None
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        x, bias = ctx.saved_tensors
+        dx, dbias = _KERNELS[ctx.backend].backward(dy.contiguous(), x, bias)
+        return dx, None if bias is None else dbias, None
 
 
-def geglu(x: Tensor) -> Tensor:
-    """y = a * GELU(g) with [a | g] = x split in halves along the last axis; GELU(g) = g * Phi(g), exact.
+def geglu(x: Tensor, bias: Tensor | None = None) -> Tensor:
+    """y = a * GELU(g) with [a | g] = x + bias split in halves along the last axis; GELU(g) = g * Phi(g), exact.
+
+    The bias is that of the Linear before it, `geglu(x @ weight.T, bias)`: added here it costs no pass of its own.
 
     Args:
         x: (..., 2H), any strides (one copy unless contiguous); float32, bfloat16, float16 (float64 on CPU).
+        bias: (2H,) of any floating dtype, or None.
 
     Returns:
-        (..., H), contiguous, dtype of x. Moves 3 bytes-of-H forward, 5 backward; saves x alone.
+        (..., H), contiguous, dtype of x. Moves 3 bytes-of-H forward, 5 backward; saves x and bias.
 
     Raises:
         TypeError: x is not floating point.
-        ValueError: the last axis is odd, or x has no axis.
+        ValueError: the last axis is odd, x has no axis, or a bias of the wrong shape or device.
 
     Source: Shazeer 2020, "GLU Variants Improve Transformer", eq. 6.
     """
@@ -49,7 +54,8 @@ def geglu(x: Tensor) -> Tensor:
         raise TypeError(f"geglu: x must be floating point, got {x.dtype}")
     if x.dim() == 0 or x.shape[-1] % 2:
         raise ValueError(f"geglu: the last axis is split in halves, but x has shape {tuple(x.shape)}")
+    wide_bias = wide_vector("geglu", "bias", bias, x)
     backend = _dispatch.choose("geglu", PREDICATES, x)
     if backend == "reference":
-        return _dispatch.call_reference(reference.geglu, x)
-    return _GEGLU.apply(x.contiguous(), backend)
+        return _dispatch.call_reference(reference.geglu, x, bias)
+    return _GEGLU.apply(x.contiguous(), wide_bias, backend)

@@ -1,4 +1,4 @@
-"""Triton kernels: one program per tile of one row, value and gate read once."""
+"""Triton kernels: a program takes a tile of a row, value and gate; in the backward of the rows whose dbias it sums."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from vdiff_fast import _library
-from vdiff_fast.ops.geglu.config import TileConfig, tile_config
+from vdiff_fast.ops._biased_rows_config import tile_config
 from vdiff_fast.ops.geglu.native import fake_backward, fake_forward
 
 
@@ -18,64 +18,91 @@ def _normal_cdf(x):
 
 
 @triton.jit
-def forward_kernel(x_ptr, y_ptr, width, tiles, BLOCK: tl.constexpr):
+def _halves(x_ptr, bias_ptr, at, column, width, mask, HAS_BIAS: tl.constexpr):
+    """value and gate of x + bias; `at` is the value's offset, the gate lies `width` further."""
+    value = tl.load(x_ptr + at, mask=mask, other=0.0).to(tl.float32)
+    gate = tl.load(x_ptr + at + width, mask=mask, other=0.0).to(tl.float32)
+    if HAS_BIAS:
+        value += tl.load(bias_ptr + column, mask=mask, other=0.0)
+        gate += tl.load(bias_ptr + width + column, mask=mask, other=0.0)
+    return value, gate
+
+
+@triton.jit
+def forward_kernel(x_ptr, bias_ptr, y_ptr, width, tiles, HAS_BIAS: tl.constexpr, BLOCK: tl.constexpr):
     program = tl.program_id(0).to(tl.int64)
-    row, tile = program // tiles, program % tiles
-    column = tile * BLOCK + tl.arange(0, BLOCK)
+    row, column = program // tiles, program % tiles * BLOCK + tl.arange(0, BLOCK)
     mask = column < width
-    value = tl.load(x_ptr + row * 2 * width + column, mask=mask, other=0.0).to(tl.float32)
-    gate = tl.load(x_ptr + row * 2 * width + width + column, mask=mask, other=0.0).to(tl.float32)
+    value, gate = _halves(x_ptr, bias_ptr, row * 2 * width + column, column, width, mask, HAS_BIAS)
     y = value * gate * _normal_cdf(gate)
     tl.store(y_ptr + row * width + column, y.to(y_ptr.dtype.element_ty), mask=mask)
 
 
 @triton.jit
-def backward_kernel(dy_ptr, x_ptr, dx_ptr, width, tiles, BLOCK: tl.constexpr):
+def backward_kernel(
+    dy_ptr, x_ptr, bias_ptr, dx_ptr, partial_ptr, rows, width, tiles, walk,
+    HAS_BIAS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
     program = tl.program_id(0).to(tl.int64)
-    row, tile = program // tiles, program % tiles
-    column = tile * BLOCK + tl.arange(0, BLOCK)
+    chunk, column = program // tiles, program % tiles * BLOCK + tl.arange(0, BLOCK)
     mask = column < width
-    value = tl.load(x_ptr + row * 2 * width + column, mask=mask, other=0.0).to(tl.float32)
-    gate = tl.load(x_ptr + row * 2 * width + width + column, mask=mask, other=0.0).to(tl.float32)
-    dy = tl.load(dy_ptr + row * width + column, mask=mask, other=0.0).to(tl.float32)
-    cdf = _normal_cdf(gate)
-    pdf = 0.3989422804014327 * tl.exp(-0.5 * gate * gate)
-    dx = dx_ptr + row * 2 * width + column
-    tl.store(dx, (dy * gate * cdf).to(dx_ptr.dtype.element_ty), mask=mask)
-    tl.store(dx + width, (dy * value * (cdf + gate * pdf)).to(dx_ptr.dtype.element_ty), mask=mask)
+    total_value = tl.zeros([BLOCK], tl.float32)
+    total_gate = tl.zeros([BLOCK], tl.float32)
+    for i in range(0, tl.minimum(walk, rows - chunk * walk)):
+        row = chunk * walk + i
+        at = row * 2 * width + column
+        value, gate = _halves(x_ptr, bias_ptr, at, column, width, mask, HAS_BIAS)
+        dy = tl.load(dy_ptr + row * width + column, mask=mask, other=0.0).to(tl.float32)
+        cdf = _normal_cdf(gate)
+        pdf = 0.3989422804014327 * tl.exp(-0.5 * gate * gate)
+        dvalue, dgate = dy * gate * cdf, dy * value * (cdf + gate * pdf)
+        tl.store(dx_ptr + at, dvalue.to(dx_ptr.dtype.element_ty), mask=mask)
+        tl.store(dx_ptr + at + width, dgate.to(dx_ptr.dtype.element_ty), mask=mask)
+        total_value += dvalue
+        total_gate += dgate
+    if HAS_BIAS:
+        tl.store(partial_ptr + chunk * 2 * width + column, total_value, mask=mask)
+        tl.store(partial_ptr + chunk * 2 * width + width + column, total_gate, mask=mask)
 
 
-def _grid(rows: int, width: int) -> tuple[TileConfig, int, tuple[int]]:
-    config = tile_config(width)
-    tiles = triton.cdiv(width, config.block)
-    return config, tiles, (rows * tiles,)
-
-
-def _launch_forward(x: Tensor) -> Tensor:
-    y = fake_forward(x)
+def _launch_forward(x: Tensor, bias: Tensor | None) -> Tensor:
+    y = fake_forward(x, bias)
     if y.numel():
         width = y.shape[-1]
-        config, tiles, grid = _grid(y.numel() // width, width)
-        forward_kernel[grid](x, y, width, tiles, BLOCK=config.block, num_warps=config.num_warps)
+        config = tile_config(width)
+        tiles = triton.cdiv(width, config.block)
+        forward_kernel[(y.numel() // width * tiles,)](
+            x, x if bias is None else bias, y, width, tiles,
+            HAS_BIAS=bias is not None, BLOCK=config.block, num_warps=config.num_warps,
+        )  # fmt: skip
     return y
 
 
-def _launch_backward(dy: Tensor, x: Tensor) -> Tensor:
-    dx = torch.empty_like(x)
-    if dy.numel():
-        width = dy.shape[-1]
-        config, tiles, grid = _grid(dy.numel() // width, width)
-        backward_kernel[grid](dy, x, dx, width, tiles, BLOCK=config.block, num_warps=config.num_warps)
-    return dx
+def _launch_backward(dy: Tensor, x: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+    dx, dbias = fake_backward(dy, x, bias)
+    if dx.numel() == 0:
+        return dx, dbias.zero_()
+    width = dy.shape[-1]
+    rows = dy.numel() // width
+    config = tile_config(width, rows)
+    tiles, chunks = triton.cdiv(width, config.block), triton.cdiv(rows, config.rows)
+    partial = dx if bias is None else bias.new_empty((chunks, 2 * width))
+    backward_kernel[(chunks * tiles,)](
+        dy, x, x if bias is None else bias, dx, partial, rows, width, tiles, config.rows,
+        HAS_BIAS=bias is not None, BLOCK=config.block, num_warps=config.num_warps,
+    )  # fmt: skip
+    return dx, dbias if bias is None else partial.sum(0, dtype=torch.float64).to(bias.dtype)
 
 
-_library.define_triton("geglu_forward(Tensor x) -> Tensor", _launch_forward, fake_forward)
-_library.define_triton("geglu_backward(Tensor dy, Tensor x) -> Tensor", _launch_backward, fake_backward)
+_library.define_triton("geglu_forward(Tensor x, Tensor? bias) -> Tensor", _launch_forward, fake_forward)
+_library.define_triton(
+    "geglu_backward(Tensor dy, Tensor x, Tensor? bias) -> (Tensor, Tensor)", _launch_backward, fake_backward
+)
 
 
-def forward(x: Tensor) -> Tensor:
-    return torch.ops.vdiff_fast_triton.geglu_forward.default(x)
+def forward(x: Tensor, bias: Tensor | None) -> Tensor:
+    return torch.ops.vdiff_fast_triton.geglu_forward.default(x, bias)
 
 
-def backward(dy: Tensor, x: Tensor) -> Tensor:
-    return torch.ops.vdiff_fast_triton.geglu_backward.default(dy, x)
+def backward(dy: Tensor, x: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+    return torch.ops.vdiff_fast_triton.geglu_backward.default(dy, x, bias)

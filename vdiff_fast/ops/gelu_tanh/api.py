@@ -2,14 +2,40 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 from torch import Tensor
 
 from vdiff_fast import _dispatch
-from vdiff_fast.ops._channel_vectors import affine
+from vdiff_fast.ops._modulation import wide_vector
 from vdiff_fast.ops.gelu_tanh import reference
 
 _OP = "gelu_tanh"
-PREDICATES = {"reference": _dispatch.why_not_reference}
+PREDICATES = {
+    "reference": _dispatch.why_not_reference,
+    "cpu": _dispatch.why_not_cpu,
+    "triton": _dispatch.why_not_triton,
+    "cuda": _dispatch.why_not_cuda,
+}
+_KERNELS = _dispatch.kernel_modules(__package__)
+
+
+class _GELUTanh(torch.autograd.Function):
+    @staticmethod
+    def forward(x: Tensor, bias: Tensor | None, backend: str) -> Tensor:
+        return _KERNELS[backend].forward(x, bias)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        x, bias, ctx.backend = inputs
+        ctx.save_for_backward(x, bias)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        x, bias = ctx.saved_tensors
+        dx, dbias = _KERNELS[ctx.backend].backward(dy.contiguous(), x, bias)
+        return dx, None if bias is None else dbias, None
 
 
 def gelu_tanh(x: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -34,6 +60,8 @@ def gelu_tanh(x: Tensor, bias: Tensor | None = None) -> Tensor:
         raise TypeError(f"{_OP}: x must be floating point, got {x.dtype}")
     if x.dim() == 0:
         raise ValueError(f"{_OP}: x must be (..., D), got shape ()")
-    bias = affine(_OP, "bias", bias, x, x.shape[-1])
-    _dispatch.choose(_OP, PREDICATES, x)
-    return _dispatch.call_reference(reference.gelu_tanh, x, bias)
+    wide_bias = wide_vector(_OP, "bias", bias, x)
+    backend = _dispatch.choose(_OP, PREDICATES, x)
+    if backend == "reference":
+        return _dispatch.call_reference(reference.gelu_tanh, x, bias)
+    return _GELUTanh.apply(x.contiguous(), wide_bias, backend)

@@ -1,0 +1,111 @@
+#include "cuda/layer_norm.cuh"
+
+namespace {
+
+using vdiff::DeviceVectors;
+using vdiff::Tensor;
+using MaybeTensor = std::optional<Tensor>;
+constexpr int kThreads = 256;
+
+std::tuple<Tensor, Tensor> forward(const Tensor& x, const Tensor& shift, const Tensor& scale, const MaybeTensor& weight,
+                                   const MaybeTensor& bias, double eps) {
+  Tensor y = torch::stable::empty_like(x);
+  const auto shape = vdiff::layer_norm_shape(x, scale);
+  Tensor statistics = torch::stable::new_empty(x, std::vector<int64_t>{3, shape.rows}, vdiff::ScalarType::Float);
+  VDIFF_CUDA_DISPATCH(x.scalar_type(), T, {
+    vdiff::ForwardRows<T> a{};
+    a.shape = shape, a.eps = static_cast<float>(eps), a.residual = vdiff::data<T>(x);
+    a.shift = vdiff::device_vectors(shift), a.scale = vdiff::device_vectors(scale);
+    a.weight = vdiff::data<float>(weight), a.bias = vdiff::data<float>(bias);
+    a.y = vdiff::mutable_data<T>(y), a.statistics = vdiff::mutable_data<float>(statistics);
+    vdiff::launch_forward<T, false>(a, vdiff::current_stream(x));
+  });
+  return {y, statistics};
+}
+
+// dshift and dscale of every run, from its parts in their order; the run's sums replace those of its first part. dscale
+// is the gradient of 1 + scale, which multiplies normed * weight + bias.
+template <class T>
+__global__ void __launch_bounds__(kThreads)
+    finish_runs_kernel(float* partial, int64_t runs, int64_t parts, int64_t width, const float* weight,
+                       const float* bias, T* dshift, T* dscale) {
+  const int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  if (i >= runs * width) return;
+  const int64_t run = i / width, column = i - run * width;
+  float* first = partial + run * parts * 2 * width + column;
+  double dy = 0, dy_normed = 0;
+  for (int64_t part = 0; part < parts; ++part) {
+    dy += first[part * 2 * width], dy_normed += first[(part * 2 + 1) * width];
+  }
+  const double gained = dy_normed * (weight ? weight[column] : 1.0f) + dy * (bias ? bias[column] : 0.0f);
+  dshift[i] = vdiff::from_float<T>(static_cast<float>(dy));
+  dscale[i] = vdiff::from_float<T>(static_cast<float>(gained));
+  first[0] = static_cast<float>(dy), first[width] = static_cast<float>(dy_normed);
+}
+
+// dweight and dbias: over all runs, each times its gain, or, where parts hold dz already (no scale), as they are.
+template <class T>
+__global__ void __launch_bounds__(kThreads)
+    affine_kernel(const float* partial, int64_t count, int64_t step, int64_t width, bool gained, DeviceVectors scale,
+                  float* dweight, float* dbias) {
+  const int64_t column = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  if (column >= width) return;
+  double weight = 0, bias = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    const double gain = gained ? 1.0 : 1.0 + vdiff::to_float(scale.at<T>(i)[column]);
+    bias += gain * partial[i * step + column], weight += gain * partial[i * step + width + column];
+  }
+  if (dweight) dweight[column] = static_cast<float>(weight);
+  if (dbias) dbias[column] = static_cast<float>(bias);
+}
+
+Tensor gradient_of(const MaybeTensor& v, const Tensor& x) {
+  return v.has_value() ? torch::stable::empty_like(*v) : torch::stable::new_empty(x, std::vector<int64_t>{0});
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> backward(const Tensor& dy, const Tensor& x, const Tensor& scale,
+                                                            const MaybeTensor& weight, const MaybeTensor& bias,
+                                                            const Tensor& statistics) {
+  const std::vector<int64_t> vectors{scale.size(0), scale.size(1), scale.size(2)};
+  Tensor dx = torch::stable::empty_like(x), dshift = torch::stable::new_empty(x, vectors);
+  Tensor dscale = torch::stable::new_empty(x, vectors), dweight = gradient_of(weight, x), dbias = gradient_of(bias, x);
+  if (x.numel() == 0) {
+    return {dx, torch::stable::zero_(dshift), torch::stable::zero_(dscale), torch::stable::zero_(dweight),
+            torch::stable::zero_(dbias)};
+  }
+  VDIFF_CUDA_DISPATCH(x.scalar_type(), T, {
+    vdiff::BackwardRows<T> a{};
+    a.shape = vdiff::layer_norm_shape(x, scale);
+    const int64_t blocks = vdiff::plan_backward(a), width = a.shape.width, runs = a.shape.runs();
+    const bool per_token = a.shape.length == 1;
+    const Tensor partial =
+        torch::stable::new_empty(x, std::vector<int64_t>{blocks, 2, width}, vdiff::ScalarType::Float);
+    a.dy = vdiff::data<T>(dy), a.h = vdiff::data<T>(x), a.scale = vdiff::device_vectors(scale);
+    a.weight = vdiff::data<float>(weight), a.bias = vdiff::data<float>(bias);
+    a.statistics = vdiff::data<float>(statistics), a.dx = vdiff::mutable_data<T>(dx);
+    a.dshift = vdiff::mutable_data<T>(dshift), a.dscale = vdiff::mutable_data<T>(dscale);
+    a.partial = vdiff::mutable_data<float>(partial);
+    const cudaStream_t stream = vdiff::current_stream(x);
+    vdiff::launch_backward<T, false>(a, blocks, stream);
+    if (!per_token) {
+      finish_runs_kernel<T><<<vdiff::ceil_div(runs * width, kThreads), kThreads, 0, stream>>>(
+          a.partial, runs, a.parts, width, a.weight, a.bias, a.dshift, a.dscale);
+      vdiff::check_launch();
+    }
+    if (a.weight || a.bias) {
+      affine_kernel<T><<<vdiff::ceil_div(width, kThreads), kThreads, 0, stream>>>(
+          a.partial, per_token ? blocks : runs, per_token ? 2 * width : a.parts * 2 * width, width, per_token, a.scale,
+          a.weight ? vdiff::mutable_data<float>(dweight) : nullptr,
+          a.bias ? vdiff::mutable_data<float>(dbias) : nullptr);
+      vdiff::check_launch();
+    }
+  });
+  return {dx, dshift, dscale, dweight, dbias};
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(vdiff_fast, CUDA, m) {
+  m.impl("layer_norm_modulate_forward", TORCH_BOX(&forward));
+  m.impl("layer_norm_modulate_backward", TORCH_BOX(&backward));
+}
