@@ -133,7 +133,7 @@ struct BackwardRows {
 // Sums of dy, dy * normed and dh * branch over rows of one run; where every token has a vector of its own, whose
 // gradient needs no sum, those of dz and dz * normed, z = normed * weight + bias.
 template <class T, int kChunks, bool kGated, bool kPerToken>
-__global__ void __launch_bounds__(kChunks == 1 ? kWalkThreads / 4 : kWalkThreads)
+__global__ void __launch_bounds__(kChunks == 1 ? kWalkThreads / 4 : kWalkThreads, 1)
     layer_norm_backward_kernel(BackwardRows<T> a) {
   __shared__ float shared[kWalkThreads / 32];
   // Six activations in float32 do not fit: h is read again instead, from the cache.
