@@ -187,7 +187,7 @@ SPEC = OpSpec(
     peers=attention_peers(axis=1),
     aot=aot,
     dtypes={"cuda": (torch.bfloat16, torch.float16)},
-    error_multiple=1.5,
-    error_reason="sums run in at most four chains, eager's matrix products in more; without FMA products round too",
+    error_multiple=1.3,
+    error_reason="float32 sums of a few dozen products scatter: 1.25 x eager's error at worst, half of it in bf16",
     summary="attention over the frames of every position, options fused",
 )
