@@ -147,3 +147,57 @@ def test_one_graph_serves_six_seeds(dynamic: bool | None) -> None:
             assert torch.equal(compiled(convert(seed)), draw(seed))
         # An int is specialised at first sight unless dynamic=True; from its second value on, one graph serves all.
         assert len(graphs) <= most
+
+
+@pytest.mark.parametrize("kind", ["mixed", "progressive"])
+@pytest.mark.parametrize("correlation", [0.3, 0.9])
+def test_frames_are_correlated_as_asked_and_have_unit_variance(kind: str, correlation: float) -> None:
+    z = vf.ops.noise((2, 4, 5, 64, 64), 11, frame_correlation=correlation, correlation_kind=kind)
+    frames = z.movedim(2, 0).flatten(1)
+    lag = (torch.arange(5)[:, None] - torch.arange(5)).abs()
+    expected = correlation**lag if kind == "progressive" else torch.where(lag == 0, 1.0, correlation)
+    # 32,768 pairs: a correlation is known to 1 / sqrt(n) = 0.0055.
+    torch.testing.assert_close(torch.corrcoef(frames), expected.float(), rtol=0, atol=0.025)
+    torch.testing.assert_close(frames.var(dim=1), torch.ones(5), rtol=0, atol=0.04)
+    torch.testing.assert_close(frames.mean(dim=1), torch.zeros(5), rtol=0, atol=0.025)
+    assert abs(float(torch.corrcoef(z.flatten(1))[0, 1])) < 0.025  # samples stay independent
+
+
+@pytest.mark.parametrize("kind", ["mixed", "progressive"])
+@pytest.mark.parametrize("shape", [(3, 3, 4, 16, 16), (2, 3, 3, 5, 7), (2, 1, 6, 3, 3)])
+def test_correlated_noise_has_the_same_bits_on_the_cpu_kernel(kind: str, shape: tuple[int, ...]) -> None:
+    options = {"sample_offset": 7, "stream": 3, "frame_correlation": 0.7, "correlation_kind": kind}
+    drawn = vf.ops.noise(shape, 5, **options)
+    with vf.use_backend("reference"):
+        assert torch.equal(drawn, vf.ops.noise(shape, 5, **options))
+    parts = [vf.ops.noise((1, *shape[1:]), 5, **options | {"sample_offset": 7 + b}) for b in range(shape[0])]
+    assert torch.equal(torch.cat(parts), drawn)
+
+
+def test_full_correlation_repeats_a_frame_and_none_is_plain_noise() -> None:
+    shape = (2, 3, 4, 5, 6)
+    same = vf.ops.noise(shape, 1, frame_correlation=1.0)
+    assert torch.equal(same, same[:, :, :1].expand(shape))
+    assert torch.equal(vf.ops.noise(shape, 1, frame_correlation=0.0), vf.ops.noise(shape, 1))
+
+
+@pytest.mark.parametrize("kind", ["mixed", "progressive"])
+def test_every_op_draws_the_same_correlated_noise(kind: str) -> None:
+    torch.manual_seed(0)
+    schedule = vf.diffusion.NoiseSchedule.linear()
+    x0, prediction = torch.randn(2, 2, 3, 4, 5, 6).unbind(0)
+    t = torch.tensor([3, 700])
+    options = {"frame_correlation": 0.5, "correlation_kind": kind}
+    z = vf.ops.noise(x0.shape, 9, sample_offset=4, **options)
+    words = {"seed": 9, "sample_offset": 4, **options}
+    assert torch.equal(vf.ops.q_sample(x0, t, schedule, **words), vf.ops.q_sample(x0, t, schedule, noise=z))
+    ours, theirs = (
+        vf.ops.diffusion_loss(prediction, x0, t, schedule, target="v", **source) for source in (words, {"noise": z})
+    )
+    torch.testing.assert_close(ours, theirs)
+    table = vf.diffusion.sampler_table(schedule, "ddpm", 4).coefficients
+    step, _ = vf.ops.sampler_step(x0, prediction, table, 1, **words)
+    z = vf.ops.noise(x0.shape, 9, sample_offset=4, stream=2, **options)
+    assert torch.equal(step, vf.ops.sampler_step(x0, prediction, table, 1, noise=z)[0])
+    video = vf.diffusion.sample(lambda x, t: 0 * x, x0.shape, schedule, "ddpm", steps=3, seed=2, **options)
+    assert video.isfinite().all()

@@ -18,10 +18,15 @@ def sample(
     out: Annotated[Path, typer.Option(help="File to write: .mp4, .gif, or .png for a contact sheet.")],
     num: Annotated[int, typer.Option(min=1, help="How many videos.")] = 1,
     steps: Annotated[int, typer.Option(min=1, help="Sampling steps.")] = 50,
-    sampler: Annotated[str, typer.Option(help="ddim, ddpm, dpmpp_2m or euler.")] = "ddim",
+    sampler: Annotated[str, typer.Option(help="ddim, ddpm, dpmpp_2m, dpmpp_2m_sde, unipc, euler or heun.")] = "ddim",
     spacing: Annotated[str | None, typer.Option(help="leading, trailing, linspace or karras.")] = None,
     seed: Annotated[int, typer.Option(help="The same seed gives the same video.")] = 0,
     guidance: Annotated[float, typer.Option(help="Guidance scale; 1 is none, more needs labels.")] = 1.0,
+    guidance_rescale: Annotated[float, typer.Option(min=0, max=1, help="Keep the contrast of strong guidance.")] = 0.0,
+    guidance_interval: Annotated[
+        str | None, typer.Option(help="LOW:HIGH of sigma / signal, guidance is off outside, such as 0.2:5.")
+    ] = None,
+    guidance_batch: Annotated[str, typer.Option(help="joint (one call), split (half the memory) or auto.")] = "auto",
     label: Annotated[list[int] | None, typer.Option(help="Class label; repeat it for several videos.")] = None,
     frames: Annotated[int | None, typer.Option(min=1, help="Frames; as trained if left out.")] = None,
     size: Annotated[str | None, typer.Option(help="Side, or HxW; as trained if left out.")] = None,
@@ -48,6 +53,7 @@ def sample(
 ) -> None:
     """Draw videos from a trained run."""
     from vdiff_fast import data
+    from vdiff_fast.diffusion import SamplingInterrupted
     from vdiff_fast.training.generate import class_labels, draw_samples, load_run
     from vdiff_fast.training.objective import AUTOCAST_DTYPES
 
@@ -66,11 +72,19 @@ def sample(
     height, width = (shape, shape) if isinstance(shape, int) else shape
     clip = (trained.config.data.channels, frames or trained.config.data.frames, height, width)
     known = known_clip(clip, first_frame, last_frame, video, keep, box)
-    with torch.autocast(trained.schedule.device.type, AUTOCAST_DTYPES.get(precision), enabled=precision != "fp32"):
-        videos = draw_samples(
-            trained.model, trained.schedule, trained.config, num, sampler=sampler, steps=steps, guidance=guidance,
-            spacing=spacing, seed=seed, labels=labels, frames=frames, size=(height, width), known=known, progress=True,
-        )  # fmt: skip
+    try:
+        with torch.autocast(trained.schedule.device.type, AUTOCAST_DTYPES.get(precision), enabled=precision != "fp32"):
+            videos = draw_samples(
+                trained.model, trained.schedule, trained.config, num, sampler=sampler, steps=steps, guidance=guidance,
+                spacing=spacing, seed=seed, labels=labels, frames=frames, guidance_rescale=guidance_rescale,
+                guidance_interval=_interval(guidance_interval), guidance_batch=guidance_batch,
+                num_classes=trained.num_classes, size=(height, width), known=known, progress=True,
+            )  # fmt: skip
+    except SamplingInterrupted as stopped:
+        if not stopped.steps:
+            raise
+        typer.echo(f"{stopped}: writing the model's estimate of the finished video", err=True)
+        videos = stopped.x0
     scale = parse_size(upscale)
     mode: Literal["nearest", "bicubic"] = "nearest" if nearest else "bicubic"
     pictures = data.postprocess(
@@ -78,6 +92,16 @@ def sample(
     )
     for path in _write(pictures, out, fps, grid, columns):
         print(path)
+
+
+def _interval(text: str | None) -> tuple[float, float] | None:
+    if text is None:
+        return None
+    low, _, high = text.partition(":")
+    try:
+        return (float(low), float(high))
+    except ValueError:
+        raise ValueError(f"--guidance-interval {text!r}: give two numbers LOW:HIGH, such as 0.2:5") from None
 
 
 def _labels(given: list[int], num: int, num_classes: int | None) -> torch.Tensor:

@@ -82,6 +82,8 @@ def sample(
     uncond: Mapping[str, Tensor | int | None] | None = None,
     guidance_batch: str = "auto",
     eta: float = 0.0,
+    frame_correlation: float = 0.0,
+    correlation_kind: str = "mixed",
     spacing: str | None = None,
     timesteps: Sequence[float] | Tensor | None = None,
     steps_offset: int = 0,
@@ -113,6 +115,7 @@ def sample(
         steps, target, eta, spacing, timesteps, steps_offset, continuous_time, guidance_interval: see `sampler_table`.
         seed: int or 0-d int64 tensor. Stream 0 is x_T, stream 1 + i the noise of step i.
         sample_offset: index of this call's first sample in the whole batch.
+        frame_correlation, correlation_kind: of the noise of a video's frames, see `vf.ops.noise`.
         y, context, cond: the model's inputs: class labels (B,), tokens (B, L, D), condition channels.
         guidance: scale of classifier-free guidance: 1 is off; one number, one per step or a function of the share
             done (steps of scale 1 cost one call of the model).
@@ -148,7 +151,10 @@ def sample(
             guidance_interval=guidance_interval, steps_offset=steps_offset, continuous_time=continuous_time,
         ).to(device)  # fmt: skip
     if latents is None:
-        x = noise(shape, seed, sample_offset=sample_offset, dtype=dtype, device=device)
+        x = noise(
+            shape, seed, sample_offset=sample_offset, dtype=dtype, device=device,
+            frame_correlation=frame_correlation, correlation_kind=correlation_kind,
+        )  # fmt: skip
     elif tuple(latents.shape) != tuple(shape):
         raise ValueError(f"latents have shape {tuple(latents.shape)}, the video is to have {tuple(shape)}")
     else:
@@ -177,6 +183,8 @@ def sample(
                 previous2=state.previous2,
                 seed=key,
                 sample_offset=offset,
+                frame_correlation=frame_correlation,
+                correlation_kind=correlation_kind,
             )
         )
 

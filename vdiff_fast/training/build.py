@@ -46,6 +46,8 @@ def model_changes(config: TrainConfig, num_classes: int | None) -> dict[str, Any
         changes["num_classes"] = num_classes
     if config.diffusion.masks:
         changes["cond_channels"] = config.data.channels + 1
+    if config.diffusion.continuous_time:
+        changes["time_scale"] = 1000.0  # the sinusoids tell steps apart, not thousandths
     if config.runtime.activation_checkpointing:
         changes["gradient_checkpointing"] = True
     return changes | {key: tuple(v) if isinstance(v, list) else v for key, v in config.model.changes.items()}
@@ -69,7 +71,9 @@ def build_model(config: TrainConfig, *, num_classes: int | None = None) -> nn.Mo
 def build_schedule(config: DiffusionConfig) -> NoiseSchedule:
     """The noise schedule, on the CPU."""
     if config.schedule == "flow":
-        return NoiseSchedule.flow(config.timesteps)
+        return NoiseSchedule.flow(config.timesteps, shift=config.flow_shift)
+    if config.continuous_time or config.flow_shift != 1:
+        raise ValueError(f"continuous_time and flow_shift are for the flow schedule, not {config.schedule}")
     make = getattr(NoiseSchedule, config.schedule)
     return make(config.timesteps, zero_terminal_snr=config.zero_terminal_snr)
 

@@ -80,6 +80,10 @@ class DiffusionConfig(_Section):
     zero_terminal_snr: bool = Field(
         default=False, description="rescale the schedule so that the last step is pure noise"
     )
+    flow_shift: float = Field(default=1.0, gt=0, description="of a flow: above 1 more steps at high noise")
+    continuous_time: bool = Field(
+        default=False, description="of a flow: the model is given s in [0, 1] instead of the step"
+    )
     target: Literal["noise", "v", "x0", "flow"] = Field(default="v", description="what the model predicts")
     weighting: Literal["uniform", "min_snr"] = Field(default="uniform", description="weight of the loss over timesteps")
     gamma: float = Field(default=5.0, gt=0, description="cap of the signal-to-noise ratio in min_snr")

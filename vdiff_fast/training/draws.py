@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from vdiff_fast.diffusion.schedule import shifted
 from vdiff_fast.ops import noise
 
 # Streams of the counter-based noise; 0 is the noise itself, 1 + i is sampler step i.
@@ -25,6 +26,11 @@ def timesteps(count: int, steps: int, seed: int, sample_offset: int) -> Tensor:
     """t = floor(steps * u), int64 (count,), on the CPU; sample b's draw depends on sample_offset + b alone."""
     t = (_uniform(count, seed, sample_offset, _TIMESTEPS) * steps).long()
     return t.clamp_(max=steps - 1)
+
+
+def flow_times(count: int, shift: float, seed: int, sample_offset: int) -> Tensor:
+    """s = shifted(u), float32 (count,) in [0, 1], on the CPU; sample b's draw depends on sample_offset + b alone."""
+    return shifted(_uniform(count, seed, sample_offset, _TIMESTEPS), shift).float()
 
 
 def dropped_labels(count: int, probability: float, seed: int, sample_offset: int) -> Tensor:

@@ -19,7 +19,7 @@ class NonFiniteLossError(RuntimeError):
     """
 
     def __init__(
-        self, what: str, value: float, *, step: int, timesteps: Iterable[int], files: Iterable[str], module: str,
+        self, what: str, value: float, *, step: int, timesteps: Iterable[float], files: Iterable[str], module: str,
         advice: str, dump: Path | None,
     ) -> None:  # fmt: skip
         self.value, self.step, self.module, self.dump = value, step, module, dump

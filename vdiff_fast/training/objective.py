@@ -31,7 +31,7 @@ class Batch:
     y: Tensor | None
     sample_offset: Tensor
     files: list[str]
-    timesteps: list[int]
+    timesteps: list[float]
     cond: Tensor | None = None
 
     @property
@@ -62,7 +62,10 @@ class Objective:
             data.check_range(x0)
             self._range_checked = True
         count, seed, diffusion = len(x0), self.config.seed, self.config.diffusion
-        t = draws.timesteps(count, diffusion.timesteps, seed, sample_offset)
+        if diffusion.continuous_time:
+            t = draws.flow_times(count, diffusion.flow_shift, seed, sample_offset)
+        else:
+            t = draws.timesteps(count, diffusion.timesteps, seed, sample_offset)
         y = None
         if self.num_classes:
             dropped = draws.dropped_labels(count, diffusion.label_dropout, seed, sample_offset)

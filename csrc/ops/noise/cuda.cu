@@ -15,6 +15,71 @@ __global__ void __launch_bounds__(vdiff::kDrawThreads)
   vdiff::write(y + sample * elements, quad, n);
 }
 
+struct Frames {
+  int64_t count, elements;
+  float shared, own;
+  bool progressive;
+};
+
+// Four normals from element `first` on, which need not begin a counter.
+__device__ __forceinline__ void normals_from(const vdiff::philox::Stream& stream, int64_t first, float (&n)[4]) {
+  if (first % 4 == 0) return vdiff::philox::normals(stream, first / 4, n);
+  float low[4], high[4];
+  vdiff::philox::normals(stream, first / 4, low);
+  vdiff::philox::normals(stream, first / 4 + 1, high);
+  const int shift = static_cast<int>(first % 4);
+#pragma unroll
+  for (int w = 0; w < 4; ++w) {
+    n[w] = 0.0f;
+#pragma unroll
+    for (int k = 0; k < 4; ++k) {
+      if (w + shift == k) n[w] = low[k];
+      if (w + shift == k + 4) n[w] = high[k];
+    }
+  }
+}
+
+// A thread makes four elements of every frame: what frames share stays in registers.
+template <class T>
+__global__ void __launch_bounds__(vdiff::kDrawThreads)
+    correlated_kernel(vdiff::DeviceNoise noise, Frames frames, T* y, int64_t blocks) {
+  const int64_t sample = blockIdx.x / blocks, block = blockIdx.x - sample * blocks;
+  const int64_t first = 4 * (block * vdiff::kDrawThreads + threadIdx.x);
+  if (first >= frames.elements) return;
+  const auto stream = vdiff::philox::make_stream(noise.seed, noise.sample_offset, noise.stream, sample);
+  auto common = stream;
+  common.stream ^= 1u << 31;
+  float carried[4] = {}, n[4];
+  if (!frames.progressive) vdiff::philox::normals(common, first / 4, carried);
+  y += sample * frames.count * frames.elements;
+  for (int64_t frame = 0; frame < frames.count; ++frame) {
+    const int64_t at = frame * frames.elements + first;
+    normals_from(stream, at, n);
+#pragma unroll
+    for (int w = 0; w < 4; ++w) {
+      float z = __fadd_rn(__fmul_rn(frames.shared, carried[w]), __fmul_rn(frames.own, n[w]));
+      if (frames.progressive) carried[w] = z = frame == 0 ? n[w] : z;
+      if (first + w < frames.elements) y[at + w] = vdiff::from_float<T>(z);
+    }
+  }
+}
+
+Tensor correlated_noise(const Tensor& seed, std::optional<Tensor> sample_offset, std::optional<Tensor> stream,
+                        int64_t batch, int64_t per_sample, vdiff::ScalarType dtype, int64_t frames, double shared,
+                        double own, bool progressive) {
+  Tensor y = torch::stable::new_empty(seed, {batch, per_sample}, dtype);
+  if (y.numel() == 0) return y;
+  const auto source = vdiff::device_noise(std::nullopt, seed, sample_offset, stream);
+  const Frames f{frames, per_sample / frames, static_cast<float>(shared), static_cast<float>(own), progressive};
+  const int64_t blocks = vdiff::draw_blocks(f.elements);
+  VDIFF_CUDA_DISPATCH(dtype, T, {
+    correlated_kernel<T><<<batch * blocks, vdiff::kDrawThreads, 0, vdiff::current_stream(y)>>>(
+        source, f, vdiff::mutable_data<T>(y), blocks);
+  });
+  vdiff::check_launch();
+  return y;
+}
+
 Tensor noise(const Tensor& seed, std::optional<Tensor> sample_offset, std::optional<Tensor> stream, int64_t batch,
              int64_t per_sample, vdiff::ScalarType dtype) {
   Tensor y = torch::stable::new_empty(seed, {batch, per_sample}, dtype);
@@ -31,4 +96,7 @@ Tensor noise(const Tensor& seed, std::optional<Tensor> sample_offset, std::optio
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(vdiff_fast, CUDA, m) { m.impl("noise", TORCH_BOX(&noise)); }
+STABLE_TORCH_LIBRARY_IMPL(vdiff_fast, CUDA, m) {
+  m.impl("noise", TORCH_BOX(&noise));
+  m.impl("correlated_noise", TORCH_BOX(&correlated_noise));
+}

@@ -83,10 +83,10 @@ std::vector<double> dynamic_limits(const SamplerStep& args, int64_t batch, doubl
 
 std::tuple<Tensor, Tensor> sampler_step(const Tensor& x, const Tensor& prediction, const Tensor& table,
                                         const Tensor& step, std::optional<Tensor> uncond,
-                                        std::optional<Tensor> previous, std::optional<Tensor> previous2, std::optional<Tensor> noise,
-                                        std::optional<Tensor> seed, std::optional<Tensor> sample_offset,
-                                        std::optional<Tensor> stream, double guidance_rescale, int64_t clip_mode,
-                                        double clip, double clip_max) {
+                                        std::optional<Tensor> previous, std::optional<Tensor> previous2,
+                                        std::optional<Tensor> noise, std::optional<Tensor> seed,
+                                        std::optional<Tensor> sample_offset, std::optional<Tensor> stream,
+                                        double guidance_rescale, int64_t clip_mode, double clip, double clip_max) {
   Tensor x_prev = torch::stable::empty_like(x), x0 = torch::stable::empty_like(x);
   if (x.numel() == 0) return {x_prev, x0};
   SamplerStep args{};

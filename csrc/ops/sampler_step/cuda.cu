@@ -245,9 +245,9 @@ void launch(Step<T, P> step, vdiff::SampleLayout layout, const Options& options,
 
 std::tuple<Tensor, Tensor> sampler_step(const Tensor& x, const Tensor& prediction, const Tensor& table,
                                         const Tensor& step, optional<Tensor> uncond, optional<Tensor> previous,
-                                        optional<Tensor> previous2, optional<Tensor> noise, optional<Tensor> seed, optional<Tensor> sample_offset,
-                                        optional<Tensor> stream, double guidance_rescale, int64_t clip_mode,
-                                        double clip, double clip_max) {
+                                        optional<Tensor> previous2, optional<Tensor> noise, optional<Tensor> seed,
+                                        optional<Tensor> sample_offset, optional<Tensor> stream,
+                                        double guidance_rescale, int64_t clip_mode, double clip, double clip_max) {
   Tensor x_prev = torch::stable::empty_like(x), x0 = torch::stable::empty_like(x);
   if (x.numel() == 0) return {x_prev, x0};
   const auto fill = [&]<class T, class P>() {

@@ -9,7 +9,8 @@
 
 namespace vdiff {
 
-// Null uncond, previous, previous2, scale or limit: there is none. x0 and x_prev are null where a pass does not write them.
+// Null uncond, previous, previous2, scale or limit: there is none. x0 and x_prev are null where a pass does not write
+// them.
 struct SamplerStep {
   DType dtype, prediction_dtype;
   const void *x, *prediction, *uncond, *previous, *previous2;

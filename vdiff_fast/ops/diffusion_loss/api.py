@@ -12,7 +12,8 @@ from vdiff_fast import _dispatch, layout
 from vdiff_fast.ops import _random, _schedule
 from vdiff_fast.ops.diffusion_loss import reference
 from vdiff_fast.ops.diffusion_loss.config import TARGETS, gradient_first
-from vdiff_fast.ops.q_sample.api import check_values, check_video
+from vdiff_fast.ops.noise.api import check_correlation
+from vdiff_fast.ops.q_sample.api import check_values, check_video, correlated_noise
 
 BACKENDS = ("reference", "cpu", "triton", "cuda")
 PREDICATES = {name: _dispatch.GENERIC_PREDICATES[name] for name in BACKENDS}
@@ -116,6 +117,8 @@ def diffusion_loss(
     kind: str = "mse",
     delta: float = 1.0,
     check_finite: bool = False,
+    frame_correlation: float = 0.0,
+    correlation_kind: str = "mixed",
 ) -> Tensor:
     """L[b] = w(t[b]) mean_e l(prediction - target), target = noise, v = a noise - b x0, x0, or flow = noise - x0.
 
@@ -134,6 +137,8 @@ def diffusion_loss(
         weighting: "uniform" or "min_snr", with `gamma` > 0.
         reduction: "mean" over the batch, or "none" for the loss of each sample.
         kind: "mse" or "huber", with `delta` > 0.
+        frame_correlation, correlation_kind: of the noise of a video's frames, see `vdiff_fast.ops.noise`, by which it
+            is then drawn first, into a tensor.
         check_finite: read x0 first and raise on NaN or Inf; eager CPU tensors only, one more pass over x0.
 
     Returns:
@@ -160,12 +165,16 @@ def diffusion_loss(
     if prediction.device != x0.device:
         raise ValueError(f"diffusion_loss: prediction is on {prediction.device}, but x0 is on {x0.device}")
     _random.check_noise_source("diffusion_loss", x0, noise, seed)
+    check_correlation("diffusion_loss", x0.shape, frame_correlation, correlation_kind)
     _schedule.check_timesteps("diffusion_loss", t, schedule, x0)
     if check_finite:
         check_values("diffusion_loss", "x0", x0)
     key = None if seed is None else _random.seed_tensor("diffusion_loss", seed, x0.device)
     offset = _random.counter_word("diffusion_loss", "sample_offset", sample_offset, x0.device)
     word = _random.counter_word("diffusion_loss", "stream", stream, x0.device)
+    if frame_correlation and key is not None:
+        noise = correlated_noise(x0, key, offset, word, frame_correlation, correlation_kind)
+        key = offset = word = None
     backend = _dispatch.choose("diffusion_loss", PREDICATES, prediction)
     if backend == "reference":
         return _dispatch.call_reference(

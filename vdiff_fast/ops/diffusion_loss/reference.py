@@ -55,14 +55,17 @@ def diffusion_loss(
     kind: str = "mse",
     delta: float = 1.0,
     check_finite: bool = False,
+    frame_correlation: float = 0.0,
+    correlation_kind: str = "mixed",
 ) -> Tensor:
     dtype = torch.float64 if prediction.dtype == torch.float64 else torch.float32
     signal, noise_scale = _schedule.coefficients(schedule, t, dtype)
     if noise is None:
         assert seed is not None
         noise = noise_reference.noise(
-            x0.shape, seed, sample_offset=sample_offset, stream=stream, dtype=dtype, device=x0.device
-        )
+            x0.shape, seed, sample_offset=sample_offset, stream=stream, dtype=dtype, device=x0.device,
+            frame_correlation=frame_correlation, correlation_kind=correlation_kind,
+        )  # fmt: skip
     p, q = (_schedule.per_sample(c, x0) for c in target_coefficients(signal, noise_scale, target))
     wanted = p * noise.to(dtype) + q * x0.to(dtype)
     weight = loss_weight(signal, noise_scale, target, weighting, gamma)

@@ -38,6 +38,8 @@ def noise(
     stream: int | Tensor = 0,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str | None = None,
+    frame_correlation: float = 0.0,
+    correlation_kind: str = "mixed",
 ) -> Tensor:
     """z[b, e] = Box-Muller(Philox4x32-10(counter (e // 4, sample_offset + b, stream), key seed))[e % 4], z ~ N(0, 1).
 
@@ -50,30 +52,47 @@ def noise(
         stream: which of 2^32 independent noises; 0 is x_T and training noise, 1 + i is sampler step i.
         dtype: float32, or float64, bfloat16, float16: the fp32 normal cast.
         device: where to draw; the device of a tensor seed, else the CPU, where it is left out.
+        frame_correlation: of the frames of a (B, C, T, H, W) video, in [0, 1]: z[f] = sqrt(c) s + sqrt(1 - c) n[f]
+            with s common to all frames ("mixed"), or z[f] = c z[f - 1] + sqrt(1 - c^2) n[f] ("progressive").
+        correlation_kind: "mixed" or "progressive".
 
     Returns:
         Tensor of `shape`; rank 4 and 5 in channels-last memory. Writes each element once and reads nothing.
 
     Raises:
         TypeError: seed, sample_offset or stream is no int and no 0-d int64 tensor, or dtype is not floating point.
-        ValueError: shape has no batch axis or a negative size, or a tensor is on another device.
+        ValueError: shape has no batch axis or a negative size, or a tensor is on another device; frame_correlation is
+            outside [0, 1], or is asked for without a time axis.
 
-    Source: Salmon, Moraes, Dror and Shaw 2011, "Parallel random numbers: as easy as 1, 2, 3"; Box and Muller 1958.
+    Source: Salmon, Moraes, Dror and Shaw 2011, "Parallel random numbers: as easy as 1, 2, 3"; Box and Muller 1958;
+    Ge et al. 2023, "Preserve your own correlation", eq. 2 and 3.
     """
     shape = tuple(shape)
     if not shape or min(shape) < 0:
         raise ValueError(f"noise: shape must be (B, ...) with sizes >= 0, got {shape}")
     if not dtype.is_floating_point:
         raise TypeError(f"noise: dtype must be floating point, got {dtype}")
+    check_correlation("noise", shape, frame_correlation, correlation_kind)
     if device is None:
         device = seed.device if isinstance(seed, Tensor) else "cpu"
     seed = _random.seed_tensor("noise", seed, torch.device(device))
     offset = _random.counter_word("noise", "sample_offset", sample_offset, seed.device)
     word = _random.counter_word("noise", "stream", stream, seed.device)
     backend = _dispatch.choose("noise", PREDICATES, seed, dtype)
-    per_sample = math.prod(shape[1:])
-    if backend == "reference":
-        normals = reference.normals(seed, offset, word, shape[0], per_sample, dtype)
-    else:
-        normals = _KERNELS[backend].noise(seed, offset, word, shape[0], per_sample, dtype)
+    words = (seed, offset, word, shape[0], math.prod(shape[1:]), dtype)
+    if frame_correlation:
+        frames = (shape[2], *reference.frame_weights(frame_correlation, correlation_kind))
+        draw = reference.correlated if backend == "reference" else _KERNELS[backend].correlated_noise
+        return reference.shaped(draw(*words, *frames, correlation_kind == "progressive"), shape)
+    normals = reference.normals(*words) if backend == "reference" else _KERNELS[backend].noise(*words)
     return reference.shaped(normals, shape)
+
+
+def check_correlation(op: str, shape: Sequence[int], correlation: float, kind: str) -> None:
+    """Errors of frame_correlation and correlation_kind; every op that draws noise raises the same."""
+    if kind not in ("mixed", "progressive"):
+        raise ValueError(f"{op}: correlation_kind must be mixed or progressive, got {kind!r}")
+    if not 0 <= correlation <= 1:
+        raise ValueError(f"{op}: frame_correlation must be within [0, 1], got {correlation}")
+    if correlation and len(shape) != 5:
+        raise ValueError(f"{op}: frame_correlation needs a video (B, C, T, H, W), got shape {tuple(shape)}")

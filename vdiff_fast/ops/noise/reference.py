@@ -19,10 +19,52 @@ def noise(
     stream: int | Tensor | None = 0,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
+    frame_correlation: float = 0.0,
+    correlation_kind: str = "mixed",
 ) -> Tensor:
     if not isinstance(seed, Tensor):
         seed = torch.full((), seed, dtype=torch.int64, device=device)
-    return shaped(normals(seed, sample_offset, stream, shape[0], math.prod(shape[1:]), dtype), shape)
+    words = (seed, sample_offset, stream, shape[0], math.prod(shape[1:]), dtype)
+    if not frame_correlation:
+        return shaped(normals(*words), shape)
+    weights = frame_weights(frame_correlation, correlation_kind)
+    return shaped(correlated(*words, shape[2], *weights, correlation_kind == "progressive"), shape)
+
+
+# The noise that all frames share has a stream of its own: the same word with its top bit turned.
+SHARED_STREAM = 1 << 31
+
+
+def frame_weights(correlation: float, kind: str) -> tuple[float, float]:
+    """(shared, own) of unit variance; correlation is that of two frames (mixed) or of neighbours (progressive)."""
+    if kind == "mixed":
+        return math.sqrt(correlation), math.sqrt(1 - correlation)
+    return correlation, math.sqrt(1 - correlation * correlation)
+
+
+def correlated(
+    seed: Tensor,
+    sample_offset: int | Tensor | None,
+    stream: int | Tensor | None,
+    batch: int,
+    per_sample: int,
+    dtype: torch.dtype,
+    frames: int,
+    shared: float,
+    own: float,
+    progressive: bool,
+) -> Tensor:
+    """Frames z[f] = shared s + own n[f]; progressive: z[0] = n[0], z[f] = shared z[f-1] + own n[f] (Ge et al. 2023)."""
+    fresh = normals(seed, sample_offset, stream, batch, per_sample, torch.float32)
+    fresh = fresh.unflatten(1, (frames, per_sample // frames))
+    if progressive:
+        made = [fresh[:, 0]]
+        for frame in range(1, frames):
+            made.append(shared * made[-1] + own * fresh[:, frame])
+        return torch.stack(made, dim=1).flatten(1).to(dtype)
+    word = (0 if stream is None else stream) ^ SHARED_STREAM
+    common = normals(seed, sample_offset, word, batch, per_sample // frames, torch.float32)
+    return (shared * common[:, None] + own * fresh).flatten(1).to(dtype)
 
 
 def normals(

@@ -21,6 +21,10 @@ def samples(device: torch.device, dtype: torch.dtype) -> Iterator[Sample]:
         yield Sample("x".join(map(str, shape)), (shape, seed), {"dtype": dtype})
     words = {"sample_offset": torch.tensor(2**32 - 1, device=device), "stream": torch.tensor(7, device=device)}
     yield Sample("words", ((2, 3, 2, 3), torch.tensor(-5, device=device)), {"dtype": dtype, **words})
+    for kind in ("mixed", "progressive"):
+        for shape in ((2, 3, 4, 2, 5), (2, 4, 3, 5, 2), (1, 1, 3, 2, 2)):  # frames of 30, 40 and 4 elements
+            options = {"dtype": dtype, "frame_correlation": 0.6, "correlation_kind": kind}
+            yield Sample(f"{kind}_{shape[1]}", (shape, torch.tensor(-5, device=device)), options)
     yield Sample("integers", ((2, 3, 2, 3), -5), {"dtype": dtype, "device": device, "sample_offset": 3, "stream": 9})
 
 
@@ -33,6 +37,10 @@ def invalid() -> Iterator[Invalid]:
     yield Invalid("65-bit seed", lambda: draw((2, 3), 2**63), ValueError, "64 signed bits")
     yield Invalid("seed elsewhere", lambda: draw((2, 3), torch.tensor(1), device="meta"), ValueError, "seed is on cpu")
     yield Invalid("stream", lambda: draw((2, 3), 1, stream="a"), TypeError, "stream must be .* got str")  # type: ignore[arg-type]
+    video = (1, 2, 3, 4, 4)
+    yield Invalid("correlation", lambda: draw(video, 1, frame_correlation=1.5), ValueError, r"within \[0, 1\]")
+    yield Invalid("kind", lambda: draw(video, 1, correlation_kind="pink"), ValueError, "mixed or progressive")
+    yield Invalid("image", lambda: draw((1, 2, 4, 4), 1, frame_correlation=0.5), ValueError, "needs a video")
     yield Invalid("no batch", lambda: draw((), 1), ValueError, r"shape must be \(B, ...\)")
     yield Invalid("negative", lambda: draw((2, -3), 1), ValueError, r"got \(2, -3\)")
     yield Invalid("integer dtype", lambda: draw((2, 3), 1, dtype=torch.int64), TypeError, "torch.int64")
@@ -47,6 +55,25 @@ def aot() -> Iterator[AotCase]:
             signature={**pointers, "y_ptr": output, "elements": "i64", "tiles": "i32"},
             constants={"QUADS": DRAW.quads},
             divisible=("y_ptr", "elements"),
+            num_warps=DRAW.num_warps,
+            enable_fp_fusion=False,
+        )
+
+    for name, progressive, aligned in (("mixed", False, True), ("progressive", True, False)):
+        yield AotCase(
+            name=f"correlated_noise_{name}",
+            kernel="correlated_kernel",
+            signature={
+                **pointers,
+                "y_ptr": "*bf16",
+                "shared": "fp32",
+                "own": "fp32",
+                "elements": "i64",
+                "frames": "i32",
+                "tiles": "i32",
+            },
+            constants={"PROGRESSIVE": progressive, "ALIGNED": aligned, "QUADS": DRAW.quads},
+            divisible=("y_ptr", "elements") if aligned else ("y_ptr",),
             num_warps=DRAW.num_warps,
             enable_fp_fusion=False,
         )

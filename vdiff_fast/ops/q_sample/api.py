@@ -9,6 +9,8 @@ from torch import Tensor
 
 from vdiff_fast import _dispatch, layout
 from vdiff_fast.ops import _random, _schedule
+from vdiff_fast.ops.noise.api import check_correlation
+from vdiff_fast.ops.noise.api import noise as draw_noise
 from vdiff_fast.ops.q_sample import reference
 
 BACKENDS = ("reference", "cpu", "triton", "cuda")
@@ -63,6 +65,8 @@ def q_sample(
     sample_offset: int | Tensor = 0,
     stream: int | Tensor = 0,
     check_finite: bool = False,
+    frame_correlation: float = 0.0,
+    correlation_kind: str = "mixed",
 ) -> Tensor:
     """x_t = sqrt(alpha_bar[t]) x0 + sqrt(1 - alpha_bar[t]) noise; for a flow schedule x_t = (1 - s) x0 + s noise.
 
@@ -74,6 +78,8 @@ def q_sample(
         schedule: float32 tables on the device of x0 (see `vdiff_fast.ops._schedule.Schedule`).
         noise: of x0's shape; drawn in the kernel and never stored where `seed` is given instead.
         seed, sample_offset, stream: what `vdiff_fast.ops.noise` takes.
+        frame_correlation, correlation_kind: of the noise of a video's frames, see `vdiff_fast.ops.noise`, by which it
+            is then drawn first, into a tensor.
         check_finite: read x0 first and raise on NaN or Inf; eager CPU tensors only, one more pass over x0.
 
     Returns:
@@ -89,12 +95,16 @@ def q_sample(
     """
     check_video("q_sample", "x0", x0)
     _random.check_noise_source("q_sample", x0, noise, seed)
+    check_correlation("q_sample", x0.shape, frame_correlation, correlation_kind)
     _schedule.check_timesteps("q_sample", t, schedule, x0)
     if check_finite:
         check_values("q_sample", "x0", x0)
     key = None if seed is None else _random.seed_tensor("q_sample", seed, x0.device)
     offset = _random.counter_word("q_sample", "sample_offset", sample_offset, x0.device)
     word = _random.counter_word("q_sample", "stream", stream, x0.device)
+    if frame_correlation and key is not None:
+        noise = correlated_noise(x0, key, offset, word, frame_correlation, correlation_kind)
+        key = offset = word = None
     backend = _dispatch.choose("q_sample", PREDICATES, x0)
     if backend == "reference":
         return _dispatch.call_reference(
@@ -109,6 +119,22 @@ def q_sample(
     if not (torch.is_grad_enabled() and (x0.requires_grad or (noise is not None and noise.requires_grad))):
         return _KERNELS[backend].q_sample(x0, steps, signal, noise_scale, noise, key, offset, word)
     return _QSample.apply(x0, noise, steps, signal, noise_scale, key, offset, word, backend)
+
+
+def correlated_noise(
+    x: Tensor, seed: Tensor, sample_offset: Tensor | None, stream: Tensor | None, correlation: float, kind: str
+) -> Tensor:
+    """Noise of x's shape in float32 (float64 for float64), the same that every other op of these words draws."""
+    return draw_noise(
+        x.shape,
+        seed,
+        sample_offset=0 if sample_offset is None else sample_offset,
+        stream=0 if stream is None else stream,
+        dtype=torch.promote_types(x.dtype, torch.float32),
+        device=x.device,
+        frame_correlation=correlation,
+        correlation_kind=kind,
+    )
 
 
 def check_video(op: str, name: str, x: Tensor) -> None:

@@ -19,14 +19,17 @@ def q_sample(
     sample_offset: int | Tensor | None = 0,
     stream: int | Tensor | None = 0,
     check_finite: bool = False,
+    frame_correlation: float = 0.0,
+    correlation_kind: str = "mixed",
 ) -> Tensor:
     dtype = torch.float64 if x0.dtype == torch.float64 else torch.float32
     signal, noise_scale = _schedule.coefficients(schedule, t, dtype)
     if noise is None:
         assert seed is not None
         noise = noise_reference.noise(
-            x0.shape, seed, sample_offset=sample_offset, stream=stream, dtype=dtype, device=x0.device
-        )
+            x0.shape, seed, sample_offset=sample_offset, stream=stream, dtype=dtype, device=x0.device,
+            frame_correlation=frame_correlation, correlation_kind=correlation_kind,
+        )  # fmt: skip
     x = x0.to(dtype)
     mixed = _schedule.per_sample(signal, x) * x + _schedule.per_sample(noise_scale, x) * noise.to(dtype)
     return mixed.to(x0.dtype)

@@ -70,6 +70,8 @@ def sampler_step(
     seed: int | Tensor | None = None,
     sample_offset: int | Tensor = 0,
     stream: int | Tensor | None = None,
+    frame_correlation: float = 0.0,
+    correlation_kind: str = "mixed",
 ) -> tuple[Tensor, Tensor]:
     row = _row(table, step).to(torch.promote_types(x.dtype, torch.float32))
     y = prediction.to(x.dtype)
@@ -83,8 +85,9 @@ def sampler_step(
     if noise is None and seed is not None:
         stream = 1 + step if stream is None else stream
         noise = counter_noise.noise(
-            x.shape, seed, sample_offset=sample_offset, stream=stream, dtype=x.dtype, device=x.device
-        )
+            x.shape, seed, sample_offset=sample_offset, stream=stream, dtype=x.dtype, device=x.device,
+            frame_correlation=frame_correlation, correlation_kind=correlation_kind,
+        )  # fmt: skip
     update = row[columns.X] * x + row[columns.X0] * x0 + row[columns.Y] * y
     update = update + _term(row[columns.PREVIOUS], previous, x) + _term(row[columns.PREVIOUS2], previous2, x)
     return update + _term(row[columns.NOISE], noise, x), x0

@@ -10,6 +10,7 @@ from vdiff_fast.ops.timestep_embedding import reference
 
 _KERNELS = _dispatch.kernel_modules(__package__)
 _CPU_REASON = _library.CPU.reason
+_CUDA_REASON = _library.CUDA.reason
 _TRITON_REASON = _library.why_no_triton()
 
 
@@ -28,10 +29,18 @@ def _why_not_triton(t: Tensor) -> str | None:
     return None if usable else f"the tensor is on {t.device.type}"
 
 
+def _why_not_cuda(t: Tensor) -> str | None:
+    """CUDA C++ kernels, which read integer times too."""
+    if t.is_floating_point() or _CUDA_REASON is not None:
+        return _dispatch.GENERIC_PREDICATES["cuda"](t)
+    return None if t.device.type == "cuda" else f"the tensor is on {t.device.type}"
+
+
 PREDICATES: dict[str, _dispatch.Predicate] = {
     "reference": _dispatch.why_not_reference,
     "cpu": why_not_cpu,
     "triton": _why_not_triton,
+    "cuda": _why_not_cuda,
 }
 
 

@@ -15,11 +15,17 @@ from vdiff_fast.ops.timestep_mlp import reference
 _KERNELS = _dispatch.kernel_modules(__package__)
 
 
-def _why_not_cpu(x: Tensor, w1: Tensor | None = None) -> str | None:
-    return _dispatch.why_not_cpu(x if w1 is None else w1)
+def _of_weights(predicate: _dispatch.Predicate) -> _dispatch.Predicate:
+    """A generic predicate asked about the weights: times may be integers."""
+
+    def why_not(x: Tensor, w1: Tensor | None = None) -> str | None:
+        return predicate(x if w1 is None else w1)
+
+    return why_not
 
 
-PREDICATES: dict[str, _dispatch.Predicate] = {"reference": _dispatch.why_not_reference, "cpu": _why_not_cpu}
+PREDICATES: dict[str, _dispatch.Predicate] = {"reference": _dispatch.why_not_reference}
+PREDICATES |= {name: _of_weights(_dispatch.GENERIC_PREDICATES[name]) for name in ("cpu", "triton", "cuda")}
 
 
 class _TimestepMLP(torch.autograd.Function):

@@ -6,9 +6,10 @@ from collections.abc import Iterator
 
 import torch
 
-from vdiff_fast._spec import BenchCase, Invalid, OpSpec, Sample, randn
+from vdiff_fast._spec import AotCase, BenchCase, Invalid, OpSpec, Sample, randn
 from vdiff_fast.ops.timestep_embedding.spec import ADM, steps
 from vdiff_fast.ops.timestep_mlp import api, reference
+from vdiff_fast.ops.timestep_mlp.config import LARGE, LINEAR, SMALL
 
 
 def call(
@@ -52,6 +53,29 @@ def invalid() -> Iterator[Invalid]:
     yield Invalid("time", lambda: f(t[:, None], w1, b1, w2, b2), ValueError, r"timestep_mlp: t must be \(B,\)")
 
 
+def aot() -> Iterator[AotCase]:
+    """Both layers, for a sampling step's batch and for the largest."""
+    for samples, weight in ((SMALL, "*fp32"), (LARGE, "*bf16")):
+        shared = {"w_ptr": weight, "bias_ptr": weight} | dict.fromkeys(("batch", "rows", "columns", "tiles"), "i32")
+        tile = {"SAMPLES": samples, "ROWS": LINEAR.rows, "COLUMNS": LINEAR.columns}
+        yield AotCase(
+            name=f"timestep_mlp_first_{samples}",
+            kernel="first_kernel",
+            signature={"t_ptr": "*i64", "pre_ptr": "*fp32"} | shared,
+            constants={"RATE": -0.058, "SCALE": 1.0, "FLIP": False} | tile,
+            divisible=("w_ptr", "rows", "columns"),
+            num_warps=LINEAR.num_warps,
+        )
+        yield AotCase(
+            name=f"timestep_mlp_second_{samples}",
+            kernel="second_kernel",
+            signature={"pre_ptr": "*fp32", "y_ptr": weight} | shared,
+            constants=tile,
+            divisible=("w_ptr", "rows", "columns"),
+            num_warps=LINEAR.num_warps,
+        )
+
+
 def bench() -> Iterator[BenchCase]:
     for name, batch, dim, hidden in (
         ("svd", 2, 320, 1280),
@@ -76,6 +100,7 @@ SPEC = OpSpec(
     samples=samples,
     predicates=api.PREDICATES,
     invalid=invalid,
+    aot=aot,
     bench=bench,
     summary="sinusoids, Linear, SiLU, Linear of the time embedding",
 )
