@@ -27,16 +27,12 @@ __device__ __forceinline__ void normals_from(const vdiff::philox::Stream& stream
   float low[4], high[4];
   vdiff::philox::normals(stream, first / 4, low);
   vdiff::philox::normals(stream, first / 4 + 1, high);
-  const int shift = static_cast<int>(first % 4);
-#pragma unroll
-  for (int w = 0; w < 4; ++w) {
-    n[w] = 0.0f;
-#pragma unroll
-    for (int k = 0; k < 4; ++k) {
-      if (w + shift == k) n[w] = low[k];
-      if (w + shift == k + 4) n[w] = high[k];
-    }
-  }
+  // Selections of registers: an index would put the eight numbers into local memory.
+  const bool one = first % 4 == 1, two = first % 4 == 2;
+  n[0] = one ? low[1] : two ? low[2] : low[3];
+  n[1] = one ? low[2] : two ? low[3] : high[0];
+  n[2] = one ? low[3] : two ? high[0] : high[1];
+  n[3] = one ? high[0] : two ? high[1] : high[2];
 }
 
 // A thread makes four elements of every frame: what frames share stays in registers.
