@@ -56,7 +56,7 @@ def _skip_if_unbuilt(backend: str) -> None:
         pytest.skip(reason)
 
 
-@pytest.fixture(params=["avx512", "avx2", "scalar"])
+@pytest.fixture(params=["avx512bf16", "avx512", "avx2", "scalar"])
 def isa(request: pytest.FixtureRequest) -> Iterator[str]:
     before = _library.isa()
     if before is None:

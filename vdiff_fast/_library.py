@@ -101,7 +101,7 @@ def define_triton(schema: str, launch: Callable[..., Any], fake: Callable[..., A
 
 
 def isa() -> str | None:
-    """Instruction set the CPU kernels use: "avx512", "avx2" or "scalar"; None without the library."""
+    """Instruction set the CPU kernels use: "avx512bf16", "avx512", "avx2" or "scalar"; None without the library."""
     if CPU.reason is not None:
         return None
     function = ctypes.CDLL(str(CPU.path)).vdiff_fast_isa

@@ -3,7 +3,7 @@
 
 namespace vdiff {
 
-enum class Isa : int { scalar = 0, avx2 = 1, avx512 = 2 };
+enum class Isa : int { scalar = 0, avx2 = 1, avx512 = 2, avx512bf16 = 3 };
 
 // The best set this CPU has and the build contains, unless VDIFF_FAST_ISA or set_isa() names a lesser one.
 Isa active_isa();
@@ -21,11 +21,15 @@ Isa active_isa();
   }                                        \
   namespace vdiff::avx512 {                \
   void name params;                        \
+  }                                        \
+  namespace vdiff::avx512bf16 {            \
+  void name params;                        \
   }
-#define VDIFF_KERNEL(name)                                                \
-  (::vdiff::active_isa() == ::vdiff::Isa::avx512 ? &::vdiff::avx512::name \
-   : ::vdiff::active_isa() == ::vdiff::Isa::avx2 ? &::vdiff::avx2::name   \
-                                                 : &::vdiff::scalar::name)
+#define VDIFF_KERNEL(name)                                                        \
+  (::vdiff::active_isa() == ::vdiff::Isa::avx512bf16 ? &::vdiff::avx512bf16::name \
+   : ::vdiff::active_isa() == ::vdiff::Isa::avx512   ? &::vdiff::avx512::name     \
+   : ::vdiff::active_isa() == ::vdiff::Isa::avx2     ? &::vdiff::avx2::name       \
+                                                     : &::vdiff::scalar::name)
 #else
 #define VDIFF_DECLARE_KERNEL(name, params) \
   namespace vdiff::scalar {                \

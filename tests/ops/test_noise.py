@@ -41,7 +41,7 @@ def test_normals_are_box_muller_of_the_words() -> None:
     assert bool(torch.isfinite(normals).all())
 
 
-@pytest.mark.parametrize("name", ["avx512", "avx2", "scalar"])
+@pytest.mark.parametrize("name", ["avx512bf16", "avx512", "avx2", "scalar"])
 def test_every_instruction_set_gives_the_reference_bits(name: str) -> None:
     before = _library.isa()
     try:

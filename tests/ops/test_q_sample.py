@@ -36,7 +36,7 @@ def _layouts(x: torch.Tensor) -> list[torch.Tensor]:
     return [x, channels_last(x)] if x.dim() in (4, 5) else [x]
 
 
-@pytest.mark.parametrize("name", ["avx512", "avx2", "scalar"])
+@pytest.mark.parametrize("name", ["avx512bf16", "avx512", "avx2", "scalar"])
 def test_every_instruction_set_gives_the_reference_bits(name: str) -> None:
     before = _library.isa()
     try:

@@ -247,13 +247,17 @@ class Forward {
   }
 
   void finish_unit(int64_t unit) {
-    for (int64_t group = 0; group < plan_.groups; ++group) {
-      double mean = 0, squares = 0;
-      each_column(unit, group, [&](double n, double m, double) { mean += n * m; });
-      mean /= static_cast<double>(plan_.count());
-      each_column(unit, group, [&](double n, double m, double sq) { squares += sq + n * (m - mean) * (m - mean); });
-      set(unit, group, mean, squares);
-    }
+    torch::stable::parallel_for(0, plan_.groups, plan_.group_grain(), [&](int64_t begin, int64_t end) {
+      for (int64_t group = begin; group < end; ++group) finish_columns(unit, group);
+    });
+  }
+
+  void finish_columns(int64_t unit, int64_t group) {
+    double mean = 0, squares = 0;
+    each_column(unit, group, [&](double n, double m, double) { mean += n * m; });
+    mean /= static_cast<double>(plan_.count());
+    each_column(unit, group, [&](double n, double m, double sq) { squares += sq + n * (m - mean) * (m - mean); });
+    set(unit, group, mean, squares);
   }
 
   // body(count, mean, squares) for every part and channel of a group, `add` included in the mean.
@@ -317,12 +321,9 @@ class Backward {
         sum_g_(plan.vectors()),
         sum_gn_(plan.vectors()),
         sum_dz_(coefficients.adds() ? plan.vectors() : 0) {
-    for (int64_t unit = 0; unit < plan.units; ++unit) {
-      for (int64_t group = 0; group < plan.groups; ++group) {
-        const int64_t i = unit * plan.groups + group;
-        coefficients.set(unit, group, mean_[i], rstd_[i]);
-      }
-    }
+    torch::stable::parallel_for(0, plan.units * plan.groups, plan.group_grain(), [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) coefficients.set(i / plan.groups, i % plan.groups, mean_[i], rstd_[i]);
+    });
   }
 
   void run() {
@@ -332,10 +333,9 @@ class Backward {
           plan_.channels_last ? reduce_rows(block, part) : reduce_runs(block, part);
         },
         [this](int64_t block) {
-          plan_.channels_last ? fold_rows(block) : fold_runs(block);
-          const int64_t first = plan_.channels_last ? block * plan_.groups : block;
-          const int64_t last = plan_.channels_last ? first + plan_.groups : first + 1;
-          for (int64_t i = first; i < last; ++i) finish(i / plan_.groups, i % plan_.groups);
+          if (plan_.channels_last) return finish_unit(block);
+          fold_runs(block);
+          finish(block / plan_.groups, block % plan_.groups);
         },
         [this](int64_t block, int64_t part) {
           plan_.channels_last ? apply_rows(block, part) : apply_runs(block, part);
@@ -377,7 +377,7 @@ class Backward {
     double* sums = partial(block, part);
     const int64_t first = block % plan_.groups * plan_.per_group;
     vdiff::group_norm::each_chunk(plan_, block, part, [&](const Chunk& k) {
-      kernels_.sums_runs(dy_.run(k), x_.run(k), plan_.row_stride(), k.rows, k.end - k.begin,
+      kernels_.sums_runs(dy_.run(k), x_.run(k), dx_.run(k), plan_.row_stride(), k.rows, k.end - k.begin,
                          coefficients_.affine(k.segment, k.c), plan_.silu, sums + run_index(k.frame, k.c - first));
     });
   }
@@ -401,23 +401,30 @@ class Backward {
       const int64_t channels = plan_.source_channels[s], first = x_.first(s);
       double* sums = partial(block, part) + first;
       kernels_.sums_columns(dy_.row(rows.segment, rows.begin, first), plan_.channels,
-                            x_.row(s, rows.segment, rows.begin), channels, rows.end - rows.begin, channels,
-                            coefficients_.affine(rows.segment, first), plan_.silu, sums, sums + plan_.channels,
-                            sums + 2 * plan_.channels, scratch.data());
+                            x_.row(s, rows.segment, rows.begin), dx_.row(s, rows.segment, rows.begin), channels,
+                            rows.end - rows.begin, channels, coefficients_.affine(rows.segment, first), plan_.silu,
+                            sums, sums + plan_.channels, sums + 2 * plan_.channels, scratch.data());
     }
   }
 
-  void fold_rows(int64_t unit) {
+  void finish_unit(int64_t unit) {
+    torch::stable::parallel_for(0, plan_.groups, plan_.group_grain(), [&](int64_t begin, int64_t end) {
+      for (int64_t group = begin; group < end; ++group) {
+        fold_rows(unit, group);
+        finish(unit, group);
+      }
+    });
+  }
+
+  void fold_rows(int64_t unit, int64_t group) {
     const int64_t cuts = plan_.parts / plan_.unit_segments;
-    for (int64_t group = 0; group < plan_.groups; ++group) {
-      fold(unit, group, [&](int64_t segment, int64_t c, double* sums) {
-        const int64_t first = (segment - unit * plan_.unit_segments) * cuts;
-        for (int64_t cut = 0; cut < cuts; ++cut) {
-          const double* from = partial(unit, first + cut) + c;
-          for (int k = 0; k < 3; ++k) sums[k] += from[k * plan_.channels];
-        }
-      });
-    }
+    fold(unit, group, [&](int64_t segment, int64_t c, double* sums) {
+      const int64_t first = (segment - unit * plan_.unit_segments) * cuts;
+      for (int64_t cut = 0; cut < cuts; ++cut) {
+        const double* from = partial(unit, first + cut) + c;
+        for (int k = 0; k < 3; ++k) sums[k] += from[k * plan_.channels];
+      }
+    });
   }
 
   // Sums over (x - center) become sums over the normalised n = (x - mean) * rstd.
@@ -494,9 +501,12 @@ class Backward {
   template <class Value>
   std::vector<double> per_channel(Value value) const {
     std::vector<double> out(plan_.channels);
-    for (int64_t s = 0; s < plan_.batch * plan_.segments; ++s) {
-      for (int64_t c = 0; c < plan_.channels; ++c) out[c] += value(s, c, s * plan_.channels + c);
-    }
+    const int64_t slabs = plan_.batch * plan_.segments, grain = 1 + vdiff::kGrain / (16 * std::max<int64_t>(slabs, 1));
+    torch::stable::parallel_for(0, plan_.channels, grain, [&](int64_t begin, int64_t end) {
+      for (int64_t s = 0; s < slabs; ++s) {
+        for (int64_t c = begin; c < end; ++c) out[c] += value(s, c, s * plan_.channels + c);
+      }
+    });
     return out;
   }
 

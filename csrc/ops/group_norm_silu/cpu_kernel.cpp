@@ -196,14 +196,30 @@ struct Kernels {
 
   // --- backward
 
+  // A SiLU's slope costs most of a pass: g is kept in dx where that rounds nothing.
   template <bool kSilu>
-  static void sums_run(const T* dy, const T* x, int64_t n, V center, V slope, V offset, double* sums) {
+  static constexpr bool kKeep = kSilu && !kNarrow;
+
+  template <bool kSilu>
+  static inline V incoming(const T* dy, T* dx, V z, int lanes) {
+    const V g = get(dy, lanes) * activation_slope<kSilu, kNarrow>(z);
+    if constexpr (kKeep<kSilu>) put(dx, g, lanes);
+    return g;
+  }
+  template <bool kSilu>
+  static inline V outgoing(const T* dy, const T* dx, V z, int lanes) {
+    if constexpr (kKeep<kSilu>) return get(dx, lanes);
+    return get(dy, lanes) * activation_slope<kSilu, kNarrow>(z);
+  }
+
+  template <bool kSilu>
+  static void sums_run(const T* dy, const T* x, T* dx, int64_t n, V center, V slope, V offset, double* sums) {
     for (int64_t done = 0; done < n; done += kRunChunk) {
       V g_sum{}, gx_sum{}, x_sum{};
       each_vector(n - done < kRunChunk ? n - done : kRunChunk, [&](int64_t i, int lanes) {
         V centered = get(x + done + i, lanes) - center;
         if (lanes < kCount) centered = zero_after(centered, lanes);
-        const V g = get(dy + done + i, lanes) * activation_slope<kSilu, kNarrow>(fma(centered, slope, offset));
+        const V g = incoming<kSilu>(dy + done + i, dx + done + i, fma(centered, slope, offset), lanes);
         g_sum += g;
         gx_sum = fma(g, centered, gx_sum);
         x_sum += centered;
@@ -214,21 +230,21 @@ struct Kernels {
     }
   }
   template <bool kSilu>
-  static void sums_runs_as(const T* dy, const T* x, int64_t stride, int64_t rows, int64_t n, Affine<Real> affine,
+  static void sums_runs_as(const T* dy, const T* x, T* dx, int64_t stride, int64_t rows, int64_t n, Affine<Real> affine,
                            double* sums) {
     for (int64_t row = 0; row < rows; ++row) {
-      sums_run<kSilu>(dy + row * stride, x + row * stride, n, V{} + affine.center[row], V{} + affine.slope[row],
-                      V{} + affine.offset[row], sums + 3 * row);
+      sums_run<kSilu>(dy + row * stride, x + row * stride, dx + row * stride, n, V{} + affine.center[row],
+                      V{} + affine.slope[row], V{} + affine.offset[row], sums + 3 * row);
     }
   }
-  static void sums_runs(const void* dy, const void* x, int64_t stride, int64_t rows, int64_t n, Affine<Real> affine,
-                        bool silu, double* sums) {
-    (silu ? sums_runs_as<true> : sums_runs_as<false>)((const T*)dy, (const T*)x, stride, rows, n, affine, sums);
+  static void sums_runs(const void* dy, const void* x, void* dx, int64_t stride, int64_t rows, int64_t n,
+                        Affine<Real> affine, bool silu, double* sums) {
+    (silu ? sums_runs_as<true> : sums_runs_as<false>)((const T*)dy, (const T*)x, (T*)dx, stride, rows, n, affine, sums);
   }
 
   // Adds kRows rows to the sums, in pairs: fewer roundings and fewer stores.
   template <bool kSilu, int kRows>
-  static inline void sums_rows(const T* dy, int64_t dy_stride, const T* x, int64_t stride, int64_t n,
+  static inline void sums_rows(const T* dy, int64_t dy_stride, const T* x, T* dx, int64_t stride, int64_t n,
                                Affine<Real> affine, Real* g_sum, Real* gx_sum, Real* x_sum) {
     each_vector(n, [&](int64_t c, int lanes) {
       const V center = get_real(affine.center + c, lanes), slope = get_real(affine.slope + c, lanes);
@@ -236,7 +252,8 @@ struct Kernels {
       V g[kRows], gx[kRows], centered[kRows];
       for (int i = 0; i < kRows; ++i) {
         centered[i] = get(x + i * stride + c, lanes) - center;
-        g[i] = get(dy + i * dy_stride + c, lanes) * activation_slope<kSilu, kNarrow>(fma(centered[i], slope, offset));
+        const V z = fma(centered[i], slope, offset);
+        g[i] = incoming<kSilu>(dy + i * dy_stride + c, dx + i * stride + c, z, lanes);
         gx[i] = g[i] * centered[i];
       }
       for (int half = kRows / 2; half > 0; half /= 2) {
@@ -249,26 +266,27 @@ struct Kernels {
   }
 
   template <bool kSilu>
-  static void sums_block(const T* dy, int64_t dy_stride, const T* x, int64_t stride, int64_t rows, int64_t n,
+  static void sums_block(const T* dy, int64_t dy_stride, const T* x, T* dx, int64_t stride, int64_t rows, int64_t n,
                          Affine<Real> affine, Real* g_sum, Real* gx_sum, Real* x_sum) {
     each_vector(n, [&](int64_t c, int) { store(g_sum + c, V{}), store(gx_sum + c, V{}), store(x_sum + c, V{}); });
     const auto add = [&]<int kRows>(int64_t row) {
-      sums_rows<kSilu, kRows>(dy + row * dy_stride, dy_stride, x + row * stride, stride, n, affine, g_sum, gx_sum,
-                              x_sum);
+      sums_rows<kSilu, kRows>(dy + row * dy_stride, dy_stride, x + row * stride, dx + row * stride, stride, n, affine,
+                              g_sum, gx_sum, x_sum);
     };
     each_row(
         rows, [&](int64_t row) { add.template operator()<4>(row); },
         [&](int64_t row) { add.template operator()<1>(row); });
   }
-  static void sums_columns(const void* dy, int64_t dy_stride, const void* x, int64_t stride, int64_t rows, int64_t n,
-                           Affine<Real> affine, bool silu, double* g, double* gx, double* xs, Real* scratch) {
+  static void sums_columns(const void* dy, int64_t dy_stride, const void* x, void* dx, int64_t stride, int64_t rows,
+                           int64_t n, Affine<Real> affine, bool silu, double* g, double* gx, double* xs,
+                           Real* scratch) {
     const int64_t padded = n + 16, step = 256;
     Real *g_sum = scratch, *gx_sum = scratch + padded, *x_sum = gx_sum + padded;
     for (int64_t done = 0; done < rows; done += step) {
       const int64_t count = rows - done < step ? rows - done : step;
       (silu ? sums_block<true> : sums_block<false>)((const T*)dy + done * dy_stride, dy_stride,
-                                                    (const T*)x + done * stride, stride, count, n, affine, g_sum,
-                                                    gx_sum, x_sum);
+                                                    (const T*)x + done * stride, (T*)dx + done * stride, stride, count,
+                                                    n, affine, g_sum, gx_sum, x_sum);
       for (int64_t c = 0; c < n; ++c) g[c] += g_sum[c], gx[c] += gx_sum[c], xs[c] += x_sum[c];
     }
   }
@@ -283,7 +301,7 @@ struct Kernels {
         fetch(x + i, ahead);
         fetch(dy + i, ahead);
         const V centered = get(x + i, lanes) - center;
-        const V g = get(dy + i, lanes) * activation_slope<kSilu, kNarrow>(fma(centered, slope, offset));
+        const V g = outgoing<kSilu>(dy + i, dx + i, fma(centered, slope, offset), lanes);
         put(dx + i, fma(g, gain, fma(centered, tilt, level)), lanes);
       });
     }
@@ -298,12 +316,12 @@ struct Kernels {
   static void gradient_columns_as(const T* dy, int64_t dy_stride, const T* x, T* dx, int64_t stride, int64_t rows,
                                   int64_t n, Affine<Real> affine, Gradient<Real> gradient) {
     for (int64_t row = 0; row < rows; ++row) {
-      const T *from = x + row * stride, *incoming = dy + row * dy_stride;
+      const T* from = x + row * stride;
       T* to = dx + row * stride;
       each_vector(n, [&](int64_t c, int lanes) {
         V centered;
         const V z = preactivation(get(from + c, lanes), affine, c, lanes, centered);
-        const V g = get(incoming + c, lanes) * activation_slope<kSilu, kNarrow>(z);
+        const V g = outgoing<kSilu>(dy + row * dy_stride + c, to + c, z, lanes);
         const V flat = fma(centered, get_real(gradient.tilt + c, lanes), get_real(gradient.level + c, lanes));
         put(to + c, fma(g, get_real(gradient.gain + c, lanes), flat), lanes);
       });

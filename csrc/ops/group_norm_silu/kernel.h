@@ -32,11 +32,12 @@ struct GroupNormKernels {
                      int64_t ahead);
   void (*apply_columns)(const void* x, int64_t stride, void* y, int64_t y_stride, int64_t rows, int64_t n,
                         Affine<Real> affine, bool silu);
-  // Adds sum g, sum g * (x - center), sum (x - center): three sums a row of runs, three arrays for columns.
-  void (*sums_runs)(const void* dy, const void* x, int64_t stride, int64_t rows, int64_t n, Affine<Real> affine,
-                    bool silu, double* sums);
-  void (*sums_columns)(const void* dy, int64_t dy_stride, const void* x, int64_t stride, int64_t rows, int64_t n,
-                       Affine<Real> affine, bool silu, double* g, double* gx, double* xs, Real* scratch);
+  // Adds sum g, sum g * (x - center), sum (x - center): three sums a row of runs, three arrays for columns. Where dx
+  // holds a Real and there is a SiLU, g is left in dx, and the gradient kernels take it from there.
+  void (*sums_runs)(const void* dy, const void* x, void* dx, int64_t stride, int64_t rows, int64_t n,
+                    Affine<Real> affine, bool silu, double* sums);
+  void (*sums_columns)(const void* dy, int64_t dy_stride, const void* x, void* dx, int64_t stride, int64_t rows,
+                       int64_t n, Affine<Real> affine, bool silu, double* g, double* gx, double* xs, Real* scratch);
   void (*gradient_runs)(const void* dy, const void* x, void* dx, int64_t stride, int64_t rows, int64_t n,
                         Affine<Real> affine, Gradient<Real> gradient, bool silu, int64_t ahead);
   void (*gradient_columns)(const void* dy, int64_t dy_stride, const void* x, void* dx, int64_t stride, int64_t rows,

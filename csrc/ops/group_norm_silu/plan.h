@@ -49,6 +49,12 @@ struct Plan {
   int64_t vectors() const { return batch * segments * channels; }
   bool empty() const { return batch * segments * length * channels == 0; }
 
+  // Groups whose per-channel work is worth a thread: some nanoseconds a channel and part.
+  int64_t group_grain() const {
+    const int64_t values = per_group * (channels_last ? parts : unit_segments);
+    return 1 + kGrain / 16 / std::max<int64_t>(values, 1);
+  }
+
   // Elements between the runs of neighbouring channels, and bytes between neighbouring groups of one source.
   int64_t row_stride() const { return segments * length; }
   int64_t group_bytes() const { return per_group * row_stride() * element; }

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from vdiff_fast import _dispatch, layout
-from vdiff_fast.ops._channel_vectors import affine, for_reference, laid_out, modulation, three_axes
+from vdiff_fast.ops._channel_vectors import affine, for_reference, laid_out, modulation, records_gradients, three_axes
 from vdiff_fast.ops.rms_norm_silu import reference
 
 _OP = "rms_norm_silu"
@@ -106,5 +106,6 @@ def rms_norm_silu(
         )  # fmt: skip
     else:
         x = x if layout.is_channels_last(x) else layout.native(x)
-        y, _ = _RMSNormSiLU.apply(x, weight, scale, shift, eps, activation == "silu", backend)
+        run = _RMSNormSiLU.apply if records_gradients(x, weight, scale, shift) else _RMSNormSiLU.forward
+        y, _ = run(x, weight, scale, shift, eps, activation == "silu", backend)
     return y if y.dim() == len(shape) else y.reshape(shape)  # reshape changes strides of size-1 dims
