@@ -84,7 +84,12 @@ class AotCase:
 
 @dataclass(frozen=True)
 class BenchCase:
-    """One benchmark shape: a layer of a real model."""
+    """One benchmark shape: a layer of a real model.
+
+    Attributes:
+        bytes_forward, bytes_backward: minimum traffic in float32; other dtypes move in proportion to their size.
+        tags: "gpu" where the shape is too large for a CPU.
+    """
 
     name: str
     sample: Callable[[torch.device, torch.dtype], Sample]

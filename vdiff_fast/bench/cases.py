@@ -44,9 +44,9 @@ class Group:
     @property
     def bytes_moved(self) -> int | None:
         forward, backward = self.case.bytes_forward, self.case.bytes_backward
-        if self.direction == "forward":
-            return forward
-        return None if forward is None or backward is None else forward + backward
+        moved = (forward,) if self.direction == "forward" else (forward, backward)
+        known = [m for m in moved if m is not None]
+        return sum(known) * self.dtype.itemsize // 4 if len(known) == len(moved) else None
 
 
 @dataclass(frozen=True)

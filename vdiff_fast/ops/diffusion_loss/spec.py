@@ -132,7 +132,7 @@ def bench() -> Iterator[BenchCase]:
             return Sample("bench", (prediction, x0, t, Tables.cosine(1000, device)), options)
 
         size = math.prod(shape)
-        yield BenchCase(name=name, sample=sample, bytes_forward=4 * size, bytes_backward=6 * size)
+        yield BenchCase(name=name, sample=sample, bytes_forward=2 * 4 * size, bytes_backward=3 * 4 * size)
 
 
 def stored_noise(

@@ -85,7 +85,7 @@ def bench() -> Iterator[BenchCase]:
         def sample(device: torch.device, dtype: torch.dtype, shape: tuple[int, ...] = shape) -> Sample:
             return Sample("bench", (shape, torch.tensor(1, device=device)), {"dtype": dtype})
 
-        yield BenchCase(name=name, sample=sample, bytes_forward=2 * math.prod(shape))
+        yield BenchCase(name=name, sample=sample, bytes_forward=4 * math.prod(shape))
 
 
 def torch_randn(shape: tuple[int, ...], seed: torch.Tensor, *, dtype: torch.dtype) -> torch.Tensor:

@@ -101,7 +101,7 @@ def bench() -> Iterator[BenchCase]:
             seed = torch.tensor(1, device=device)
             return Sample("bench", (x0, _steps(shape[0], device), Tables.cosine(1000, device)), {"seed": seed})
 
-        yield BenchCase(name=name, sample=sample, bytes_forward=4 * math.prod(shape))
+        yield BenchCase(name=name, sample=sample, bytes_forward=2 * 4 * math.prod(shape))
 
 
 def stored_noise(x0: torch.Tensor, t: torch.Tensor, schedule: Tables, *, seed: torch.Tensor) -> torch.Tensor:

@@ -100,6 +100,7 @@ SPEC = OpSpec(
     bench=bench,
     aot=aot,
     error_multiple=2.0,
-    error_reason="in float32 both are a roundoff or two off, so their ratio scatters; its mean over the samples is < 1",
+    error_reason="in float32 both are a roundoff or two off, so their ratio scatters: 1.0 on average, 2.0 at most, on "
+    "AVX2 with exact divisions too; in bfloat16 and float16 0.4 on average, 0.8 at most",
     summary="RMSNorm over channels, scale and shift, SiLU in one pass",
 )
