@@ -65,7 +65,7 @@ def samples(device: torch.device, dtype: torch.dtype) -> Iterator[Sample]:
         yield make("clip" + suffix, (2, 12, 3, 5, 7), 4, last=last)
         yield make("per_frame" + suffix, (2, 12, 3, 5, 7), 4, last=last, per_frame=True)
         yield make("image_40_per_group" + suffix, (1, 80, 4, 5), 2, last=last, affine=False)
-        yield make("tokens_10_per_group" + suffix, (2, 20, 33), 2, last=last, eps=1e-6)
+        yield make("tokens_10_per_group" + suffix, (2, 20, 133), 2, last=last, eps=1e-6)
         yield make("skip" + suffix, (2, 6, 2, 3, 5), 2, last=last, channels2=10)
         yield make(
             "everything" + suffix, (2, 4, 3, 2, 5), 2, last=last,
@@ -163,7 +163,7 @@ SPEC = OpSpec(
     aot=aot,
     error_multiple=2.0,
     error_reason="in float32 ours and eager's are each one or two roundings a step, and sums of a few dozen products "
-    "differ by the luck of them: 0.9x eager's error on average over these samples, 1.9x at most, the same with exact "
-    "divisions and a 1-ulp exponential (AVX2); in bfloat16 and float16 0.4x on average, 0.7x at most",
+    "differ by the luck of them: 0.9x eager's error on average over these samples, 1.9x at most, on AVX2 with exact "
+    "divisions too (2.2x where a weight's gradient sums 66 products); in bfloat16 and float16 0.4x on average, 0.7x at most",
     summary="GroupNorm, scale and shift, SiLU in one pass, with a skip pair and a time embedding read in place",
 )
