@@ -164,6 +164,7 @@ SPEC = OpSpec(
     error_multiple=2.0,
     error_reason="in float32 ours and eager's are each one or two roundings a step, and sums of a few dozen products "
     "differ by the luck of them: 0.9x eager's error on average over these samples, 1.9x at most, on AVX2 with exact "
-    "divisions too (2.2x where a weight's gradient sums 66 products); in bfloat16 and float16 0.4x on average, 0.7x at most",
+    "divisions too (2.2x where a weight's gradient sums 66 products); in bfloat16 and float16 0.4x on "
+    "average, 0.7x at most",
     summary="GroupNorm, scale and shift, SiLU in one pass, with a skip pair and a time embedding read in place",
 )
