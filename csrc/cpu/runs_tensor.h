@@ -21,7 +21,7 @@ inline ScalarType wide_type(const Tensor& x) {
 
 inline Tensor like_activation(const Tensor& x) {
   Tensor t = torch::stable::empty_like(x);
-  advise_huge_pages(t.data_ptr(), t.numel() * static_cast<int64_t>(t.element_size()));
+  with_huge_pages(t);
   return t;
 }
 

@@ -13,6 +13,7 @@ from torch import nn
 from tests.training.small import SmallNet, small_config
 from vdiff_fast.diffusion import NoiseSchedule
 from vdiff_fast.training import draws, evaluate
+from vdiff_fast.training.build import build_model, build_schedule
 from vdiff_fast.training.compare import StepUnderTest
 from vdiff_fast.training.ema import Ema
 from vdiff_fast.training.metrics import MetricsLog, plot_loss, read_metrics, smooth
@@ -132,3 +133,17 @@ def test_parity_of_a_model_without_fused_ops_is_exact() -> None:
     assert found.output == 0.0
     assert found.gradient_scale > 0
     assert found.relative < 1e-3
+
+
+@pytest.mark.parametrize("name", ["unet-tiny", "dit-tiny"])
+def test_continuous_time_reaches_the_networks_sinusoids_in_steps(name: str) -> None:
+    config = small_config(
+        model__name=name, diffusion__schedule="flow", diffusion__target="flow", diffusion__continuous_time=True
+    )
+    with torch.device("meta"):
+        assert build_model(config).config.time_scale == 1000.0
+
+
+def test_continuous_time_is_refused_without_a_flow() -> None:
+    with pytest.raises(ValueError, match="for the flow schedule, not linear"):
+        build_schedule(small_config(diffusion__continuous_time=True).diffusion)

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load, save
 from torch import Tensor
 
 _SETTINGS = "settings.json"
@@ -51,18 +50,23 @@ class SegmentFiles:
         Raises:
             SegmentError: the file cannot be read or holds another shape.
         """
+        from safetensors import SafetensorError
+        from safetensors.torch import load
+
         path = self.path(level, index)
         if not path.exists():
             return None
         try:
             frames = load(path.read_bytes())["frames"]
-        except Exception as error:
+        except (SafetensorError, KeyError, OSError) as error:
             raise SegmentError(f"{path}: cannot be read ({error}); remove it, and it is made again") from error
         if tuple(frames.shape) != tuple(shape):
             raise SegmentError(f"{path}: holds {tuple(frames.shape)}, not {tuple(shape)}; remove it")
         return frames
 
     def save(self, level: int, index: int, frames: Tensor) -> None:
+        from safetensors.torch import save
+
         path = self.path(level, index)
         path.parent.mkdir(exist_ok=True)
         _write(path, save({"frames": frames.to(torch.float32).contiguous()}))

@@ -18,7 +18,7 @@ Tensor forward(const Tensor& x, const std::optional<Tensor>& bias) {
   std::vector<int64_t> shape(x.sizes().begin(), x.sizes().end());
   shape.back() /= 2;
   Tensor y = torch::stable::new_empty(x, shape);
-  vdiff::advise_huge_pages(y.data_ptr(), y.numel() * static_cast<int64_t>(y.element_size()));
+  vdiff::with_huge_pages(y);
   const BiasedRows a{vdiff::rows_of(x), nullptr, x.data_ptr(), vdiff::data<void>(bias), y.data_ptr(), nullptr};
   vdiff::run_forward(kernels_for(x), a);
   return y;

@@ -546,7 +546,7 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& x, const MaybeTensor& x
   const Plan plan(x, x2, {num_groups, per_frame, silu, frames_of(scale, shift)});
   Tensor y = empty_joint(plan, x, x2), mean = empty_statistics(plan, x), rstd = empty_statistics(plan, x);
   if (plan.empty()) return {y, torch::stable::zero_(mean), torch::stable::zero_(rstd)};
-  vdiff::advise_huge_pages(y.data_ptr(), y.numel() * plan.element);
+  vdiff::with_huge_pages(y);
   const auto run = x.scalar_type() == vdiff::ScalarType::Double ? run_forward<double> : run_forward<float>;
   run(plan, x, x2, weight, bias, eps, scale, shift, add, y, mean, rstd);
   return {y, mean, rstd};
@@ -560,10 +560,10 @@ Gradients run_backward(const Plan& plan, const Tensor& dy, const Tensor& x, cons
                        const MaybeTensor& scale, const MaybeTensor& shift, const MaybeTensor& add) {
   Tensor dx = torch::stable::empty_like(x);
   MaybeTensor dx2;
-  vdiff::advise_huge_pages(dx.data_ptr(), dx.numel() * plan.element);
+  vdiff::with_huge_pages(dx);
   if (x2.has_value()) {
     dx2 = torch::stable::empty_like(*x2);
-    vdiff::advise_huge_pages(dx2->data_ptr(), dx2->numel() * plan.element);
+    vdiff::with_huge_pages(*dx2);
   }
   Coefficients<Real> coefficients(plan, weight, bias, scale, shift, add);
   Backward<Real> backward(plan, coefficients, dy, x, x2, mean, rstd, dx, dx2);

@@ -1,4 +1,4 @@
-#include "cpu/memory.h"
+#include "cpu/huge_pages.h"
 #include "cpu/tensor.h"
 #include "cpu/vectors.h"
 #include "ops/qk_norm_rope/kernel.h"

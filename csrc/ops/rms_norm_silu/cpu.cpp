@@ -123,7 +123,7 @@ std::tuple<Tensor, Tensor> forward(const Tensor& x, const MaybeTensor& weight, d
   Tensor rstd = torch::stable::new_empty(x, std::vector<int64_t>{plan.batch, plan.segments * plan.length},
                                          wide ? vdiff::ScalarType::Double : vdiff::ScalarType::Float);
   if (plan.empty()) return {y, torch::stable::zero_(rstd)};
-  vdiff::advise_huge_pages(y.data_ptr(), y.numel() * plan.element);
+  vdiff::with_huge_pages(y);
   (wide ? run_forward<double> : run_forward<float>)(plan, x, weight, eps, scale, shift, y, rstd);
   return {y, rstd};
 }
@@ -134,7 +134,7 @@ template <class Real>
 Gradients run_backward(const Plan& plan, const Tensor& dy, const Tensor& x, const MaybeTensor& weight,
                        const Tensor& rstd, const MaybeTensor& scale, const MaybeTensor& shift) {
   Tensor dx = torch::stable::empty_like(x);
-  vdiff::advise_huge_pages(dx.data_ptr(), dx.numel() * plan.element);
+  vdiff::with_huge_pages(dx);
   const Coefficients<Real> k(plan, weight, scale, shift);
   const auto kernels = kernels_for(x, Real{});
   const int64_t channels = plan.channels;

@@ -1,7 +1,7 @@
 #include <cstdlib>
 #include <memory>
 
-#include "cpu/memory.h"
+#include "cpu/huge_pages.h"
 #include "cpu/tensor.h"
 #include "ops/temporal_attention/kernel.h"
 
