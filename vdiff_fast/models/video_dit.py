@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from vdiff_fast import ops
+from vdiff_fast.models._inputs import check_conditions, check_video
 from vdiff_fast.models.dit_config import PRESETS, VideoDiTConfig
 from vdiff_fast.nn.attention import RotaryTables
 from vdiff_fast.nn.embedding import LabelEmbedding, TimestepEmbedding
@@ -314,37 +315,8 @@ class VideoDiT(nn.Module):
         return self.context_projection(self.null_context.expand(batch, 1, -1) if context is None else context)
 
     def _check(self, x: Tensor, t: Tensor, y: Tensor | None, context: Tensor | None, cond: Tensor | None) -> None:
-        config = self.config
-        if not x.is_floating_point():
-            raise TypeError(f"x must be floating point in [-1, 1], got {x.dtype}; use x.float() / 127.5 - 1")
-        if x.dim() != 5 or x.shape[1] != config.in_channels:
-            raise ValueError(f"x must be (B, {config.in_channels}, T, H, W), got {tuple(x.shape)}")
-        batch, _, frames, height, width = x.shape
-        if frames > 1 and frames % config.patch[0]:
-            raise ValueError(f"{frames} frames are not a multiple of the patch's {config.patch[0]}; or use 1, an image")
-        for name, size, step in (("height", height, config.patch[1]), ("width", width, config.patch[2])):
-            if size % step:
-                raise ValueError(
-                    f"frame {height}x{width}: {name} must be a multiple of {step}, the patch; "
-                    f"use --resize {-(-size // step) * step} or --pad"
-                )
-        if t.shape != (batch,):
-            raise ValueError(f"t must be ({batch},), one per video, got {tuple(t.shape)}")
-        for name, value, known, field in (
-            ("y", y, config.num_classes, "num_classes"),
-            ("context", context, config.context_dim, "context_dim"),
-            ("cond", cond, config.cond_channels, "cond_channels"),
-        ):
-            if value is not None and not known:
-                raise ValueError(f"{name} was given, but the model was built without it; set {field}")
-        if y is not None and y.shape != (batch,):
-            raise ValueError(f"y must be ({batch},), got {tuple(y.shape)}")
-        if context is not None and (
-            context.dim() != 3 or (context.shape[0], context.shape[2]) != (batch, config.context_dim)
-        ):
-            raise ValueError(f"context must be ({batch}, L, {config.context_dim}), got {tuple(context.shape)}")
-        if cond is not None and cond.shape != (batch, config.cond_channels, frames, height, width):
-            raise ValueError(
-                f"cond must be {(batch, config.cond_channels, frames, height, width)}, "
-                f"known frames and their mask, got {tuple(cond.shape)}"
-            )
+        along_time, *along_space = self.config.patch
+        check_video(x, self.config.in_channels, (along_space[0], along_space[1]), ", the patch")
+        if x.shape[2] > 1 and x.shape[2] % along_time:
+            raise ValueError(f"{x.shape[2]} frames are not a multiple of the patch's {along_time}; or use 1, an image")
+        check_conditions(self.config, x, t, y, context, cond)

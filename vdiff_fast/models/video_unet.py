@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from vdiff_fast import layout
+from vdiff_fast.models._inputs import check_conditions, check_video
 from vdiff_fast.models.unet_config import PRESETS, VideoUNetConfig
 from vdiff_fast.nn import (
     CrossAttention,
@@ -318,38 +319,9 @@ class VideoUNet(nn.Module):
 
     def _check(self, x: Tensor, t: Tensor, y: Tensor | None, context: Tensor | None, cond: Tensor | None) -> None:
         config = self.config
-        if not x.is_floating_point():
-            raise TypeError(f"x must be floating point in [-1, 1], got {x.dtype}; use x.float() / 127.5 - 1")
-        if x.dim() != 5 or x.shape[1] != config.in_channels:
-            raise ValueError(f"x must be (B, {config.in_channels}, T, H, W), got {tuple(x.shape)}")
-        batch, _, frames, height, width = x.shape
-        if config.positions == "bias" and frames > config.max_frames:
+        check_video(x, config.in_channels, (config.size_multiple, config.size_multiple))
+        if config.positions == "bias" and x.shape[2] > config.max_frames:
             raise ValueError(
-                f"{frames} frames > {config.max_frames} learned positions; use sample_long or a RoPE model"
+                f"{x.shape[2]} frames > {config.max_frames} learned positions; use sample_long or a RoPE model"
             )
-        for name, size in (("height", height), ("width", width)):
-            if size % config.size_multiple:
-                raise ValueError(
-                    f"frame {height}x{width}: {name} must be a multiple of {config.size_multiple}; "
-                    f"use --resize {-(-size // config.size_multiple) * config.size_multiple} or --pad"
-                )
-        if t.shape != (batch,):
-            raise ValueError(f"t must be ({batch},), one per video, got {tuple(t.shape)}")
-        for name, value, size, field in (
-            ("y", y, config.num_classes, "num_classes"),
-            ("context", context, config.context_dim, "context_dim"),
-            ("cond", cond, config.cond_channels, "cond_channels"),
-        ):
-            if value is not None and not size:
-                raise ValueError(f"{name} was given, but the model was built without it; set {field}")
-        if y is not None and y.shape != (batch,):
-            raise ValueError(f"y must be ({batch},), got {tuple(y.shape)}")
-        if context is not None and (
-            context.dim() != 3 or (context.shape[0], context.shape[2]) != (batch, config.context_dim)
-        ):
-            raise ValueError(f"context must be ({batch}, L, {config.context_dim}), got {tuple(context.shape)}")
-        if cond is not None and cond.shape != (batch, config.cond_channels, frames, height, width):
-            raise ValueError(
-                f"cond must be {(batch, config.cond_channels, frames, height, width)}, "
-                f"known frames and their mask, got {tuple(cond.shape)}"
-            )
+        check_conditions(config, x, t, y, context, cond)
