@@ -13,7 +13,7 @@ from vdiff_fast._spec import AotCase, BenchCase, Invalid, OpSpec, Sample, randn
 from vdiff_fast.ops._schedule import Tables, per_sample
 from vdiff_fast.ops.diffusion_loss import api, reference
 from vdiff_fast.ops.diffusion_loss.config import INPUTS, TARGETS
-from vdiff_fast.ops.noise.config import BENCH_SHAPES, DRAW, FLAT, PLANES, PLANES_OF_FOUR
+from vdiff_fast.ops.noise.config import DRAW, FLAT, PLANES, PLANES_OF_FOUR, bench_layouts
 from vdiff_fast.ops.q_sample.spec import channels_last
 
 SHAPES = ((2, 3, 4, 5), (2, 4, 3, 5, 2), (3, 5, 7), (4,), (1, 16, 1, 1, 5))
@@ -122,11 +122,14 @@ def aot() -> Iterator[AotCase]:
 
 def bench() -> Iterator[BenchCase]:
     """Target v, the noise drawn again: the forward reads prediction and x0, the backward also writes the gradient."""
-    for name, shape in BENCH_SHAPES.items():
+    for name, shape, last in bench_layouts():
 
-        def sample(device: torch.device, dtype: torch.dtype, shape: tuple[int, ...] = shape) -> Sample:
-            prediction = channels_last(randn(shape, device, dtype))
-            x0 = channels_last(randn(shape, device, dtype, seed=1, grad=False))
+        def sample(
+            device: torch.device, dtype: torch.dtype, shape: tuple[int, ...] = shape, last: bool = last
+        ) -> Sample:
+            prediction, x0 = randn(shape, device, dtype), randn(shape, device, dtype, seed=1, grad=False)
+            if last:
+                prediction, x0 = channels_last(prediction), channels_last(x0)
             t = torch.arange(shape[0], device=device) * 4
             options = {"target": "v", "seed": torch.tensor(1, device=device)}
             return Sample("bench", (prediction, x0, t, Tables.cosine(1000, device)), options)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +14,16 @@ BENCH_SHAPES = {
     "wan_latent": (1, 16, 21, 60, 104),
     "pixels": (4, 3, 16, 64, 64),
 }
+# Shapes that are measured in contiguous memory too, where torch draws noise faster.
+CONTIGUOUS = ("svd_latent", "pixels")
+
+
+def bench_layouts() -> Iterator[tuple[str, tuple[int, ...], bool]]:
+    """Name, shape and whether the memory is channels-last, of every case that draws noise for a video."""
+    for name, shape in BENCH_SHAPES.items():
+        yield name, shape, True
+    for name in CONTIGUOUS:
+        yield f"{name}-contiguous", BENCH_SHAPES[name], False
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import torch
 
 from vdiff_fast._spec import AotCase, BenchCase, Invalid, OpSpec, Sample, randn
 from vdiff_fast.ops._schedule import Tables, per_sample
-from vdiff_fast.ops.noise.config import BENCH_SHAPES, DRAW, FLAT, PLANES, PLANES_OF_FOUR
+from vdiff_fast.ops.noise.config import DRAW, FLAT, PLANES, PLANES_OF_FOUR, bench_layouts
 from vdiff_fast.ops.q_sample import api, reference
 
 SHAPES = ((2, 3, 4, 5), (2, 4, 3, 5, 2), (3, 5, 7), (4,), (2, 1, 2, 3, 3), (1, 16, 1, 1, 5), (0, 3, 2, 2), (2, 0, 2, 2))
@@ -94,10 +94,13 @@ def aot() -> Iterator[AotCase]:
 
 def bench() -> Iterator[BenchCase]:
     """The noise is drawn: reads x0 and writes x_t, 4 bytes an element in half precision."""
-    for name, shape in BENCH_SHAPES.items():
+    for name, shape, last in bench_layouts():
 
-        def sample(device: torch.device, dtype: torch.dtype, shape: tuple[int, ...] = shape) -> Sample:
-            x0 = channels_last(randn(shape, device, dtype, grad=False))
+        def sample(
+            device: torch.device, dtype: torch.dtype, shape: tuple[int, ...] = shape, last: bool = last
+        ) -> Sample:
+            x0 = randn(shape, device, dtype, grad=False)
+            x0 = channels_last(x0) if last else x0
             seed = torch.tensor(1, device=device)
             return Sample("bench", (x0, _steps(shape[0], device), Tables.cosine(1000, device)), {"seed": seed})
 
