@@ -10,12 +10,12 @@ import pytest
 import torch
 
 import vdiff_fast as vf
+from vdiff_fast.bench.models import ModelCase
 from vdiff_fast.bench.profile import (
     CONVOLUTION,
     LINEAR,
     NODE,
     REST,
-    ProfiledModel,
     attributed,
     profile_model,
     recorded,
@@ -51,7 +51,8 @@ def test_an_op_owns_its_forward_and_all_of_its_backward(backend: str | None) -> 
 
 def test_the_profile_of_a_model_names_its_ops(tmp_path: Path) -> None:
     before = vf.ops.group_norm_silu
-    result = profile_model(ProfiledModel("VideoUNet tiny", "tiny", (1, 3, 4, 16, 16)), CPU, seconds=0.1)
+    case = ModelCase("VideoUNet tiny", lambda: vf.models.VideoUNet.preset("tiny"), (1, 3, 4, 16, 16), None)
+    result = profile_model(case, CPU, seconds=0.1)
     assert vf.ops.group_norm_silu is before
     wanted = {"temporal_attention", "spatial_attention", "group_norm_silu", "q_sample", "diffusion_loss"}
     for times in result["ops_ms"].values():

@@ -83,7 +83,9 @@ class Steps:
             )
 
 
-def _on(backend: str | None, call: Callable[[], Any]) -> Callable[[], Any]:
+def on_backend(backend: str | None, call: Callable[[], Any]) -> Callable[[], Any]:
+    """The call with a backend asked for by name, or with auto for None."""
+
     def run() -> Any:
         with vf.use_backend(backend):
             return call()
@@ -99,9 +101,9 @@ def measure_case(case: ModelCase, device: torch.device, seconds: float) -> Itera
     for what in ("train", "sample"):
         step = getattr(steps, what)
         calls = {
-            "vdiff_fast": _on(None, partial(step, steps.model)),
-            "reference": _on("reference", partial(step, steps.model)),
-            "reference compiled": _on("reference", partial(step, plain)),
+            "vdiff_fast": on_backend(None, partial(step, steps.model)),
+            "reference": on_backend("reference", partial(step, steps.model)),
+            "reference compiled": on_backend("reference", partial(step, plain)),
         }
         timings = interleaved(calls, device=device, seconds=seconds * 6, min_runs=5)
         for name, timing in timings.items():
@@ -110,7 +112,7 @@ def measure_case(case: ModelCase, device: torch.device, seconds: float) -> Itera
             row["peak_bytes"] = peak_bytes(calls[name], device)
             if what == "train" and name != "reference compiled":
                 row["saved_bytes"] = saved_bytes(
-                    _on("reference" if name == "reference" else None, lambda: steps.loss(steps.model))
+                    on_backend("reference" if name == "reference" else None, lambda: steps.loss(steps.model))
                 )
             yield row
 

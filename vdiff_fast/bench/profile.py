@@ -11,7 +11,7 @@ import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +20,9 @@ from torch.autograd.profiler_util import FunctionEvent
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from vdiff_fast import ops
-from vdiff_fast._dispatch import use_backend
 from vdiff_fast.bench.measure import interleaved
+from vdiff_fast.bench.models import ModelCase, Steps, on_backend
 from vdiff_fast.bench.report import environment
-from vdiff_fast.diffusion import NoiseSchedule
-from vdiff_fast.models import VideoUNet
 
 PREFIX = "vdiff_fast op: "
 NODE = "autograd::engine::evaluate_function: "
@@ -34,43 +32,6 @@ LIBRARY_OPS = {
     CONVOLUTION: ("conv", "Convolution"),
     LINEAR: ("linear", "addmm", "aten::mm", "AddmmBackward", "MmBackward", "LinearBackward", "_QKVLinear"),
 }
-
-
-@dataclass(frozen=True)
-class ProfiledModel:
-    """A preset of VideoUNet and the clip (B, C, T, H, W) it is trained on."""
-
-    name: str
-    preset: str
-    shape: tuple[int, int, int, int, int]
-
-
-CPU_MODELS = (
-    ProfiledModel("VideoUNet tiny", "tiny", (2, 3, 16, 32, 32)),
-    ProfiledModel("VideoUNet small", "small", (1, 3, 8, 32, 32)),
-)
-GPU_MODELS = (ProfiledModel("VideoUNet small", "small", (4, 3, 16, 64, 64)),)
-
-
-def _training_step(case: ProfiledModel, device: torch.device) -> Callable[[], Any]:
-    torch.manual_seed(0)
-    model = VideoUNet.preset(case.preset).to(device)
-    with torch.no_grad():  # a zero-initialised output would leave half of the backward trivial
-        for p in model.parameters():
-            p.add_(0.02 * torch.randn_like(p))
-    schedule = NoiseSchedule.linear().to(device)
-    x0 = torch.rand(case.shape, device=device).mul_(2).sub_(1).contiguous(memory_format=torch.channels_last_3d)
-    t = torch.arange(case.shape[0], device=device) * 137 % 1000
-    seed = torch.zeros((), dtype=torch.int64, device=device)
-
-    def step() -> Any:
-        model.zero_grad(set_to_none=True)
-        prediction = model(ops.q_sample(x0, t, schedule, seed=seed), t)
-        loss = ops.diffusion_loss(prediction, x0, t, schedule, target="v", seed=seed)
-        loss.backward()
-        return loss
-
-    return step
 
 
 def _public_functions() -> dict[str, Callable[..., Any]]:
@@ -155,24 +116,18 @@ def shares(step: Callable[[], Any], device: torch.device, repeats: int = 3) -> d
     return dict(total)
 
 
-def _on(backend: str | None, call: Callable[[], Any]) -> Callable[[], Any]:
-    def run() -> Any:
-        with use_backend(backend):
-            return call()
-
-    return run
-
-
 def profile_model(
-    case: ProfiledModel, device: torch.device, *, seconds: float = 3.0, compiled: bool = False
+    case: ModelCase, device: torch.device, *, seconds: float = 3.0, compiled: bool = False
 ) -> dict[str, Any]:
     """Step times without the profiler, and the milliseconds of every op with it, before and after."""
-    step = _training_step(case, device)
-    calls = {"before": _on("reference", step), "after": _on(None, step)}
+    steps = Steps(case, device)
+    step = partial(steps.train, steps.model)
+    calls = {"before": on_backend("reference", step), "after": on_backend(None, step)}
     timed = dict(calls)
     if compiled:
         torch._dynamo.reset()
-        timed["before, compiled"] = _on("reference", torch.compile(step, dynamic=False))
+        compiled_model = torch.compile(steps.model, dynamic=False)
+        timed["before, compiled"] = on_backend("reference", partial(steps.train, compiled_model))
     timings = interleaved(timed, device=device, seconds=seconds, min_runs=3)
     return {
         "model": case.name,
@@ -197,10 +152,6 @@ def table(result: dict[str, Any]) -> str:
     steps = ", ".join(f"{name} {ms:.0f} ms" for name, ms in result["step_ms"].items())
     ratio = result["step_ms"]["before"] / result["step_ms"]["after"]
     return "\n".join([f"{result['model']} {tuple(result['shape'])}, training step: {steps}; {ratio:.2f} x", "", *lines])
-
-
-def models_for(device: torch.device) -> tuple[ProfiledModel, ...]:
-    return GPU_MODELS if device.type == "cuda" else CPU_MODELS
 
 
 def write_profile(path: Path, results: list[dict[str, Any]], device: torch.device) -> None:

@@ -66,10 +66,11 @@ def bench(
 
 def _profile(target: torch.device, seconds: float, compiled: bool, json: Path | None, console: Console) -> None:
     """Training steps of the models, op by op."""
-    from vdiff_fast.bench.profile import models_for, profile_model, table, write_profile
+    from vdiff_fast.bench.models import cases
+    from vdiff_fast.bench.profile import profile_model, table, write_profile
 
     results = []
-    for case in models_for(target):
+    for case in cases(target):
         results.append(profile_model(case, target, seconds=seconds, compiled=compiled))
         console.print(table(results[-1]), markup=False)
     if json is not None:
