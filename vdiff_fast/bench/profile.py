@@ -30,7 +30,17 @@ CONVOLUTION, LINEAR, REST = "convolution", "linear", "everything else"
 # What is no op of ours, by a part of the name of its kernel or autograd node.
 LIBRARY_OPS = {
     CONVOLUTION: ("conv", "Convolution"),
-    LINEAR: ("linear", "addmm", "aten::mm", "AddmmBackward", "MmBackward", "LinearBackward", "_QKVLinear"),
+    LINEAR: (
+        "linear",
+        "addmm",
+        "aten::mm",
+        "AddmmBackward",
+        "MmBackward",
+        "LinearBackward",
+        "_QKVLinear",
+        "_Linear",
+        "_MLP",
+    ),
 }
 
 
