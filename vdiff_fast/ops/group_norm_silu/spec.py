@@ -165,7 +165,7 @@ SPEC = OpSpec(
     error_reason="in float32 ours and eager's are each one or two roundings a step, and sums of a few dozen products "
     "differ by the luck of them: 0.9x eager's error on average over these samples, 1.9x at most, on AVX2 with exact "
     "divisions too (2.2x where a weight's gradient sums 66 products, "
-    "3.6 units of roundoff in Triton where it sums 36 over frames of opposite sign); in bfloat16 and float16 0.4x on "
+    "3.6 units of roundoff in Triton where it sums 72, the cause not isolated); in bfloat16 and float16 0.4x on "
     "average, 0.7x at most",
     summary="GroupNorm, scale and shift, SiLU in one pass, with a skip pair and a time embedding read in place",
 )
