@@ -1,6 +1,6 @@
 """vdiff_fast: fused kernels and drop-in PyTorch modules for video diffusion."""
 
-from vdiff_fast import diffusion, layout, models, nn, ops
+from vdiff_fast import _library, diffusion, layout, models, nn, ops
 from vdiff_fast._dispatch import BackendUnavailableError, use_backend
 from vdiff_fast._doctor import doctor
 from vdiff_fast._version import __version__
@@ -16,3 +16,5 @@ __all__ = [
     "ops",
     "use_backend",
 ]
+
+_library.warn_of_an_old_library()

@@ -64,6 +64,7 @@ def _load(name: str, needs: Library | None = None) -> Library:
 
 CPU = _load("cpu")
 CUDA = _load("cuda", needs=CPU)
+_LACKING: list[str] = []
 
 
 def register_fake(name: str, fake: Callable[..., Any]) -> None:
@@ -73,10 +74,15 @@ def register_fake(name: str, fake: Callable[..., Any]) -> None:
     if hasattr(getattr(torch.ops, NAMESPACE), name):
         torch.library.register_fake(f"{NAMESPACE}::{name}", fake)
     else:
-        # Not an error: rebuilding starts by importing this package.
-        warnings.warn(
-            f"{CPU.path.name} is older than the sources and lacks {name}: run `vdiff-fast build`", stacklevel=2
-        )
+        _LACKING.append(name)
+
+
+def warn_of_an_old_library() -> None:
+    """One warning for all the ops that the sources have and the library lacks."""
+    # Not an error: rebuilding starts by importing this package.
+    if _LACKING:
+        names = ", ".join(_LACKING)
+        warnings.warn(f"{CPU.path.name} is older than the sources: run `vdiff-fast build` (it lacks {names})")
 
 
 def why_no_triton() -> str | None:
