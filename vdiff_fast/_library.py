@@ -81,8 +81,8 @@ def warn_of_an_old_library() -> None:
     """One warning for all the ops that the sources have and the library lacks."""
     # Not an error: rebuilding starts by importing this package.
     if _LACKING:
-        names = ", ".join(_LACKING)
-        warnings.warn(f"{CPU.path.name} is older than the sources: run `vdiff-fast build` (it lacks {names})")
+        lacking = f"it lacks {', '.join(_LACKING)}"
+        warnings.warn(f"{CPU.path.name} is older than the sources: run `vdiff-fast build` ({lacking})", stacklevel=3)
 
 
 def why_no_triton() -> str | None:
