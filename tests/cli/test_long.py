@@ -13,14 +13,16 @@ from vdiff_fast import data
 from vdiff_fast.cli import main
 from vdiff_fast.cli.app import app
 
-MODEL = (
+UNET = (
     "model.changes={channels: [8, 16], blocks: [1, 1], spatial_attention: [false, false], "
     "temporal_attention: [false, true], temporal_conv: [false, false], head_dim: 8, num_groups: 2, "
     "condition_injection: blocks}"
 )
+DIT = "model.changes={width: 48, depth: 2, heads: 3, condition_injection: blocks}"
+MODELS = {"unet": ["--model", "unet-tiny", "--set", UNET], "dit": ["--model", "dit-tiny", "--set", DIT]}
 TRAIN = [
-    "train", "--data", "moving-digits", "--model", "unet-tiny", "--set", MODEL, "--frames", "4", "--size", "8",
-    "--steps", "2", "--batch-size", "2", "--checkpoint-every", "0", "--sample-every", "0", "--warmup", "1",
+    "train", "--data", "moving-digits", "--frames", "4", "--size", "8", "--steps", "2", "--batch-size", "2",
+    "--checkpoint-every", "0", "--sample-every", "0", "--warmup", "1",
 ]  # fmt: skip
 
 
@@ -36,11 +38,15 @@ def error_line(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
     return next(line for line in capsys.readouterr().err.splitlines() if line.startswith("error: "))
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture(scope="module", params=["unet"])
+def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "masked"
-    run(*TRAIN, "--out", out, "--masks", "global,local=2,prediction", "--strides", "1,3,9")
+    roles = ("--masks", "global,local=2,prediction", "--strides", "1,3,9")
+    run(*TRAIN, *MODELS[request.param], "--out", out, *roles)
     return out
+
+
+both = pytest.mark.parametrize("trained", MODELS, indirect=True)
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +56,7 @@ def picture(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@both
 def test_long_says_what_it_makes_and_goes_on(trained: Path, tmp_path: Path) -> None:
     out = tmp_path / "long.gif"
     result = run("long", trained, "--out", out, "--steps", "1", "--levels", "2")
@@ -83,6 +90,7 @@ def test_autoregressive_begins_alike(trained: Path, tmp_path: Path) -> None:
     assert same[2] == same[3]
 
 
+@both
 def test_uses_of_one_model(trained: Path, picture: Path, tmp_path: Path) -> None:
     """Begin with a picture, go between two, go on from a video, paint a part of it, and interpolate."""
     few, out = ["--steps", "1"], tmp_path / "a.gif"
@@ -105,7 +113,7 @@ def test_errors_say_what_would_work(
 ) -> None:
     out = tmp_path / "a.gif"
     plain = tmp_path / "plain"
-    run(*TRAIN, "--out", plain)
+    run(*TRAIN, *MODELS["unet"], "--out", plain)
     line = error_line(capsys, "long", plain, "--out", out)
     assert "trained without masks" in line
     assert "--masks global,local" in line

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from tests.diffusion.long_helpers import FRAME, OPTIONS, PLAN, SCHEDULE, long_video, masked_unet
+from tests.diffusion.long_helpers import FRAME, OPTIONS, PLAN, SCHEDULE, long_video, masked_dit, masked_unet
 from vdiff_fast import layout
 from vdiff_fast.diffusion import (
     ConditionError,
@@ -128,6 +128,32 @@ def test_labels_reach_every_clip() -> None:
     with_label = [long_video(model, y=torch.tensor([label]), guidance=2.0) for label in (0, 1)]
     assert not torch.equal(*with_label)
     assert torch.equal(long_video(model, y=torch.tensor([1]), guidance=2.0, batch_size=3), with_label[1])
+
+
+@pytest.mark.parametrize("make", [masked_unet, masked_dit])
+def test_a_context_is_projected_once_a_batch_and_the_bits_stay(make: Any) -> None:
+    """All clips have one context: one call of each projection for every batch of clips, here one per level."""
+    model, calls = make(context_dim=6), []
+    layer = next(m for name, m in model.named_modules() if name.endswith("cross_attn.kv"))
+    layer.register_forward_hook(lambda *_: calls.append(1))
+    options: dict[str, Any] = {"context": torch.randn(1, 5, 6), "uncond": {}, "fixed_batch": 3}
+    video = long_video(model, batch_size=9, **options)
+    assert len(calls) == PLAN.levels
+    assert torch.equal(long_video(model, batch_size=2, **options), video)
+    assert not torch.equal(long_video(model, batch_size=2, **options | {"context": torch.randn(1, 5, 6)}), video)
+
+
+def test_a_transformer_makes_long_videos_too() -> None:
+    model = masked_dit()
+    video = long_video(model)
+    assert video.shape == (1, 2, PLAN.frames, 8, 8)
+    assert torch.equal(long_video(model, batch_size=2), video)
+    keys = torch.rand(2, 3, 8, 8) * 2 - 1
+    with torch.no_grad():
+        between = interpolate(model, keys, SCHEDULE, clip_frames=4, **OPTIONS)
+    assert torch.equal(between[0, :, ::3], keys)
+    with pytest.raises(ConditionError, match=r"4 frames are not a multiple of the 3 .* clips of 3 or 6"):
+        long_video(masked_dit(patch=(3, 2, 2)))
 
 
 def test_nothing_is_made_twice_and_progress_counts_all(

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import vdiff_fast as vf
+from tests.models.helpers import small_dit, small_unet
 from vdiff_fast.diffusion import NoiseSchedule, sample, sampler_table
 
 LINEAR = NoiseSchedule.linear()
@@ -190,26 +191,40 @@ def test_the_modulation_table_is_the_model_s_own(labels: Any, guidance_batch: st
     assert plain.made >= 6
 
 
-def test_a_video_unet_samples_the_same_from_its_table() -> None:
-    """With classes, cross-attention's kept keys and values, and joint guidance."""
-    torch.manual_seed(0)
-    model = vf.models.VideoUNet.preset("tiny", num_classes=4, context_dim=8)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.02 * torch.randn_like(parameter))
-    shape = (2, 3, 2, 16, 16)
+@pytest.mark.parametrize("make", [small_unet, small_dit])
+@pytest.mark.parametrize("guidance_batch", ["joint", "split"])
+def test_a_network_samples_the_same_from_what_was_made_before(make: Any, guidance_batch: str) -> None:
+    """Modulations of all steps at once, and every projection of the context once for each guidance call."""
+    model = make(num_classes=4, context_dim=8).eval()
+    shape = (2, 3, 2, 8, 8)
     options: dict[str, Any] = {
         "steps": 3, "guidance": 2.0, "y": torch.tensor([0, 3]), "context": torch.randn(2, 5, 8),
-        "uncond": {"y": 4, "context": torch.zeros(2, 5, 8)}, "clip": 1.0,
+        "uncond": {"y": 4, "context": torch.zeros(2, 5, 8)}, "clip": 1.0, "guidance_batch": guidance_batch,
     }  # fmt: skip
-    calls: list[int] = []
-    layer = next(m for m in model.modules() if isinstance(m, vf.nn.CrossAttention))
-    layer.kv.register_forward_hook(lambda *_: calls.append(1))
+    calls: list[str] = []
+    projections = [name for name, _ in model.named_modules() if name.endswith("cross_attn.kv")]
+    projections += [name for name, _ in model.named_modules() if name.startswith("context_projection.")]
+    for name in projections:
+        model.get_submodule(name).register_forward_hook(lambda *_, name=name: calls.append(name))
     actual = sample(model, shape, LINEAR, **options)
-    assert len(calls) == 1
-    model.eval()
+    kinds = 1 if guidance_batch == "joint" else 2
+    assert sorted(calls) == sorted(projections * kinds)
+    calls.clear()
     expected = sample(lambda x, t, **inputs: model(x, t, **inputs), shape, LINEAR, **options)
-    assert len(calls) == 4
+    assert sorted(calls) == sorted(projections * kinds * 3)
+    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("make", [small_unet, small_dit])
+def test_without_a_context_the_null_token_is_projected_once(make: Any) -> None:
+    model, context = make(context_dim=8).eval(), torch.randn(2, 5, 8)
+    calls: list[int] = []
+    layer = next(m for name, m in model.named_modules() if name.endswith("cross_attn.kv"))
+    layer.register_forward_hook(lambda *_: calls.append(1))
+    options: dict[str, Any] = {"steps": 3, "guidance": 2.0, "context": context, "clip": 1.0}
+    actual = sample(model, (2, 3, 2, 8, 8), LINEAR, **options)
+    assert len(calls) == 2
+    expected = sample(lambda x, t, **inputs: model(x, t, **inputs), (2, 3, 2, 8, 8), LINEAR, **options)
     torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
 
 

@@ -64,14 +64,16 @@ def test_no_layout_copies(autocast: bool, channels_last: bool, expanded: bool, i
 @pytest.mark.parametrize("channels_last", [True, False], ids=["channels_last", "ncthw"])
 @pytest.mark.parametrize("autocast", [False, True], ids=["fp32", "bf16_autocast"])
 @pytest.mark.parametrize(
-    ("attention", "patch"), [("interleaved", (1, 2, 2)), ("divided", (2, 2, 2)), ("joint", (1, 2, 2))]
+    ("attention", "patch", "injection"),
+    [("interleaved", (1, 2, 2), "blocks"), ("divided", (2, 2, 2), "input"), ("joint", (1, 2, 2), "blocks")],
 )
 def test_no_layout_copies_in_a_transformer(
-    attention: str, patch: tuple[int, int, int], autocast: bool, channels_last: bool, expanded: bool
+    attention: str, patch: tuple[int, int, int], injection: str, autocast: bool, channels_last: bool, expanded: bool
 ) -> None:
     model = small_dit(
-        attention=attention, patch=patch, positions="rope", qk_norm=True, num_classes=3, context_dim=6, cond_channels=4
-    )
+        attention=attention, patch=patch, positions="rope", qk_norm=True, num_classes=3, context_dim=6, cond_channels=4,
+        condition_injection=injection,
+    )  # fmt: skip
     x, t, labels = video(SHAPE), steps(), torch.tensor([0, 3])
     context, cond = video((2, 5, 6), 1), video((2, 4, *SHAPE[2:]), 2)
     if channels_last:

@@ -97,14 +97,20 @@ MODEL = {
 }  # fmt: skip
 
 
-def test_the_loss_of_known_frames_falls_through_the_condition(tmp_path: Path) -> None:
+DIT = {"width": 48, "depth": 2, "heads": 3, "condition_injection": "blocks"}
+
+
+@pytest.mark.parametrize(("name", "changes", "lr"), [("unet-tiny", MODEL, 5e-3), ("dit-tiny", DIT, 3e-3)])
+def test_the_loss_of_known_frames_falls_through_the_condition(
+    tmp_path: Path, name: str, changes: dict[str, Any], lr: float
+) -> None:
     """After a few steps the model predicts better with the condition than without: it reads the known frames."""
     from vdiff_fast.training.trainer import Trainer
 
     config = load_config(None, {
         "data.source": "moving-digits", "data.frames": 4, "data.size": 8, "data.channels": 1, "data.digits": 1,
-        "diffusion.masks": "local", "model.name": "unet-tiny", "model.changes": MODEL,
-        "steps": 120, "batch_size": 8, "optimizer.lr": 5e-3, "optimizer.warmup_steps": 5, "sample.every": 0,
+        "diffusion.masks": "local", "model.name": name, "model.changes": changes,
+        "steps": 120, "batch_size": 8, "optimizer.lr": lr, "optimizer.warmup_steps": 5, "sample.every": 0,
         "checkpoint.every": 0, "log.plot_every": 0, "diffusion.schedule": "cosine",
     })  # fmt: skip
     trainer = Trainer(config, tmp_path, show_progress=False)

@@ -32,29 +32,37 @@ class FixedBatches(nn.Module):
 
     def __init__(self, model: Callable[..., Tensor], size: int) -> None:
         super().__init__()
-        self.model, self.size = model, size
-        # A padded context is made once: cross-attention keeps the keys and values of every context that it sees.
-        self._contexts: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
+        self.model: Any = model
+        self.size = size
         if hasattr(model, "modulations"):
             # Rows by time and class, whatever the batch: `sample` makes those of all steps at once.
             self.modulations = model.modulations
+        if hasattr(model, "keys_values"):
+            self.keys_values = self._keys_values
 
-    def forward(self, x: Tensor, t: Tensor, **inputs: Tensor) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, **inputs: Any) -> Tensor:
         parts = []
-        for start in range(0, len(x), self.size):
-            stop = min(start + self.size, len(x))
-            arguments = {name: self._input(name, value, start, stop) for name, value in inputs.items()}
+        for start, stop in self._ranges(len(x)):
+            arguments = {name: self._input(value, start, stop) for name, value in inputs.items()}
             part = self.model(self._filled(x, start, stop), self._filled(t, start, stop), **arguments)
             parts.append(part[: stop - start])
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
-    def _input(self, name: str, value: Tensor, start: int, stop: int) -> Tensor:
-        if name != "context":
-            return self._filled(value, start, stop)
-        key = (value.data_ptr(), start)
-        if key not in self._contexts:
-            self._contexts[key] = (value, self._filled(value, start, stop))
-        return self._contexts[key][1]
+    def _keys_values(self, context: Tensor | None = None) -> tuple[Tensor, ...]:
+        """The model's, of every different context alone: the last bits may differ with the place in a batch, too."""
+        if context is None:
+            return self.model.keys_values()
+        contexts, which = context.unique(dim=0, return_inverse=True)
+        made = [self.model.keys_values(one) for one in contexts.split(1)]
+        return tuple(torch.cat(tensors).index_select(0, which) for tensors in zip(*made))
+
+    def _ranges(self, count: int) -> list[tuple[int, int]]:
+        return [(start, min(start + self.size, count)) for start in range(0, count, self.size)]
+
+    def _input(self, value: Any, start: int, stop: int) -> Any:
+        if isinstance(value, tuple):
+            return tuple(self._filled(tensor, start, stop) for tensor in value)
+        return self._filled(value, start, stop)
 
     def _filled(self, value: Tensor, start: int, stop: int) -> Tensor:
         copies = self.size - (stop - start)

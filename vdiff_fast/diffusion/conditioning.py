@@ -97,3 +97,10 @@ def require_frames(model: Any, frames: int) -> None:
     longest = getattr(config, "max_frames", None)
     if getattr(config, "positions", None) == "bias" and isinstance(longest, int) and frames > longest:
         raise ConditionError(f"clips of {frames} frames > {longest} learned positions; use clips of {longest} or fewer")
+    together = getattr(config, "patch", (1,))[0]
+    if frames > 1 and frames % together:
+        near = max(1, frames // together) * together
+        raise ConditionError(
+            f"clips of {frames} frames are not a multiple of the {together} frames of a patch; use clips of "
+            f"{near} or {near + together}"
+        )

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from vdiff_fast.diffusion.modulation import ModulationTable
-from vdiff_fast.nn import CrossAttention
+from vdiff_fast.diffusion.modulation import ModulationTable, context_keys_values
 
 Model = Callable[..., Tensor]
 GUIDANCE_BATCHES = ("auto", "joint", "split")
@@ -20,7 +18,8 @@ class GuidedModel:
     """(prediction, unconditional prediction) at x and step i.
 
     What does not change during a sampling run is made before it: the doubled inputs of a joint call, the modulations
-    of all steps where the model has `modulations`, and the keys and values of its cross-attention.
+    of all steps where the model has `modulations`, and the keys and values of its cross-attention where it has
+    `keys_values`.
 
     Args:
         model: model(x, t, **inputs).
@@ -47,15 +46,21 @@ class GuidedModel:
         self._may_split = guidance_batch == "auto"
         self.both = {n: torch.cat([v, self.without[n]]) for n, v in self.given.items()} if self.joint else {}
         self._tables: dict[str, ModulationTable | None] = {}
+        self._kept: dict[str, dict[str, tuple[Tensor, ...]]] = {}
 
     def prepare(self, timesteps: Tensor, batch: int, guided: bool, unguided: bool) -> None:
-        """Make the modulations of every step, for the calls that a run makes."""
+        """Make the modulations of every step, and keys and values, for the calls that a run makes."""
         if guided and self.joint:
-            self._tables["both"] = ModulationTable.of(self.model, timesteps, 2 * batch, self.both.get("y"))
+            self._prepare("both", timesteps, 2 * batch, self.both)
         if unguided or (guided and not self.joint):
-            self._tables["given"] = ModulationTable.of(self.model, timesteps, batch, self.given.get("y"))
+            self._prepare("given", timesteps, batch, self.given)
         if guided and not self.joint:
-            self._tables["without"] = ModulationTable.of(self.model, timesteps, batch, self.without.get("y"))
+            self._prepare("without", timesteps, batch, self.without)
+
+    def _prepare(self, name: str, timesteps: Tensor, batch: int, inputs: dict[str, Tensor]) -> None:
+        self._tables[name] = ModulationTable.of(self.model, timesteps, batch, inputs.get("y"))
+        kept = context_keys_values(self.model, batch, inputs.get("context"))
+        self._kept[name] = {"keys_values": kept} if kept else {}
 
     def __call__(self, x: Tensor, t: Tensor, step: Tensor, guided: bool) -> tuple[Tensor, Tensor | None]:
         """t and step are 0-d tensors on the device of x."""
@@ -71,24 +76,16 @@ class GuidedModel:
             # The doubled batch does not fit: its activations are gone, and every later step splits.
             self.joint = False
             self._tables.clear()
+            self._kept.clear()
         prediction = self._run("given", x, t, step, self.given)
         return prediction, self._run("without", x, t, step, self.without)
 
     def _run(self, name: str, x: Tensor, t: Tensor, step: Tensor, inputs: dict[str, Tensor]) -> Tensor:
-        table = self._tables.get(name)
+        table, kept = self._tables.get(name), self._kept.get(name, {})
+        arguments: dict[str, Any] = {key: value for key, value in inputs.items() if key != "context" or not kept}
         if table is not None:
-            inputs = inputs | {"modulation": table.row(step)}
-        return self.model(x, t.expand(len(x)), **inputs)
-
-    @contextmanager
-    def cached_context(self) -> Iterator[None]:
-        """Cross-attention's keys and values, made once for each context tensor that the run passes."""
-        modules = self.model.modules() if isinstance(self.model, nn.Module) else ()
-        with ExitStack() as stack:
-            for layer in modules:
-                if isinstance(layer, CrossAttention):
-                    stack.enter_context(layer.cached_keys_values())
-            yield
+            arguments["modulation"] = table.row(step)
+        return self.model(x, t.expand(len(x)), **arguments, **kept)
 
 
 def _pair(inputs: Mapping[str, Any], uncond: Mapping[str, Any] | None) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

@@ -1,4 +1,4 @@
-"""The modulations of all steps of a sampling run, made before it by one matrix product per layer."""
+"""What a sampling run makes before its first step: modulations of all steps, keys and values of the context."""
 
 from __future__ import annotations
 
@@ -56,3 +56,15 @@ class ModulationTable:
         """(B, W) of a step, a 0-d int64 tensor on the device: nothing is read back."""
         row = self.rows.index_select(0, step.reshape(1))[0]
         return row.expand(self.batch, -1) if self.which is None else row.index_select(0, self.which)
+
+
+def context_keys_values(model: Any, batch: int, context: Tensor | None) -> tuple[Tensor, ...]:
+    """Keys and values that a model's cross-attentions read in every step of a run; empty where it has none.
+
+    A model takes part by two methods: `keys_values(context=None) -> (tensor (B, L, W), ...)`, one for each of its
+    cross-attentions (B = 1 without a context), and `model(x, t, ..., keys_values=tensors)`, which reads them instead of
+    the context.
+    """
+    make = getattr(model, "keys_values", None)
+    made = () if make is None else make(context)
+    return tuple(tensor.expand(batch, -1, -1) for tensor in made)

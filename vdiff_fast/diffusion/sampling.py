@@ -190,7 +190,7 @@ def sample(
 
     state = StepState(x, history=2 if table.uses_previous2 else int(table.uses_previous))
     run = StepGraph(step, state, graph)
-    with _evaluating(model), guided.cached_context():
+    with _evaluating(model):
         guided.prepare(table.timesteps, len(x), guided=any(on), unguided=not all(on))
         _loop(run, state, on, callback, progress)
     return state.x if decode is None else decode_in_chunks(decode, state.x, decode_frames)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal, get_args
+from dataclasses import dataclass
+from typing import Literal
 
+from vdiff_fast.models._saved_config import InjectionKind, SavedConfig, check_choices
 from vdiff_fast.nn.token_attention import Axis
 
 AttentionKind = Literal["interleaved", "divided", "joint"]
@@ -14,7 +14,7 @@ AdaLNKind = Literal["block", "shared"]
 
 
 @dataclass(frozen=True)
-class VideoDiTConfig:
+class VideoDiTConfig(SavedConfig):
     """Everything that fixes a VideoDiT's parameters and mathematics.
 
     Attributes:
@@ -36,6 +36,8 @@ class VideoDiTConfig:
         num_classes: class labels `y`; 0 for an unconditional model.
         context_dim: channels of the context tokens, for cross-attention in blocks over space; 0 for none.
         cond_channels: channels of `cond`, its mask included; 0 for none.
+        condition_injection: where `cond` enters: "input", added to the tokens, or "blocks", as shift and scale of every
+            block's first norm, token by token (mask temporal diffusion).
         gradient_checkpointing: recompute every block in the backward instead of keeping its activations.
     """
 
@@ -58,12 +60,11 @@ class VideoDiTConfig:
     num_classes: int = 0
     context_dim: int = 0
     cond_channels: int = 0
+    condition_injection: InjectionKind = "input"
     gradient_checkpointing: bool = False
 
     def __post_init__(self) -> None:
-        for name, kinds in (("attention", AttentionKind), ("positions", PositionKind), ("adaln", AdaLNKind)):
-            if getattr(self, name) not in get_args(kinds):
-                raise ValueError(f"{name} {getattr(self, name)!r} must be one of {', '.join(get_args(kinds))}")
+        check_choices(self, attention=AttentionKind, positions=PositionKind, adaln=AdaLNKind)
         if len(self.patch) != 3 or min(self.patch) < 1:
             raise ValueError(f"patch {self.patch} must be three sizes from 1: frames, rows, columns")
         if self.width % self.heads or self.width // self.heads % 8:
@@ -93,24 +94,6 @@ class VideoDiTConfig:
     def modulations(self) -> int:
         """Shifts, scales and gates of one block: three for each attention and for the MLP."""
         return 3 * (len(self.axes(0)) + 1)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values that YAML and JSON can hold; `from_dict` reads them back."""
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> VideoDiTConfig:
-        """The inverse of `to_dict`.
-
-        Raises:
-            ValueError: a key is no field; the message lists the fields.
-        """
-        known = [f.name for f in fields(cls)]
-        unknown = sorted(set(values) - set(known))
-        if unknown:
-            raise ValueError(f"VideoDiTConfig has no {', '.join(unknown)}; it has {', '.join(known)}")
-        plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-        return cls(**plain)
 
 
 PRESETS = {

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal, get_args
+from dataclasses import dataclass
+from typing import Literal
 
+from vdiff_fast.models._saved_config import InjectionKind, SavedConfig, check_choices
 from vdiff_fast.nn.attention import PositionKind
 
 ModulationKind = Literal["add", "scale_shift"]
-InjectionKind = Literal["input", "blocks"]
 
 
 def _divisors_below(number: int, limit: int) -> str:
@@ -18,7 +17,7 @@ def _divisors_below(number: int, limit: int) -> str:
 
 
 @dataclass(frozen=True)
-class VideoUNetConfig:
+class VideoUNetConfig(SavedConfig):
     """Everything that fixes a VideoUNet's parameters and mathematics. Tuples have one entry per level, finest first.
 
     Attributes:
@@ -69,10 +68,7 @@ class VideoUNetConfig:
         for name in ("blocks", "spatial_attention", "temporal_attention", "temporal_conv"):
             if len(getattr(self, name)) != levels:
                 raise ValueError(f"{name} {getattr(self, name)} needs one entry per level of channels {self.channels}")
-        choices = {"modulation": ModulationKind, "positions": PositionKind, "condition_injection": InjectionKind}
-        for name, kind in choices.items():
-            if getattr(self, name) not in get_args(kind):
-                raise ValueError(f"{name} {getattr(self, name)!r} must be one of {', '.join(get_args(kind))}")
+        check_choices(self, modulation=ModulationKind, positions=PositionKind)
         for level, width in enumerate(self.channels):
             if width % self.num_groups:
                 raise ValueError(
@@ -85,11 +81,6 @@ class VideoUNetConfig:
                     f"largest divisors below: {_divisors_below(width, self.head_dim)}"
                 )
 
-    @property
-    def injects(self) -> bool:
-        """Whether the blocks are scaled and shifted by `cond`."""
-        return bool(self.cond_channels) and self.condition_injection == "blocks"
-
     def attends(self, level: int) -> bool:
         return self.spatial_attention[level] or self.temporal_attention[level]
 
@@ -97,24 +88,6 @@ class VideoUNetConfig:
     def size_multiple(self) -> int:
         """Height and width must be multiples of this: every level after the first halves them."""
         return int(2 ** (len(self.channels) - 1))
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values that YAML and JSON can hold; `from_dict` reads them back."""
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> VideoUNetConfig:
-        """The inverse of `to_dict`.
-
-        Raises:
-            ValueError: a key is no field; the message lists the fields.
-        """
-        known = [f.name for f in fields(cls)]
-        unknown = sorted(set(values) - set(known))
-        if unknown:
-            raise ValueError(f"VideoUNetConfig has no {', '.join(unknown)}; it has {', '.join(known)}")
-        plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-        return cls(**plain)
 
 
 PRESETS = {

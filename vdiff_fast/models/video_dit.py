@@ -13,10 +13,10 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
 from vdiff_fast import ops
-from vdiff_fast.models._inputs import check_conditions, check_video
+from vdiff_fast.models._denoiser import Denoiser
+from vdiff_fast.models._inputs import check_video
 from vdiff_fast.models.dit_config import PRESETS, VideoDiTConfig
 from vdiff_fast.nn.attention import RotaryTables
 from vdiff_fast.nn.embedding import LabelEmbedding, TimestepEmbedding
@@ -86,11 +86,39 @@ class ContextProjection(nn.Module):
         return self.linear_2(F.gelu(self.linear_1(context), approximate="tanh"))
 
 
+class ConditionFeatures(nn.Module):
+    """c = SiLU(W patch) of the condition, (B, T, S, D): zero, without a bias, where a condition knows nothing."""
+
+    def __init__(self, config: VideoDiTConfig) -> None:
+        super().__init__()
+        self.embed = PatchEmbed(config.cond_channels, config.width, config.patch, bias=False)
+
+    def forward(self, cond: Tensor) -> Tensor:
+        return F.silu(self.embed(cond))
+
+
+class ConditionInjection(nn.Module):
+    """(shift + A c, scale + B c): the modulation of a norm, told token by token what is known; A and B start at zero.
+
+    Two projections and not the halves of one: the gradients of halves would be concatenated.
+
+    Source: Yin et al. 2023, "NUWA-XL", section 3.1 (mask temporal diffusion).
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.shift = nn.Linear(width, width, bias=False)
+        self.scale = nn.Linear(width, width, bias=False)
+
+    def forward(self, features: Tensor, shift: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+        return self.shift(features) + shift[:, None, None], self.scale(features) + scale[:, None, None]
+
+
 class DiTBlock(nn.Module):
     """x = x + gate * branch(LN(x) * (1 + scale) + shift) for each attention, then for the MLP.
 
     The last branch is left to the next block's norm (`Stream`). Cross-attention over the context follows the attention
-    over space, without norm or gate.
+    over space, without norm or gate. The first norm is modulated by the condition, too.
 
     Source: Peebles and Xie 2023, figure 3 (adaLN-Zero); Chen et al. 2024, figure 4 (cross-attention).
     """
@@ -98,6 +126,7 @@ class DiTBlock(nn.Module):
     def __init__(self, config: VideoDiTConfig, index: int) -> None:
         super().__init__()
         self.norm_eps, axes = config.norm_eps, config.axes(index)
+        self.injection = ConditionInjection(config.width) if config.injects else None
         self.attns = nn.ModuleList(
             TokenAttention(config.width, config.heads, axis, qk_norm=config.qk_norm) for axis in axes
         )
@@ -107,16 +136,29 @@ class DiTBlock(nn.Module):
         self.mlp = GELUMLP(config.width, int(config.width * config.mlp_ratio))
 
     def forward(
-        self, stream: Stream, modulation: Tensor, ropes: dict[Axis, Tables], context: Tensor | None, close: bool = False
+        self,
+        stream: Stream,
+        modulation: Tensor,
+        ropes: dict[Axis, Tables],
+        context: Tensor | None,
+        keys_values: Tensor | None = None,
+        condition: Tensor | None = None,
+        close: bool = False,
     ) -> Stream:
-        """modulation (B, 3 * branches, D): shift, scale and gate of each; `close` adds the last branch at once."""
-        vectors = iter(modulation.unbind(1))
+        """modulation (B, 3 * branches, D): shift, scale and gate of each; `close` adds the last branch at once.
+
+        `keys_values` of the context, where they were made before; the context is then not read.
+        """
+        shift, scale, *others = modulation.unbind(1)
+        if self.injection is not None and condition is not None:
+            shift, scale = self.injection(condition, shift, scale)
+        vectors = iter((shift, scale, *others))
         for attn in cast(Iterable[TokenAttention], self.attns):
             source = stream.modulated(next(vectors), next(vectors), self.norm_eps[0])
             stream = Stream(source.x, attn(source, ropes.get(attn.axis)), next(vectors))
             if self.cross_attn is not None and attn.axis != "time":
                 x = stream.closed()
-                stream = Stream(x + self.cross_attn(x, context))
+                stream = Stream(x + self.cross_attn(x, context, keys_values))
         source = stream.modulated(next(vectors), next(vectors), self.norm_eps[1])
         stream = Stream(source.x, self.mlp(source), next(vectors))
         return Stream(stream.closed()) if close else stream
@@ -140,7 +182,7 @@ class FinalLayer(nn.Module):
 # Model
 
 
-class VideoDiT(nn.Module):
+class VideoDiT(Denoiser):
     """prediction = DiT(x_t, t | y, context, cond): a transformer denoiser for videos, and for images with T = 1.
 
     Patches of the video are tokens; blocks attend over space and time and are modulated by the time and class embedding
@@ -161,6 +203,7 @@ class VideoDiT(nn.Module):
         context: (B, L, context_dim) tokens; None attends to a learned null token.
         cond: (B, cond_channels, T, H, W), known frames with zeros where unknown, and their mask; None knows nothing.
         modulation: `modulations(t, y)` made before; t and y are then not read.
+        keys_values: `keys_values(context)` made before; context is then not read.
         returns (B, out_channels, T, H, W) in channels-last memory and x's dtype.
 
     Raises:
@@ -170,13 +213,17 @@ class VideoDiT(nn.Module):
     Source: Peebles and Xie 2023, "Scalable Diffusion Models with Transformers"; Ma et al. 2024, "Latte", section 3.1.
     """
 
+    presets = PRESETS  # "tiny" (4 M parameters), and DiT's "s", "b", "l" and "xl"
+    config: VideoDiTConfig
+
     def __init__(self, config: VideoDiTConfig | None = None, **changes: Any) -> None:
         super().__init__()
         self.config = config = replace(VideoDiTConfig() if config is None else config, **changes)
         width, count = config.width, config.modulations
         self.patch_embed = PatchEmbed(config.in_channels, width, config.patch)
         self.cond_embed = None
-        if config.cond_channels:
+        self.condition = ConditionFeatures(config) if config.injects else None
+        if config.cond_channels and not config.injects:
             self.cond_embed = PatchEmbed(config.cond_channels, width, config.patch, bias=False)
         self.conditioning = nn.ModuleList(
             Conditioning(config) for _ in range(config.depth if config.block_embeddings else 1)
@@ -216,56 +263,31 @@ class VideoDiT(nn.Module):
                 nn.init.normal_(weight, std=0.02)
         silent: list[nn.Module] = [self.modulation, self.final_layer.linear]
         silent += [block.cross_attn.proj for block in self._blocks() if block.cross_attn is not None]
+        silent += [block.injection for block in self._blocks() if block.injection is not None]
         for module in silent + ([] if self.cond_embed is None else [self.cond_embed]):
             for parameter in module.parameters():
                 nn.init.zeros_(parameter)
 
-    def _blocks(self) -> Iterable[DiTBlock]:
-        return cast(Iterable[DiTBlock], self.blocks)
+    def _blocks(self) -> list[DiTBlock]:
+        return list(cast(Iterable[DiTBlock], self.blocks))
 
-    @classmethod
-    def preset(cls, name: str, **changes: Any) -> VideoDiT:
-        """A model of a known size: "tiny" (4 M parameters), or DiT's "s", "b", "l", "xl", with changed fields.
-
-        Raises:
-            ValueError: no preset has this name.
-        """
-        if name not in PRESETS:
-            raise ValueError(f"unknown preset {name!r}; choose from {', '.join(PRESETS)}")
-        return cls(PRESETS[name], **changes)
-
-    def forward(
-        self,
-        x: Tensor,
-        t: Tensor,
-        *,
-        y: Tensor | None = None,
-        context: Tensor | None = None,
-        cond: Tensor | None = None,
-        modulation: Tensor | None = None,
+    def _denoise(
+        self, x: Tensor, rows: Tensor, context: Tensor | None, kept: list[Tensor | None], cond: Tensor | None
     ) -> Tensor:
-        self._check(x, t, y, context, cond)
         frames, height, width = x.shape[2:]
         grid = (-(-frames // self.config.patch[0]), height // self.config.patch[1], width // self.config.patch[2])
-        rows = self.modulations(t, y) if modulation is None else modulation
         *modulations, final = rows.unflatten(1, (-1, self.config.width)).split(self._vectors(), dim=1)
-        context, ropes = self._context_tokens(context, x.shape[0]), self._ropes(grid)
-
+        ropes = self._ropes(grid)
+        known = None if self.condition is None or cond is None else self.condition(cond)
+        # Closed where blocks are recomputed, so that one activation is kept per block instead of two.
+        close = self.config.gradient_checkpointing and torch.is_grad_enabled()
         stream = Stream(self._tokens(x, cond, grid))
-        for index, block in enumerate(self._blocks()):
+        for index, (block, keys_values) in enumerate(zip(self._blocks(), kept)):
             if index == 1 and self.config.attention == "interleaved" and self.config.positions == "sincos":
                 stream = Stream(self._with_frame_positions(stream.closed(), grid[0]))
-            stream = self._run(block, stream, modulations[index], ropes, context)
+            stream = self._run(block, stream, modulations[index], ropes, context, keys_values, known, close)
         tokens = self.final_layer(stream, *final.unbind(1))
-        return unpatchify(tokens, self.config.patch, frames, height, width).to(x.dtype)
-
-    def _run(
-        self, block: DiTBlock, stream: Stream, modulation: Tensor, ropes: dict[Axis, Tables], context: Tensor | None
-    ) -> Stream:
-        if self.config.gradient_checkpointing and torch.is_grad_enabled():
-            # Closed, so that one activation is kept per block instead of two.
-            return checkpoint(block, stream, modulation, ropes, context, True, use_reentrant=False)
-        return block(stream, modulation, ropes, context)
+        return unpatchify(tokens, self.config.patch, frames, height, width)
 
     def _tokens(self, x: Tensor, cond: Tensor | None, grid: tuple[int, int, int]) -> Tensor:
         tokens = self.patch_embed(x)
@@ -289,10 +311,7 @@ class VideoDiT(nn.Module):
         return {cast(Axis, axis): tables(*sizes[axis]) for axis, tables in self.rotary.items()}
 
     def modulations(self, t: Tensor, y: Tensor | None = None) -> Tensor:
-        """Shift, scale and gate of every branch, then shift and scale of the final layer, (B, W).
-
-        A sampling loop makes those of all its steps at once and passes each step's rows as `modulation=`.
-        """
+        """Shift, scale and gate of every branch, then shift and scale of the final layer, (B, W)."""
         embeddings = [embed(t, y) for embed in self.conditioning]
         if isinstance(self.modulation, nn.ModuleList):
             parts = [linear(F.silu(c)) for linear, c in zip(self.modulation, embeddings + embeddings[:1])]
@@ -310,13 +329,11 @@ class VideoDiT(nn.Module):
         return [self.config.modulations] * self.config.depth + [2]
 
     def _context_tokens(self, context: Tensor | None, batch: int) -> Tensor | None:
-        if self.context_projection is None or self.null_context is None:
-            return None
-        return self.context_projection(self.null_context.expand(batch, 1, -1) if context is None else context)
+        tokens = super()._context_tokens(context, batch)
+        return tokens if tokens is None or self.context_projection is None else self.context_projection(tokens)
 
-    def _check(self, x: Tensor, t: Tensor, y: Tensor | None, context: Tensor | None, cond: Tensor | None) -> None:
+    def _check_video(self, x: Tensor) -> None:
         along_time, *along_space = self.config.patch
         check_video(x, self.config.in_channels, (along_space[0], along_space[1]), ", the patch")
         if x.shape[2] > 1 and x.shape[2] % along_time:
             raise ValueError(f"{x.shape[2]} frames are not a multiple of the patch's {along_time}; or use 1, an image")
-        check_conditions(self.config, x, t, y, context, cond)

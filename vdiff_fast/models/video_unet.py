@@ -13,10 +13,10 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
 from vdiff_fast import layout
-from vdiff_fast.models._inputs import check_conditions, check_video
+from vdiff_fast.models._denoiser import Denoiser
+from vdiff_fast.models._inputs import check_video
 from vdiff_fast.models.unet_config import PRESETS, VideoUNetConfig
 from vdiff_fast.nn import (
     CrossAttention,
@@ -156,15 +156,17 @@ class SpaceTimeBlock(nn.Module):
         x: Tensor,
         modulation: Tensor,
         context: Tensor | None,
+        keys_values: Tensor | None = None,
         condition: Tensor | None = None,
         skip: Tensor | None = None,
     ) -> Tensor:
+        """`keys_values` of the context, where they were made before; the context is then not read."""
         x = self.residual(x, modulation, skip)
         # Before the layers over time, which carry what is known to the other frames.
         x = x if self.injection is None or condition is None else self.injection(x, condition)
         x = x if self.temporal_conv is None else self.temporal_conv(x)
         x = x if self.spatial_attn is None else self.spatial_attn(x)
-        x = x if self.cross_attn is None else self.cross_attn(x, context)
+        x = x if self.cross_attn is None else self.cross_attn(x, context, keys_values)
         return x if self.temporal_attn is None else self.temporal_attn(x)
 
 
@@ -180,7 +182,7 @@ class Level(nn.Module):
         self.resample = resample
 
 
-class VideoUNet(nn.Module):
+class VideoUNet(Denoiser):
     """prediction = U(x_t, t | y, context, cond): a denoiser for videos, and for images with T = 1.
 
     Level by level down (blocks, then a strided convolution), two blocks in the middle, level by level up (nearest, then
@@ -200,6 +202,7 @@ class VideoUNet(nn.Module):
         context: (B, L, context_dim) tokens; None attends to a learned null token.
         cond: (B, cond_channels, T, H, W), known frames with zeros where unknown, and their mask; None knows nothing.
         modulation: `modulations(t, y)` made before; t and y are then not read.
+        keys_values: `keys_values(context)` made before; context is then not read.
         returns (B, out_channels, T, H, W) in channels-last memory and x's dtype.
 
     Raises:
@@ -208,6 +211,9 @@ class VideoUNet(nn.Module):
 
     Source: Ho et al. 2022, "Video Diffusion Models", section 3 and figure 1.
     """
+
+    presets = PRESETS  # "tiny" (2 M parameters), "small" (35 M), "base" (350 M)
+    config: VideoUNetConfig
 
     def __init__(self, config: VideoUNetConfig | None = None, **changes: Any) -> None:
         super().__init__()
@@ -245,31 +251,13 @@ class VideoUNet(nn.Module):
         blocks = (SpaceTimeBlock(config, level, width, skip_channels=width) for _ in range(config.blocks[level]))
         return Level(blocks, UpsampleConv2d(width, config.channels[level - 1], 3, padding=1) if level else None)
 
-    @classmethod
-    def preset(cls, name: str, **changes: Any) -> VideoUNet:
-        """A model of a known size: "tiny" (2 M parameters), "small" (35 M), "base" (350 M), with changed fields.
-
-        Raises:
-            ValueError: no preset has this name.
-        """
-        if name not in PRESETS:
-            raise ValueError(f"unknown preset {name!r}; choose from {', '.join(PRESETS)}")
-        return cls(PRESETS[name], **changes)
-
-    def forward(
-        self,
-        x: Tensor,
-        t: Tensor,
-        *,
-        y: Tensor | None = None,
-        context: Tensor | None = None,
-        cond: Tensor | None = None,
-        modulation: Tensor | None = None,
+    def _denoise(
+        self, x: Tensor, rows: Tensor, context: Tensor | None, kept: list[Tensor | None], cond: Tensor | None
     ) -> Tensor:
-        self._check(x, t, y, context, cond)
-        context = self._context_tokens(context, x.shape[0])
-        rows = self.modulations(t, y) if modulation is None else modulation
-        modulations = iter(rows.split(self.modulation_widths, dim=1))
+        modulations, keys_values = iter(rows.split(self.modulation_widths, dim=1)), iter(kept)
+
+        def run(block: nn.Module, h: Tensor, features: Tensor | None, skip: Tensor | None = None) -> Tensor:
+            return self._run(block, h, next(modulations), context, next(keys_values), features, skip)
 
         h = self.conv_in(layout.canonical(x))
         if self.grid is not None:
@@ -280,27 +268,23 @@ class VideoUNet(nn.Module):
         skips = []
         for level, features in zip(self.down, known):
             for block in level.blocks:
-                h = self._run(block, h, next(modulations), context, features)
+                h = run(block, h, features)
                 skips.append(h)
             h = h if level.resample is None else level.resample(h)
         for block in self.middle:
-            h = self._run(block, h, next(modulations), context, known[-1])
+            h = run(block, h, known[-1])
         for level, features in zip(self.up, reversed(known)):
             for block in level.blocks:
-                h = self._run(block, h, next(modulations), context, features, skips.pop())
+                h = run(block, h, features, skips.pop())
             h = h if level.resample is None else level.resample(h)
-        return self.conv_out(self.norm_out(h, per_frame=self.config.per_frame)).to(x.dtype)
+        return self.conv_out(self.norm_out(h, per_frame=self.config.per_frame))
 
-    def _run(self, block: nn.Module, *args: Tensor | None) -> Tensor:
-        if self.config.gradient_checkpointing and torch.is_grad_enabled():
-            return checkpoint(block, *args, use_reentrant=False)
-        return block(*args)
+    def _blocks(self) -> list[SpaceTimeBlock]:
+        parts = [*(level.blocks for level in self.down), self.middle, *(level.blocks for level in self.up)]
+        return [block for part in parts for block in cast(Iterable[SpaceTimeBlock], part)]
 
     def modulations(self, t: Tensor, y: Tensor | None = None) -> Tensor:
-        """The time (and class) embedding's share of every residual block, (B, sum of modulation_widths).
-
-        A sampling loop makes those of all its steps at once and passes each step's rows as `modulation=`.
-        """
+        """The time (and class) embedding's share of every residual block, (B, sum of modulation_widths)."""
         embedding = self.time_embedding(t)
         if self.label_embedding is not None:
             embedding = embedding + self.label_embedding(y, t.shape[0])
@@ -312,16 +296,10 @@ class VideoUNet(nn.Module):
             return [None] * len(self.config.channels)
         return self.condition(layout.canonical(cond))
 
-    def _context_tokens(self, context: Tensor | None, batch: int) -> Tensor | None:
-        if context is None and self.null_context is not None:
-            return self.null_context.expand(batch, 1, -1)
-        return context
-
-    def _check(self, x: Tensor, t: Tensor, y: Tensor | None, context: Tensor | None, cond: Tensor | None) -> None:
+    def _check_video(self, x: Tensor) -> None:
         config = self.config
         check_video(x, config.in_channels, (config.size_multiple, config.size_multiple))
         if config.positions == "bias" and x.shape[2] > config.max_frames:
             raise ValueError(
                 f"{x.shape[2]} frames > {config.max_frames} learned positions; use sample_long or a RoPE model"
             )
-        check_conditions(config, x, t, y, context, cond)

@@ -6,8 +6,7 @@ copy is made, forward or backward.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
@@ -337,38 +336,26 @@ class CrossAttention(_Attention):
         del self.qkv
         self.q = nn.Linear(channels, channels, bias=qkv_bias)
         self.kv = nn.Linear(context_dim, 2 * channels, bias=qkv_bias)
-        self._kept: dict[tuple[Any, ...], tuple[Tensor, Tensor]] | None = None
 
-    @contextmanager
-    def cached_keys_values(self) -> Iterator[None]:
-        """Within it, keys and values are made once for each context tensor (weights and contexts must not change)."""
-        self._kept = {}
-        try:
-            yield
-        finally:
-            self._kept = None
-
-    def _keys_values(self, context: Tensor) -> Tensor:
-        if self._kept is None or torch.compiler.is_compiling():
-            return self.kv(context)
-        # A kept context stays alive, so no other tensor can have its address.
-        key = (context.data_ptr(), context.shape, context.stride(), context.dtype)
-        if key not in self._kept:
-            self._kept[key] = (context, self.kv(context))
-        return self._kept[key][1]
-
-    def attend(self, tokens: Tensor, context: Tensor) -> Tensor:
-        """Normed tokens (B, T, S, C) and context (B, L, context_dim) -> (B, T, S, C), without the residual."""
+    def attend(self, tokens: Tensor, keys_values: Tensor) -> Tensor:
+        """Normed tokens (B, T, S, C) and kv(context) (B, L, 2 C) -> (B, T, S, C), without the residual."""
         q = self.q(tokens).flatten(1, 2).unsqueeze(1).unflatten(-1, (self.heads, self.head_dim))
-        k, v = self._keys_values(context).unsqueeze(1).unflatten(-1, (2, self.heads, self.head_dim)).unbind(3)
+        k, v = keys_values.unsqueeze(1).unflatten(-1, (2, self.heads, self.head_dim)).unbind(3)
         out = ops.spatial_attention(q, k, v, qk_norm=self._norm_weights())
         return self.proj(out.flatten(-2).reshape(tokens.shape))
 
-    def forward(self, x: Tensor, context: Tensor) -> Tensor:
-        """x (B, C, T, H, W), context (B, L, context_dim) -> the shape and layout of x."""
+    def forward(self, x: Tensor, context: Tensor | None, keys_values: Tensor | None = None) -> Tensor:
+        """x (B, C, T, H, W), context (B, L, context_dim) -> the shape and layout of x.
+
+        keys_values: `kv(context)` made before, (B, L, 2 C); the context is then not read.
+        """
         self._check(x)
-        if context.dim() != 3 or context.shape[0] != x.shape[0] or context.shape[2] != self.context_dim:
-            raise ValueError(
-                f"CrossAttention: context must be ({x.shape[0]}, L, {self.context_dim}), got {tuple(context.shape)}"
-            )
-        return self._residual(x, self.attend(self._normed_tokens(x), context))
+        if keys_values is None:
+            keys_values = self.kv(self._checked(context, x.shape[0]))
+        return self._residual(x, self.attend(self._normed_tokens(x), keys_values))
+
+    def _checked(self, context: Tensor | None, batch: int) -> Tensor:
+        if context is None or context.dim() != 3 or (context.shape[0], context.shape[2]) != (batch, self.context_dim):
+            got = None if context is None else tuple(context.shape)
+            raise ValueError(f"CrossAttention: context must be ({batch}, L, {self.context_dim}), got {got}")
+        return context

@@ -61,7 +61,8 @@ class TokenCrossAttention(nn.Module):
         width, heads: as in `TokenAttention`.
         qk_norm: RMS norm of queries and keys.
 
-    Shape: x (B, T, S, D), context (B, L, D) -> (B, T, S, D).
+    Shape: x (B, T, S, D), context (B, L, D) -> (B, T, S, D). With keys_values, `kv(context)` made before, (B, L, 2 D),
+        the context is not read.
 
     Source: Chen et al. 2024, "PixArt-alpha", section 2.3.
     """
@@ -75,10 +76,12 @@ class TokenCrossAttention(nn.Module):
         self.q_norm = nn.Parameter(torch.ones(self.head_dim)) if qk_norm else None
         self.k_norm = nn.Parameter(torch.ones(self.head_dim)) if qk_norm else None
 
-    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+    def forward(self, x: Tensor, context: Tensor | None, keys_values: Tensor | None = None) -> Tensor:
+        if keys_values is None:
+            keys_values = self.kv(context)
         norm = None if self.q_norm is None or self.k_norm is None else (self.q_norm, self.k_norm)
         q = self.q(x).flatten(1, 2).unsqueeze(1).unflatten(-1, (self.heads, self.head_dim))
-        k, v = self.kv(context).unsqueeze(1).unflatten(-1, (2, self.heads, self.head_dim)).unbind(3)
+        k, v = keys_values.unsqueeze(1).unflatten(-1, (2, self.heads, self.head_dim)).unbind(3)
         out = ops.spatial_attention(q, k, v, qk_norm=norm)
         return self.proj(out.flatten(-2).reshape(x.shape))
 
