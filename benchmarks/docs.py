@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from vdiff_fast._doctor import support_table
@@ -31,13 +32,9 @@ def performance() -> str:
     machines = sorted(p for p in RESULTS.iterdir() if p.is_dir()) if RESULTS.is_dir() else []
     for machine in machines:
         documents = [json.loads(path.read_text()) for path in sorted(machine.glob("*.json"))]
-        measured = [d for d in documents if "rows" in d]
-        profiles = [d for d in documents if "profiles" in d]
-        if not measured and not profiles:
-            continue
-        parts.append(f"## {machine.name}\n")
-        parts += [_section(document) for document in measured]
-        parts += [_profile_section(document) for document in profiles]
+        sections = [write(d) for key, write in WRITERS.items() for d in documents if key in d]
+        if sections:
+            parts += [f"## {machine.name}\n", *sections]
     if not any(machine.name.startswith("nvidia") for machine in machines):
         parts.append("## NVIDIA GPUs\n\nnot measured\n")
     return "\n".join(parts)
@@ -49,14 +46,83 @@ def _profile_section(document: dict) -> str:
     return "\n\n".join(["### Training steps, op by op", *tables]) + "\n"
 
 
-def _section(document: dict) -> str:
+def _facts(document: dict) -> str:
     environment = document["environment"]
-    facts = ", ".join(
+    return ", ".join(
         f"{k} {environment[k]}" for k in ("torch", "triton", "threads", "commit", "date") if k in environment
     )
-    lines = [f"### {document['rows'][0]['op']}\n", f"{facts}, copy {environment['copy_gb_per_s']} GB/s\n"]
+
+
+def _section(document: dict) -> str:
+    copy = document["environment"]["copy_gb_per_s"]
+    lines = [f"### {document['rows'][0]['op']}\n", f"{_facts(document)}, copy {copy} GB/s\n"]
     lines += ["```", *summary_lines(document["rows"]), "```", "", markdown_table(document["rows"]), ""]
     return "\n".join(lines)
+
+
+def _models_section(document: dict) -> str:
+    """Whole steps beside the same model on the reference backend; MiB of it are in brackets."""
+    lines = [
+        "### Whole steps\n", f"{_facts(document)}\n",
+        "| model | video | step | ms | x reference | x reference compiled | kept for backward, MiB | peak, MiB |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]  # fmt: skip
+    found = {(r["model"], r["step"], r["implementation"]): r for r in document["models"]}
+    for (model, step, implementation), ours in found.items():
+        if implementation != "vdiff_fast":
+            continue
+        reference, compiled = (found[model, step, name] for name in ("reference", "reference compiled"))
+        memory = [
+            f"{ours[key] / 2**20:.0f} ({reference[key] / 2**20:.0f})" if ours.get(key) else ""
+            for key in ("saved_bytes", "peak_bytes")
+        ]
+        ratios = [f"{other['median_ms'] / ours['median_ms']:.2f}" for other in (reference, compiled)]
+        cells = [model, "x".join(map(str, ours["shape"])), step, f"{ours['median_ms']:.1f}", *ratios, *memory]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _parity_section(document: dict) -> str:
+    fused, reference = document["fused"], document["reference"]
+    return (
+        f"### Training, fused against the reference\n\n{_facts(document)}\n\n"
+        f"VideoUNet tiny, {len(fused)} steps from one seed: loss {fused[0]:.4f} to {fused[-1]:.4f} fused, "
+        f"{reference[0]:.4f} to {reference[-1]:.4f} on the reference; largest relative difference of a step's losses "
+        f"{document['first_50']:.1e} over the first 50 steps, {document['all']:.1e} over all.\n"
+    )
+
+
+def _long_section(document: dict) -> str:
+    """Diffusion over diffusion, autoregressive, and what training videos give for the same measures."""
+    lines = [
+        "### Long videos\n",
+        f"{_facts(document)}, a model of {document['step']} training steps. Joints: difference of neighbouring frames "
+        "where clips meet over the difference inside them. Identity: likeness of the frames to the first. Read: share "
+        "of the frames that look most like the picture of the label they were asked for.\n",
+        "| frames | way | seconds | difference inside | joints | identity, mean | lowest | read |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for case in document["cases"]:
+        for key in ("diffusion_over_diffusion", "autoregressive", "training_video"):
+            way = case[key]
+            seconds = f"{way['seconds']:.1f}" if "seconds" in way else ""
+            joints, identity = way["joints"], way["identity"]
+            read = f"{way['read']:.2f}" if "read" in way else ""
+            lines.append(
+                f"| {case['frames']} | {key.replace('_', ' ')} | {seconds} | {joints['inside']:.4f} | "
+                f"{joints['ratio']:.2f} | {identity['mean']:.3f} | {identity['lowest']:.3f} | {read} |"
+            )
+    return "\n".join(lines) + "\n"
+
+
+# What a result holds -> how it is written, in the order of the page.
+WRITERS: dict[str, Callable[[dict], str]] = {
+    "models": _models_section,
+    "fused": _parity_section,
+    "cases": _long_section,
+    "rows": _section,
+    "profiles": _profile_section,
+}
 
 
 def readme_with_table(text: str) -> str:

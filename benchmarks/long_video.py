@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.read_digits import handwriting, read
 from vdiff_fast import data
 from vdiff_fast.bench.report import environment, machine_name
 from vdiff_fast.diffusion import long_video_plan, sample_autoregressive, sample_long
@@ -71,14 +72,19 @@ def compare(run: TrainedRun, levels: int, steps: int, batch_size: int, seed: int
     )  # fmt: skip
     end = time.perf_counter()
     real = training_video(run, plan.frames)
+
+    def as_asked(video: Tensor) -> float:
+        return float((read(video.cpu(), *handwriting(run))[0] == label).double().mean())
+
     return {
         "frames": plan.frames, "clips": plan.clips, "rounds": plan.rounds, "steps": steps, "batch_size": batch_size,
         "diffusion_over_diffusion": {
             "seconds": middle - start, "joints": joint_ratio(hierarchy, clip - 1), "identity": identity(hierarchy),
+            "read": as_asked(hierarchy),
         },
         "autoregressive": {
             "seconds": end - middle, "overlap": overlap, "clips": -(-(plan.frames - clip) // (clip - overlap)),
-            "joints": joint_ratio(chain, clip - overlap), "identity": identity(chain),
+            "joints": joint_ratio(chain, clip - overlap), "identity": identity(chain), "read": as_asked(chain),
         },
         "training_video": {"joints": joint_ratio(real, clip - 1), "identity": identity(real)},
     }  # fmt: skip

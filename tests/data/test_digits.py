@@ -101,7 +101,7 @@ def test_strides_are_drawn_per_clip_and_named() -> None:
 def test_few_handwritings_are_the_first_ones() -> None:
     data = MovingDigits(SPEC, num_digits=1, handwritings=10, length=60)
     assert {data[i]["label"] for i in range(60)} == set(range(10))
-    assert len(data._sprites) == 10
+    assert len(data.sprites) == 10
 
 
 def test_a_digit_as_large_as_the_frame_stands_still() -> None:

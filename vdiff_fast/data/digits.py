@@ -24,7 +24,8 @@ class MovingDigits(Dataset):
     `label`: the digits in rising order, read as a number (0 .. 10**num_digits - 1). `digit_size` is half the shorter
     side if not given; `speed` is the range of pixels per frame, by default 1/32 to 1/8 of the shorter side. A `stride`
     makes them faster; with `strides` a clip draws one, which its item names. `handwritings` limits the digits to the
-    first so many pictures, a set that a small model can learn by heart. Flips and crops do not apply.
+    first so many pictures, a set that a small model can learn by heart: `sprites` (N, digit_size, digit_size) in [0, 1]
+    of the digits `targets` (N,). Flips and crops do not apply.
     """
 
     def __init__(
@@ -50,8 +51,8 @@ class MovingDigits(Dataset):
         if handwritings is not None and not 1 <= handwritings <= len(images):
             raise ValueError(f"handwritings must be in [1, {len(images)}], the digits there are, got {handwritings}")
         images, targets = images[:handwritings], targets[:handwritings]
-        self._sprites = _enlarge(images.reshape(-1, 8, 8), self.digit_size)
-        self._targets = targets
+        self.sprites = _enlarge(images.reshape(-1, 8, 8), self.digit_size)
+        self.targets = targets
 
     @property
     def num_classes(self) -> int | None:
@@ -65,17 +66,17 @@ class MovingDigits(Dataset):
         index = range(self.length)[key[1] if isinstance(key, tuple) else key]
         draw = Draw(self.spec.seed, 0, index, stream=2)
         frames = np.zeros((self.spec.frames, *self.spec.size), dtype=np.float32)
-        chosen = [draw.integer(len(self._sprites)) for _ in range(self.num_digits)]
+        chosen = [draw.integer(len(self.sprites)) for _ in range(self.num_digits)]
         stride = self.spec.draw_stride(draw)
         for sprite in chosen:
             for frame, (top, left) in zip(frames, self._path(draw, stride)):
-                _stamp(frame, self._sprites[sprite], top, left)
+                _stamp(frame, self.sprites[sprite], top, left)
         gray = torch.from_numpy((frames * 255.0 + 0.5).astype(np.uint8))
         video = gray.unsqueeze(-1).repeat(1, 1, 1, self.spec.channels).permute(3, 0, 1, 2)
         item = {"video": video, "file": f"moving-digits/{index}", "index": index, "stride": stride}
         if not self.labels:
             return item
-        label = int("".join(str(digit) for digit in sorted(int(self._targets[s]) for s in chosen)))
+        label = int("".join(str(digit) for digit in sorted(int(self.targets[s]) for s in chosen)))
         return item | {"label": label}
 
     def _path(self, draw: Draw, stride: int) -> np.ndarray:
