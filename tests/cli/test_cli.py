@@ -81,6 +81,8 @@ def test_sample_writes_what_was_asked(trained: Path, tmp_path: Path) -> None:
     assert (written.width, written.height, written.decoded) == (3 * 34 + 2, 36, 3)
     assert written.fps == pytest.approx(6)
     assert run("sample", trained, "--out", gif, *few, "--smooth", "1", "--dynamic-range").exit_code == 0
+    churned = ["--steps", "2", "--sampler", "heun", "--churn", "1:0.05:50:1.003"]
+    assert run("sample", trained, "--out", png, *churned).exit_code == 0
     assert run("sample", trained, "--out", png, *few, "--guidance", "3", "--label", "12").exit_code == 0
     assert run("sample", trained, "--out", gif, *few, "--num", "2", "--no-grid", "--upscale", "10x12").exit_code == 0
     assert {path.name for path in tmp_path.iterdir()} == {"a.mp4", "a.gif", "a.png", "a_0.gif", "a_1.gif"}
@@ -113,6 +115,8 @@ def test_errors_are_one_line(trained: Path, tmp_path: Path, capsys: pytest.Captu
     )
     assert "no checkpoint" in error_line(capsys, "sample", tmp_path, "--out", tmp_path / "a.gif")
     assert "cannot write .avi" in error_line(capsys, "sample", trained, "--out", tmp_path / "a.avi")
+    line = error_line(capsys, "sample", trained, "--out", tmp_path / "a.gif", "--churn", "1:2")
+    assert "--churn '1:2': give S_CHURN, S_CHURN:S_TMIN:S_TMAX or all four" in line
     assert "labels 0 to 99" in error_line(capsys, "sample", trained, "--out", tmp_path / "a.gif", "--label", "100")
     assert "give the folder of a run, or --model" in error_line(capsys, "parity")
     assert "no such file" in error_line(capsys, "check-data", tmp_path / "nowhere")

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +29,10 @@ TRAIN = [
     "train", "--data", "moving-digits", "--frames", "4", "--size", "8", "--steps", "2", "--batch-size", "2",
     "--checkpoint-every", "0", "--sample-every", "0", "--warmup", "1",
 ]  # fmt: skip
+ROOT = Path(__file__).parents[2]
+ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+COMMAND = ("-m", "vdiff_fast.cli", "long")
 
 
 def run(*arguments: object) -> Any:
@@ -135,3 +144,39 @@ def test_errors_say_what_would_work(
     run("long", trained, "--out", out, "--steps", "1", "--levels", "1")
     line = error_line(capsys, "long", trained, "--out", out, "--steps", "2", "--levels", "1")
     assert "steps: 1 saved, 2 now" in line
+
+
+def clips(folder: Path) -> dict[str, bytes]:
+    """The finished clips by level and number."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.glob("level_*/0*"))}
+
+
+def test_under_torchrun_and_after_a_kill_it_is_the_video_of_one_process(trained: Path, tmp_path: Path) -> None:
+    """Processes of their own: two ranks (gloo) at once; one that is killed in its last level, then started again."""
+    options = [str(trained), "--levels", "3", "--batch-size", "1", "--steps", "8", "--device", "cpu", "--out"]
+    ranks = subprocess.Popen(
+        [sys.executable, *TORCHRUN, *COMMAND, *options, str(tmp_path / "ranks.gif")],
+        cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+    alone = [sys.executable, *COMMAND, *options]
+    killed = subprocess.Popen([*alone, str(tmp_path / "killed.gif")], cwd=ROOT, env=ENVIRONMENT)
+    parts = tmp_path / "killed.gif.segments"
+    deadline = time.monotonic() + 120
+    while len(list(parts.glob("level_2/0*"))) < 1 and time.monotonic() < deadline:
+        time.sleep(0.005)
+    killed.send_signal(signal.SIGKILL)
+    assert killed.wait() == -signal.SIGKILL
+    kept = {path: path.stat().st_mtime_ns for path in parts.glob("level_*/0*")}
+    assert 1 + 3 + 1 <= len(kept) < 13
+    assert not (tmp_path / "killed.gif").exists()
+    for name in ("killed", "whole"):
+        subprocess.run([*alone, str(tmp_path / f"{name}.gif")], cwd=ROOT, env=ENVIRONMENT, timeout=120, check=True)
+    assert all(path.stat().st_mtime_ns == written for path, written in kept.items())
+    output, _ = ranks.communicate(timeout=120)
+    assert ranks.returncode == 0, output
+    assert output.count("28 frames: 3 levels of 4-frame clips, 13 clips in 3 rounds") == 1
+    whole, picture = clips(tmp_path / "whole.gif.segments"), (tmp_path / "whole.gif").read_bytes()
+    assert len(whole) == 13
+    for name in ("ranks", "killed"):
+        assert clips(tmp_path / f"{name}.gif.segments") == whole
+        assert (tmp_path / f"{name}.gif").read_bytes() == picture

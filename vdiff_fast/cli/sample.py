@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import torch
 import typer
 
 from vdiff_fast.cli.known import known_clip
 from vdiff_fast.cli.options import parse_size
+
+if TYPE_CHECKING:
+    from vdiff_fast.diffusion import Churn
 
 
 def sample(
@@ -20,6 +23,9 @@ def sample(
     steps: Annotated[int, typer.Option(min=1, help="Sampling steps.")] = 50,
     sampler: Annotated[str, typer.Option(help="ddim, ddpm, dpmpp_2m, dpmpp_2m_sde, unipc, euler or heun.")] = "ddim",
     spacing: Annotated[str | None, typer.Option(help="leading, trailing, linspace or karras.")] = None,
+    churn: Annotated[
+        str | None, typer.Option(help="S_CHURN[:S_TMIN:S_TMAX[:S_NOISE]], noise that heun and euler put back (EDM).")
+    ] = None,
     seed: Annotated[int, typer.Option(help="The same seed gives the same video.")] = 0,
     guidance: Annotated[float, typer.Option(help="Guidance scale; 1 is none, more needs labels.")] = 1.0,
     guidance_rescale: Annotated[float, typer.Option(min=0, max=1, help="Keep the contrast of strong guidance.")] = 0.0,
@@ -78,7 +84,8 @@ def sample(
                 trained.model, trained.schedule, trained.config, num, sampler=sampler, steps=steps, guidance=guidance,
                 spacing=spacing, seed=seed, labels=labels, frames=frames, guidance_rescale=guidance_rescale,
                 guidance_interval=_interval(guidance_interval), guidance_batch=guidance_batch,
-                num_classes=trained.num_classes, size=(height, width), known=known, progress=True,
+                num_classes=trained.num_classes, size=(height, width), known=known, churn=_churn(churn),
+                progress=True,
             )  # fmt: skip
     except SamplingInterrupted as stopped:
         if not stopped.steps:
@@ -92,6 +99,20 @@ def sample(
     )
     for path in _write(pictures, out, fps, grid, columns):
         print(path)
+
+
+def _churn(text: str | None) -> Churn | None:
+    from vdiff_fast.diffusion import Churn
+
+    if text is None:
+        return None
+    try:
+        numbers = [float(part) for part in text.split(":")]
+    except ValueError:
+        numbers = []
+    if len(numbers) not in (1, 3, 4):
+        raise ValueError(f"--churn {text!r}: give S_CHURN, S_CHURN:S_TMIN:S_TMAX or all four, such as 40:0.05:50:1.003")
+    return Churn(*numbers)
 
 
 def _interval(text: str | None) -> tuple[float, float] | None:

@@ -1,5 +1,6 @@
 """Schedules, processes and samplers."""
 
+from vdiff_fast.diffusion.churn import Churn
 from vdiff_fast.diffusion.conditioning import (
     ConditionError,
     box_mask,
@@ -18,6 +19,7 @@ from vdiff_fast.diffusion.schedule import NoiseSchedule
 from vdiff_fast.diffusion.segment_files import SegmentError
 
 __all__ = [
+    "Churn",
     "ConditionError",
     "LongVideoPlan",
     "ModulationTable",

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from vdiff_fast.diffusion import process
 from vdiff_fast.diffusion import spacing as spaced
+from vdiff_fast.diffusion.churn import Churn, Churned, churned
 from vdiff_fast.diffusion.schedule import NoiseSchedule
 from vdiff_fast.ops.sampler_step import columns
 
@@ -40,6 +41,7 @@ class SamplerTable:
         guidance: the scale of every step.
         draws_noise: whether any step adds noise.
         uses_previous, uses_previous2: whether any step reads the x0 of the step before, of two steps before.
+        start: (gain, noise) of x = gain x_T + noise z before the first step: its churn, which no step before it makes.
     """
 
     sampler: str
@@ -49,6 +51,7 @@ class SamplerTable:
     draws_noise: bool
     uses_previous: bool
     uses_previous2: bool = False
+    start: tuple[float, float] = (1.0, 0.0)
 
     @property
     def steps(self) -> int:
@@ -181,12 +184,14 @@ def _unipc_correction(levels: list[float], i: int, order: int) -> tuple[float, f
 
 
 def _heun(rates: _Rates, flow: bool) -> dict[int, Tensor]:
-    """Karras et al. 2022, algorithm 1 without churn: Euler's step to the next level, then the mean of both slopes.
+    """Karras et al. 2022, algorithm 1: Euler's step to the next level, then the mean of both slopes.
 
     Along Euler's line the slope (x - x0) / level keeps its value, so the correction is a difference of two x0.
     The level is sigma / signal of x / signal, or a flow's own sigma. Rows: step, correction, step, ..., step.
     """
-    level, unit = (rates.sigma, torch.ones_like(rates.sigma)) if flow else (rates.sigma / rates.signal, rates.signal)
+    level, following, unit = rates.sigma, rates.next_sigma[:-1], torch.ones_like(rates.sigma[1:])
+    if not flow:
+        level, following, unit = level / rates.signal, following / rates.next_signal[:-1], rates.next_signal[:-1]
     if not bool(level.isfinite().all()):
         raise ValueError("heun needs a signal at every time (zero terminal SNR has none): use unipc, dpmpp_2m or ddim")
     steps = _ddim(rates, 0.0, "x0", use_clipped=True)
@@ -194,11 +199,18 @@ def _heun(rates: _Rates, flow: bool) -> dict[int, Tensor]:
     update = {column: torch.zeros(calls, dtype=torch.float64) for column in (*steps, columns.PREVIOUS)}
     for column, values in steps.items():
         update[column][::2] = values
-    half = unit[1:] * (level[1:] - level[:-1]) / (2 * level[1:])
+    half = unit * (following - level[:-1]) / (2 * following)
     update[columns.X][1::2] = 1.0
     update[columns.X0][1::2] = -half
     update[columns.PREVIOUS][1::2] = half
     return update
+
+
+def _with_churn(update: dict[int, Tensor], last_rows: slice, starts: Churned) -> dict[int, Tensor]:
+    """The row that ends a step also brings x to where the next one starts."""
+    gain, noise = torch.ones_like(update[columns.X]), torch.zeros_like(update[columns.X])
+    gain[last_rows], noise[last_rows] = starts.gain[1:], starts.noise[1:]
+    return {column: values * gain for column, values in update.items()} | {columns.NOISE: noise}
 
 
 def _guidance_of_steps(guidance: Guidance, steps: int) -> tuple[float, ...]:
@@ -225,7 +237,7 @@ def _within(scales: tuple[float, ...], interval: tuple[float, float] | None, rat
     return tuple(scale if low < level <= high else 1.0 for scale, level in zip(scales, levels))
 
 
-def _check(sampler: str, target: str, eta: float, variance: str) -> None:
+def _check(sampler: str, target: str, eta: float, variance: str, churn: Churn | None) -> None:
     if sampler not in SAMPLERS:
         raise ValueError(f"unknown sampler {sampler!r}; choose from {', '.join(SAMPLERS)}")
     process.check_target(target)
@@ -235,6 +247,10 @@ def _check(sampler: str, target: str, eta: float, variance: str) -> None:
         raise ValueError(f"eta must be within [0, 1] (0 deterministic, 1 as noisy as DDPM), got {eta}")
     if eta and sampler not in ("ddim", "euler"):
         raise ValueError(f"eta {eta} is for the samplers ddim and euler, not {sampler}")
+    if churn is not None and sampler not in ("euler", "heun"):
+        raise ValueError(f"churn is for the samplers euler and heun, not {sampler}")
+    if churn is not None and eta:
+        raise ValueError(f"eta {eta} and churn both put noise back; set one of them")
 
 
 def sampler_table(
@@ -244,6 +260,7 @@ def sampler_table(
     *,
     target: str = "noise",
     eta: float = 0.0,
+    churn: Churn | None = None,
     spacing: str | None = None,
     timesteps: Sequence[float] | Tensor | None = None,
     guidance: Guidance = 1.0,
@@ -264,6 +281,7 @@ def sampler_table(
         steps: how many; not read where `timesteps` is given.
         target: what the model predicts: "noise", "v", "x0", "flow".
         eta: share of DDPM's noise that ddim and euler add: 0 none, 1 ancestral.
+        churn: noise that euler and heun put back before every step, see `Churn`.
         spacing: "leading", "trailing", "linspace", "karras"; by default what diffusers takes for the sampler.
         timesteps: times of one's own instead, falling, within [0, schedule.timesteps - 1].
         guidance: scale of classifier-free guidance: one number, one per step, or a function of the share of the
@@ -277,7 +295,7 @@ def sampler_table(
     Raises:
         ValueError: an unknown name, or a number outside its range; the target does not determine x0 at the first step.
     """
-    _check(sampler, target, eta, variance)
+    _check(sampler, target, eta, variance, churn)
     if continuous_time and schedule.kind != "flow":
         raise ValueError(f"continuous_time is for flow schedules, whose t is s in [0, 1]; this one is {schedule.name}")
     chosen = DEFAULT_SPACING[sampler] if spacing is None else spacing
@@ -286,17 +304,26 @@ def sampler_table(
     else:
         times = spaced.spaced_times(schedule, steps, chosen, sampler, steps_offset)
     rates = _rates_of(schedule, times, log_levels=chosen == "karras")
-    update = _update(schedule, sampler, rates, target, eta, variance, use_clipped_model_output)
+    starts = churned(churn, schedule, times, rates.signal, rates.sigma, log_levels=chosen == "karras")
     scales = _within(_guidance_of_steps(guidance, len(times)), guidance_interval, rates)
-    # Heun calls the model twice at every time but the first.
-    at = torch.arange(1, 2 * len(times)) // 2 if sampler == "heun" else torch.arange(len(times))
-    x0_x, x0_y = process.x0_coefficients(target, rates.signal[at], rates.sigma[at])
+    from_start = replace(rates, signal=starts.signal, sigma=starts.sigma)
+    update = _update(schedule, sampler, from_start, target, eta, variance, use_clipped_model_output)
+    # Heun calls the model at the start and at the end of every step but the last, which has no second call.
+    twice = sampler == "heun"
+    at = torch.arange(1, 2 * len(times)) // 2 if twice else torch.arange(len(times))
+    if churn is not None:
+        update = _with_churn(update, slice(1, None, 2) if twice else slice(0, -1), starts)
+    times, signal, sigma = (
+        _interleaved(start, end) if twice else start
+        for start, end in ((starts.times, times), (starts.signal, rates.signal), (starts.sigma, rates.sigma))
+    )
+    x0_x, x0_y = process.x0_coefficients(target, signal, sigma)
     update |= {columns.X0_X: x0_x, columns.X0_Y: x0_y, columns.GUIDANCE: torch.tensor(scales, dtype=torch.float64)[at]}
     rows = torch.zeros(len(at), columns.COLUMNS, dtype=torch.float64)
     for column, values in update.items():
         rows[:, column] = values
-    _check_finite(rows, times[at], target)
-    shown = rates.sigma[at] if continuous_time else times[at]
+    _check_finite(rows, times, target)
+    shown = sigma if continuous_time else times
     whole = not continuous_time and bool((shown == shown.round()).all())
     return SamplerTable(
         sampler=sampler,
@@ -306,7 +333,13 @@ def sampler_table(
         draws_noise=bool((rows[:, columns.NOISE] != 0).any()),
         uses_previous=bool((rows[:, columns.PREVIOUS] != 0).any()),
         uses_previous2=bool((rows[:, columns.PREVIOUS2] != 0).any()),
+        start=(float(starts.gain[0]), float(starts.noise[0])),
     )
+
+
+def _interleaved(starts: Tensor, ends: Tensor) -> Tensor:
+    """start_0, end_1, start_1, end_2, ...: where Heun calls the model."""
+    return torch.stack([starts, ends.roll(-1)], dim=1).flatten()[:-1]
 
 
 def _rates_of(schedule: NoiseSchedule, times: Tensor, *, log_levels: bool) -> _Rates:

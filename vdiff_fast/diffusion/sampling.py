@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vdiff_fast.diffusion.churn import Churn
 from vdiff_fast.diffusion.guided_model import GuidedModel, Model
 from vdiff_fast.diffusion.sampler_table import Guidance, SamplerTable, sampler_table
 from vdiff_fast.diffusion.schedule import NoiseSchedule
@@ -82,6 +83,7 @@ def sample(
     uncond: Mapping[str, Tensor | int | None] | None = None,
     guidance_batch: str = "auto",
     eta: float = 0.0,
+    churn: Churn | None = None,
     frame_correlation: float = 0.0,
     correlation_kind: str = "mixed",
     spacing: str | None = None,
@@ -112,7 +114,8 @@ def sample(
         schedule: the noise schedule that the model was trained with.
         sampler: "ddpm", "ddim", "dpmpp_2m", "dpmpp_2m_sde", "unipc", "euler", "heun", or a ready `sampler_table(...)`,
             which then decides all that `sampler_table` is asked for.
-        steps, target, eta, spacing, timesteps, steps_offset, continuous_time, guidance_interval: see `sampler_table`.
+        steps, target, eta, churn, spacing, timesteps, steps_offset, continuous_time, guidance_interval: see
+            `sampler_table`.
         seed: int or 0-d int64 tensor. Stream 0 is x_T, stream 1 + i the noise of step i.
         sample_offset: index of this call's first sample in the whole batch.
         frame_correlation, correlation_kind: of the noise of a video's frames, see `vf.ops.noise`.
@@ -147,8 +150,9 @@ def sample(
         table = sampler.to(device)
     else:
         table = sampler_table(
-            schedule, sampler, steps, target=target, eta=eta, spacing=spacing, timesteps=timesteps, guidance=guidance,
-            guidance_interval=guidance_interval, steps_offset=steps_offset, continuous_time=continuous_time,
+            schedule, sampler, steps, target=target, eta=eta, churn=churn, spacing=spacing, timesteps=timesteps,
+            guidance=guidance, guidance_interval=guidance_interval, steps_offset=steps_offset,
+            continuous_time=continuous_time,
         ).to(device)  # fmt: skip
     if latents is None:
         x = noise(
@@ -159,6 +163,14 @@ def sample(
         raise ValueError(f"latents have shape {tuple(latents.shape)}, the video is to have {tuple(shape)}")
     else:
         x = latents.to(device, dtype, copy=True)
+    gain, added = table.start
+    if added:
+        # The stream of a step after the last, which none draws.
+        z = noise(
+            shape, seed, sample_offset=sample_offset, stream=1 + table.steps, dtype=dtype, device=device,
+            frame_correlation=frame_correlation, correlation_kind=correlation_kind,
+        )  # fmt: skip
+        x = gain * x + added * z
     guided = GuidedModel(model, {"y": y, "context": context, "cond": cond}, uncond, guidance_batch)
     on = [scale != 1 for scale in table.guidance]
     # 0-d tensors on the device: a step says which one it is without a word from the host.

@@ -65,18 +65,25 @@ def _karras_times(schedule: NoiseSchedule, steps: int) -> Tensor:
     ramp = torch.linspace(0, 1, steps, dtype=torch.float64)
     high, low = levels[-1] ** inverse, levels[0] ** inverse
     wanted = (high + ramp * (low - high)) ** KARRAS_RHO
-    if flow:
-        return wanted / (schedule.shift - (schedule.shift - 1) * wanted) * schedule.timesteps - 1
-    return _inverse_interpolation(levels.log(), wanted)
+    return time_of_level(schedule, wanted / (1 - wanted) if flow else wanted, log_levels=True)
 
 
-def _inverse_interpolation(log_levels: Tensor, sigma: Tensor) -> Tensor:
-    """The fractional position at which log(sigma / signal) takes each value; the table rises."""
-    wanted = sigma.log().clamp(log_levels[0], log_levels[-1])
-    below = (torch.searchsorted(log_levels, wanted, right=True) - 1).clamp(0, max(len(log_levels) - 2, 0))
-    above = (below + 1).clamp(max=len(log_levels) - 1)
-    width = (log_levels[above] - log_levels[below]).clamp(min=1e-12)
-    return below + (wanted - log_levels[below]) / width
+def time_of_level(schedule: NoiseSchedule, level: Tensor, *, log_levels: bool) -> Tensor:
+    """The fractional position at which sigma / signal takes each value: the inverse of `rates_at`."""
+    if schedule.kind == "flow":
+        s = torch.where(level.isfinite(), level / (1 + level), 1.0)
+        return s / (schedule.shift - (schedule.shift - 1) * s) * schedule.timesteps - 1
+    levels = schedule.exact_sigma / schedule.exact_signal
+    return _inverse_interpolation(levels.log(), level.log()) if log_levels else _inverse_interpolation(levels, level)
+
+
+def _inverse_interpolation(table: Tensor, wanted: Tensor) -> Tensor:
+    """The fractional position at which a rising table takes each value."""
+    wanted = wanted.clamp(table[0], table[-1])
+    below = (torch.searchsorted(table, wanted, right=True) - 1).clamp(0, max(len(table) - 2, 0))
+    above = (below + 1).clamp(max=len(table) - 1)
+    width = (table[above] - table[below]).clamp(min=1e-12)
+    return below + (wanted - table[below]) / width
 
 
 def given_times(schedule: NoiseSchedule, timesteps: Sequence[float] | Tensor) -> Tensor:

@@ -63,6 +63,7 @@ def draw_samples(
     guidance_batch: str = "auto", num_classes: int | None = None,
     spacing: str | None = None, frames: int | None = None, size: tuple[int, int] | None = None,
     known: tuple[Tensor, Tensor] | None = None, sample_offset: int = 0, progress: bool = False,
+    churn: diffusion.Churn | None = None,
 ) -> Tensor:  # fmt: skip
     """`count` videos (B, C, T, H, W) in [-1, 1] about, of the trained shape unless `frames` and `size` say otherwise.
 
@@ -88,7 +89,7 @@ def draw_samples(
         model, shape, schedule, sampler, steps=steps, guidance=guidance, seed=seed, y=y, spacing=spacing,
         clip=1.0, target=config.diffusion.target, continuous_time=config.diffusion.continuous_time,
         sample_offset=sample_offset, uncond=uncond, cond=cond, guidance_rescale=guidance_rescale,
-        guidance_interval=guidance_interval, guidance_batch=guidance_batch, progress=progress,
+        guidance_interval=guidance_interval, guidance_batch=guidance_batch, churn=churn, progress=progress,
     )  # fmt: skip
     return videos if known is None else diffusion.keep_known(videos, given, mask)
 
