@@ -19,6 +19,8 @@ using Optional = std::optional<Tensor>;
 constexpr int64_t kItemBytes = 128 * 1024, kRunBytes = 8 * 1024;
 // Ranges with sums of their own in the backward: fixed, so that the answer does not depend on the number of threads.
 constexpr int64_t kRanges = 32;
+// Outputs this large leave the caches before anybody reads them, so they need not be read into them to be written.
+constexpr int64_t kStreamBytes = 4 << 20;
 
 struct Options {
   const Optional &bias, &mask, &q_weight, &k_weight, &cos, &sin;
@@ -104,6 +106,11 @@ void* thread_scratch(int64_t bytes) {
   return memory.get();
 }
 
+bool can_stream(const Tensor& out) {
+  return out.scalar_type() == ScalarType::Float && out.size(-1) % 16 == 0 && out.numel() * 4 >= kStreamBytes &&
+         reinterpret_cast<uintptr_t>(out.data_ptr()) % 64 == 0;
+}
+
 Tensor output_like(const Tensor& x) {
   return vdiff::with_huge_pages(torch::stable::new_empty(x, std::vector<int64_t>(x.sizes().begin(), x.sizes().end())));
 }
@@ -120,6 +127,7 @@ Tensor forward(const Tensor& q, const Tensor& k, const Tensor& v, const Optional
   const Optional table = table_of(q, options, a.heads, a.frames, dtype);
   set_options(a, options, table);
   a.q = tokens(q), a.k = tokens(k), a.v = tokens(v), a.out = tokens(out);
+  a.streamed = can_stream(out);
   choose_blocks(a, dtype, false);
   const auto kernel = VDIFF_KERNEL(temporal_attention_forward);
   const int64_t bytes = vdiff::scratch_bytes(a, false, arithmetic_bytes(dtype)), count = vdiff::items(a);
@@ -198,6 +206,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> backward(const Tensor
   set_sizes(a, q);
   a.q = tokens(q), a.k = tokens(k), a.v = tokens(v);
   a.dq = tokens(dq), a.dk = tokens(dk), a.dv = tokens(dv);
+  a.streamed = can_stream(dq) && can_stream(dk) && can_stream(dv);
   ParameterGradients g = backward_into(a, q, dout, options);
   return {dq, dk, dv, g.bias, g.q_weight, g.k_weight};
 }
@@ -213,6 +222,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward_packed(const Tensor& dout, c
   const int64_t element = element_bytes(vdiff::dtype_of(qkv));
   a.q = part(qkv, 0, element), a.k = part(qkv, 1, element), a.v = part(qkv, 2, element);
   a.dq = part(dqkv, 0, element), a.dk = part(dqkv, 1, element), a.dv = part(dqkv, 2, element);
+  a.streamed = can_stream(dqkv);
   ParameterGradients g = backward_into(a, qkv, dout, options);
   return {dqkv, g.bias, g.q_weight, g.k_weight};
 }

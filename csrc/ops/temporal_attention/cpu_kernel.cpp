@@ -26,10 +26,9 @@ struct Problem {
   const int64_t frames = args.frames, d = args.head_dim, lds = padded_frames(frames);
   const int64_t lanes = Simd<A>::lanes, width = (d + lanes - 1) / lanes * lanes, matrix = frames * width;
 
-  // One buffer's traffic: rows of the last item's outputs leave, rows of the next item's inputs come in. It goes on in
-  // small steps between the pairs that are computed in the other buffer, so memory and arithmetic overlap. A step is
-  // one position of one frame: its reads run through contiguous memory (rows of different frames share cache sets), and
-  // it asks for the rows of the next step early, because no hardware prefetcher follows from frame to frame.
+  // One buffer's traffic: rows of the last item's outputs leave, rows of the next item's inputs come in, a share of
+  // them between any two pairs that are computed in the other buffer. Rows go by frame, position, head, so their memory
+  // is contiguous (rows of different frames share cache sets).
   template <int In, int Out>
   struct Traffic {
     const Problem& problem;
@@ -37,66 +36,90 @@ struct Problem {
     const Tokens* (&outputs)[Out];
     const int (&slots)[Out];  // which matrix of a pair holds output i
 
-    void run(A* buffer, const Item* leaving, const Item* coming, int64_t from, int64_t to) const {
-      const int64_t block = problem.args.block_positions;
-      for (int64_t step = from; step < to; ++step) {
-        const int64_t t = step / block, p = step - t * block;
-        const bool last = p + 1 == block, end = last && t + 1 == problem.frames;
-        A* rows = buffer + p * problem.args.block_heads * In * problem.matrix + t * problem.width;
-        if (leaving && leaving->s0 + p < leaving->s1) {
+    // visit(t, p, h, heads) for the rows [from, to) of a block, by frame and position.
+    template <class Visit>
+    void walk(int64_t from, int64_t to, Visit visit) const {
+      const int64_t width = problem.args.block_heads, block = problem.args.block_positions * width;
+      for (int64_t t = from / block, p = from % block / width, h = from % width; from < to;) {
+        const int64_t heads = to - from < width - h ? to - from : width - h;
+        visit(t, p, h, heads);
+        from += heads;
+        h = 0;
+        if (++p == problem.args.block_positions) p = 0, ++t;
+      }
+    }
+
+    // The part of `heads` from h on that the item has at position p.
+    static int64_t present(const Item* item, int64_t p, int64_t h, int64_t heads) {
+      if (!item || item->s0 + p >= item->s1) return 0;
+      const int64_t left = item->h1 - item->h0 - h;
+      return left < heads ? left : heads;
+    }
+
+    static T* row(const Tokens& x, const Item& item, int64_t t, int64_t p, int64_t h) {
+      return (T*)x.data + item.b * x.b + t * x.t + (item.s0 + p) * x.s + (item.h0 + h) * x.h;
+    }
+
+    void list(Ahead& ahead, const Item* leaving, const Item* coming, int64_t from, int64_t to) const {
+      const int64_t bytes = problem.d * (int64_t)sizeof(T);
+      walk(from, to, [&](int64_t t, int64_t p, int64_t h, int64_t heads) {
+        if (const int64_t n = present(coming, p, h, heads); n > 0) {
+          for (const Tokens* x : inputs) ahead.add(row(*x, *coming, t, p, h), n, x->h * (int64_t)sizeof(T), bytes);
+        }
+        if (const int64_t n = problem.args.streamed ? 0 : present(leaving, p, h, heads); n > 0) {
+          for (const Tokens* x : outputs) ahead.add(row(*x, *leaving, t, p, h), n, x->h * (int64_t)sizeof(T), bytes);
+        }
+      });
+    }
+
+    void move(A* buffer, const Item* leaving, const Item* coming, int64_t from, int64_t to) const {
+      walk(from, to, [&](int64_t t, int64_t p, int64_t h, int64_t heads) {
+        A* rows = buffer + (p * problem.args.block_heads + h) * In * problem.matrix + t * problem.width;
+        if (const int64_t n = present(leaving, p, h, heads); n > 0) {
           for (int i = 0; i < Out; ++i) {
-            const Tokens& x = *outputs[i];
-            T* at = (T*)x.data + leaving->b * x.b + t * x.t + (leaving->s0 + p) * x.s;
-            write(x, at, *leaving, rows + slots[i] * problem.matrix, end ? 0 : last ? x.t - p * x.s : x.s);
+            T* at = row(*outputs[i], *leaving, t, p, h);
+            const A* from = rows + slots[i] * problem.matrix;
+            for (int64_t j = 0; j < n; ++j) {
+              write_row(from + j * In * problem.matrix, at + j * outputs[i]->h, problem.d, problem.args.streamed);
+            }
           }
         }
-        if (coming && coming->s0 + p < coming->s1) {
+        if (const int64_t n = present(coming, p, h, heads); n > 0) {
           for (int i = 0; i < In; ++i) {
-            const Tokens& x = *inputs[i];
-            const T* at = (const T*)x.data + coming->b * x.b + t * x.t + (coming->s0 + p) * x.s;
-            read(x, at, *coming, rows + i * problem.matrix, end ? 0 : last ? x.t - p * x.s : x.s);
+            const T* at = row(*inputs[i], *coming, t, p, h);
+            A* to = rows + i * problem.matrix;
+            for (int64_t j = 0; j < n; ++j) read_row(at + j * inputs[i]->h, to + j * In * problem.matrix, problem.d);
           }
         }
-      }
-    }
-
-    void read(const Tokens& x, const T* from, const Item& item, A* to, int64_t ahead) const {
-      from += item.h0 * x.h;
-      for (int64_t h = item.h0; h < item.h1; ++h, from += x.h, to += In * problem.matrix) {
-        read_row(from, to, problem.d, ahead);
-      }
-    }
-
-    void write(const Tokens& x, T* to, const Item& item, const A* from, int64_t ahead) const {
-      to += item.h0 * x.h;
-      for (int64_t h = item.h0; h < item.h1; ++h, to += x.h, from += In * problem.matrix) {
-        write_row(from, to, problem.d, ahead);
-      }
+      });
     }
   };
 
-  // Computes the items [begin, end) in two buffers: pair(matrices of the pair, b, h) works in place.
+  // Computes the items [begin, end) in two buffers: pair(matrices of the pair, b, h, ahead) works in place.
   template <int In, int Out, class Pair>
-  void run(const Traffic<In, Out>& traffic, A* scratch, int64_t begin, int64_t end, Pair pair) const {
-    const int64_t pairs = args.block_positions * args.block_heads, steps = args.block_positions * frames;
+  void run(const Traffic<In, Out>& traffic, A* scratch, Ahead::Run* runs, int64_t begin, int64_t end, Pair pair) const {
+    const int64_t pairs = args.block_positions * args.block_heads, rows = pairs * frames;
     A* buffers[2] = {scratch, scratch + pairs * In * matrix};
     if (begin == end) return;
     Item before{}, item = locate(args, begin);
-    traffic.run(buffers[0], nullptr, &item, 0, steps);
+    traffic.move(buffers[0], nullptr, &item, 0, rows);
     for (int64_t index = begin; index < end; ++index) {
       A *here = buffers[(index - begin) & 1], *there = buffers[(index - begin + 1) & 1];
       const Item after = index + 1 < end ? locate(args, index + 1) : Item{};
+      const Item *leaving = index > begin ? &before : nullptr, *coming = index + 1 < end ? &after : nullptr;
       const int64_t heads = item.h1 - item.h0, count = (item.s1 - item.s0) * heads;
       for (int64_t i = 0; i < count; ++i) {
-        const int64_t p = i / heads, h = i - p * heads;
-        pair(here + (p * args.block_heads + h) * In * matrix, item.b, item.h0 + h);
-        traffic.run(there, index > begin ? &before : nullptr, index + 1 < end ? &after : nullptr, i * steps / count,
-                    (i + 1) * steps / count);
+        const int64_t p = i / heads, h = i - p * heads, from = i * rows / count, to = (i + 1) * rows / count;
+        Ahead ahead(runs);
+        traffic.list(ahead, leaving, coming, from, to);
+        pair(here + (p * args.block_heads + h) * In * matrix, item.b, item.h0 + h, ahead);
+        traffic.move(there, leaving, coming, from, to);
       }
       before = item;
       item = after;
     }
-    traffic.run(buffers[(end - begin - 1) & 1], &before, nullptr, 0, steps);
+    traffic.move(buffers[(end - begin - 1) & 1], &before, nullptr, 0, rows);
+    if (args.streamed) finish_stream();
   }
 
   // RMS norm and rotation of the rows of q or k; unit rows and their scales are kept where asked for.
@@ -143,9 +166,9 @@ struct Problem {
   }
 
   // weights[u][t] = softmax over u of scale * k[u] . q[t] + table, queries as lanes: no sum across lanes.
-  void softmax(const A* k, const A* q_transposed, A* weights, int64_t b, int64_t h) const {
+  void softmax(const A* k, const A* q_transposed, A* weights, int64_t b, int64_t h, Ahead& ahead) const {
     using S = Simd<A>;
-    multiply<A>({k, width, 1}, q_transposed, lds, weights, lds, frames, frames, d);
+    multiply<A>({k, width, 1}, q_transposed, lds, weights, lds, frames, frames, d, ahead);
     const A* table = (const A*)args.table + h * args.table_head;
     const uint8_t* seen = args.mask ? args.mask + b * frames : nullptr;
     const A hidden = -(A)__builtin_inf();
@@ -155,18 +178,21 @@ struct Problem {
         typename S::V x = S::load(weights + u * lds + t) * S::splat((A)args.scale);
         if (args.table) x = x + S::load(table + u * lds + t);
         if (seen && !seen[u]) x = S::splat(hidden);
+        ahead.ask();
         S::store(weights + u * lds + t, x);
         top = vmax(top, x);
       }
       // A query that sees no key: subtracting -inf from -inf would be NaN.
       top = vmax(top, S::splat(-(A)1e30));
       const typename S::V total = sum_rows([&](int64_t u) {
-        const typename S::V x = vexp(S::load(weights + u * lds + t) - top);
+        ahead.ask();
+        const typename S::V x = exp_negative(S::load(weights + u * lds + t) - top);
         S::store(weights + u * lds + t, x);
         return x;
       });
       const typename S::V inverse = reciprocal(total);
       for (int64_t u = 0; u < frames; ++u) {
+        ahead.ask();
         // x * inverse, then the remainder once: the rounding of a division at the cost of two multiplications.
         const typename S::V x = S::load(weights + u * lds + t), y = x * inverse;
         S::store(weights + u * lds + t, fma(fma(-y, total, x), inverse, y));
@@ -196,16 +222,18 @@ struct Problem {
   void forward(A* scratch, int64_t begin, int64_t end) const {
     A* transposed = scratch + args.block_positions * args.block_heads * 6 * matrix;
     A* weights = transposed + width * lds;
+    Ahead::Run* runs = (Ahead::Run*)(weights + frames * lds);
     const Tokens *inputs[] = {&args.q, &args.k, &args.v}, *outputs[] = {&args.out};
     const int slots[] = {0};
-    run(Traffic<3, 1>{*this, inputs, outputs, slots}, scratch, begin, end, [&](A* q, int64_t b, int64_t h) {
-      A *k = q + matrix, *v = k + matrix;
-      prepare(q, args.q_weight, nullptr, nullptr);
-      prepare(k, args.k_weight, nullptr, nullptr);
-      transpose(q, width, transposed, lds, frames, d);
-      softmax(k, transposed, weights, b, h);
-      multiply<A>({weights, 1, lds}, v, width, q, width, frames, d, frames);
-    });
+    run(Traffic<3, 1>{*this, inputs, outputs, slots}, scratch, runs, begin, end,
+        [&](A* q, int64_t b, int64_t h, Ahead& ahead) {
+          A *k = q + matrix, *v = k + matrix;
+          prepare(q, args.q_weight, nullptr, nullptr);
+          prepare(k, args.k_weight, nullptr, nullptr);
+          transpose(q, width, transposed, lds, frames, d, ahead);
+          softmax(k, transposed, weights, b, h, ahead);
+          multiply<A>({weights, 1, lds}, v, width, q, width, frames, d, frames, ahead);
+        });
   }
 
   void backward(A* scratch, int64_t begin, int64_t end) const {
@@ -216,26 +244,28 @@ struct Problem {
     A* q_unit = dlogits + frames * lds;
     A* k_unit = q_unit + matrix;
     A *q_scales = k_unit + matrix, *k_scales = q_scales + frames;
+    Ahead::Run* runs = (Ahead::Run*)(k_scales + frames + frames % 2);
     A* dtable = (A*)args.partial;
     A* dweight = dtable + (args.wants_bias_gradient ? args.heads * frames * lds : 0);
     const Tokens *inputs[] = {&args.q, &args.k, &args.v, &args.dout}, *outputs[] = {&args.dq, &args.dk, &args.dv};
     const int slots[] = {3, 1, 2};
-    run(Traffic<4, 3>{*this, inputs, outputs, slots}, scratch, begin, end, [&](A* q, int64_t b, int64_t h) {
-      A *k = q + matrix, *v = k + matrix, *dout = v + matrix;
-      prepare(q, args.q_weight, q_unit, q_scales);
-      prepare(k, args.k_weight, k_unit, k_scales);
-      transpose(q, width, q_transposed, lds, frames, d);
-      transpose(dout, width, dout_transposed, lds, frames, d);
-      softmax(k, q_transposed, weights, b, h);
-      multiply<A>({v, width, 1}, dout_transposed, lds, dlogits, lds, frames, frames, d);
-      softmax_backward(weights, dlogits, args.wants_bias_gradient ? dtable + h * frames * lds : nullptr);
-      // dv takes the place of v, dq of dout, dk of k: each source is dead by then.
-      multiply<A>({weights, lds, 1}, dout, width, v, width, frames, d, frames);
-      multiply<A>({dlogits, 1, lds}, k, width, dout, width, frames, d, frames);
-      multiply<A>({dlogits, lds, 1}, q, width, k, width, frames, d, frames);
-      prepare_backward(dout, args.q_weight, q_unit, q_scales, dweight);
-      prepare_backward(k, args.k_weight, k_unit, k_scales, dweight + d);
-    });
+    run(Traffic<4, 3>{*this, inputs, outputs, slots}, scratch, runs, begin, end,
+        [&](A* q, int64_t b, int64_t h, Ahead& ahead) {
+          A *k = q + matrix, *v = k + matrix, *dout = v + matrix;
+          prepare(q, args.q_weight, q_unit, q_scales);
+          prepare(k, args.k_weight, k_unit, k_scales);
+          transpose(q, width, q_transposed, lds, frames, d, ahead);
+          transpose(dout, width, dout_transposed, lds, frames, d, ahead);
+          softmax(k, q_transposed, weights, b, h, ahead);
+          multiply<A>({v, width, 1}, dout_transposed, lds, dlogits, lds, frames, frames, d, ahead);
+          softmax_backward(weights, dlogits, args.wants_bias_gradient ? dtable + h * frames * lds : nullptr);
+          // dv takes the place of v, dq of dout, dk of k: each source is dead by then.
+          multiply<A>({weights, lds, 1}, dout, width, v, width, frames, d, frames, ahead);
+          multiply<A>({dlogits, 1, lds}, k, width, dout, width, frames, d, frames, ahead);
+          multiply<A>({dlogits, lds, 1}, q, width, k, width, frames, d, frames, ahead);
+          prepare_backward(dout, args.q_weight, q_unit, q_scales, dweight);
+          prepare_backward(k, args.k_weight, k_unit, k_scales, dweight + d);
+        });
   }
 };
 

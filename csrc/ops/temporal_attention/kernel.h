@@ -20,6 +20,7 @@ struct TemporalAttention {
   const void *cos, *sin;    // A: [T][d/2], or nullptr
   void* partial;            // A, backward: sums of one range of items: table-shaped, then 2 x d
   bool wants_bias_gradient;
+  bool streamed;  // outputs go past the caches: whole cache lines, float32
   double scale, eps;
   int64_t batch, frames, positions, heads, head_dim;
   int64_t block_positions, block_heads;  // one item: so many positions of so many heads
@@ -41,7 +42,9 @@ inline int64_t scratch_bytes(const TemporalAttention& a, bool backward, int64_t 
   const int64_t transposed = width * padded_frames(a.frames);
   const int64_t total = backward ? pairs * 8 * matrix + 2 * transposed + 2 * square + 2 * matrix + 2 * a.frames
                                  : pairs * 6 * matrix + transposed + square;
-  return (total + 256) * element;
+  // Both ends of what is moved between two pairs: at most a block's rows.
+  const int64_t runs = pairs * a.frames * (backward ? 7 : 4) + 1;
+  return (total + 256) * element + runs * 16;
 }
 
 }  // namespace vdiff

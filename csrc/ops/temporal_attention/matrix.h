@@ -1,6 +1,7 @@
 // Small dense products and transposes in cache, on vectors of any instruction set. Included by cpu_kernel.cpp only.
 #pragma once
 
+#include "cpu/lanes.h"
 #include "cpu/shuffle.h"
 #include "cpu/simd.h"
 
@@ -9,7 +10,24 @@ namespace vdiff::VDIFF_ISA {
 // float64 exists for gradient checks: one lane, the same code.
 inline double fma(double a, double b, double c) { return a * b + c; }
 inline double vmax(double a, double b) { return a > b ? a : b; }
-inline double vexp(double x) { return __builtin_exp(x); }
+
+// e^x for x <= 0 to an ulp or so, 0 where it would not be a normal number; a NaN stays one.
+inline double exp_negative(double x) { return __builtin_exp(x); }
+inline vfloat exp_negative(vfloat x) {
+#if defined(__AVX512F__)
+  // As exp_minus() of lanes.h, whose clamp would lose a NaN.
+  const vfloat low = splat(-87.3f), magic = splat(393216.0f), clamped = vmax(low, x);
+  const vfloat shifted = fma(clamped, splat(1.44269504f), magic);
+  const vfloat r = fma(shifted - magic, splat(-0.693147182f), clamped);
+  const __m512i index = (__m512i)shifted;
+  const __m512i mantissa = _mm512_permutex2var_epi32((__m512i)kPowers[0], index, (__m512i)kPowers[1]);
+  const vfloat power = (vfloat)_mm512_add_epi32(mantissa, _mm512_slli_epi32(index, 18));
+  const vfloat slope = fma(fma(splat(0.166666667f), r, splat(0.5f)), r, splat(1.0f));
+  return select(x < low, splat(0.0f), fma(slope * r, power, power));
+#else
+  return vexp(x);
+#endif
+}
 
 template <class A>
 struct Simd;
@@ -39,8 +57,43 @@ constexpr int kAccumulators = 12;
 constexpr int tile_rows(int vectors) {
   return vectors == 1   ? (kAccumulators >= 24 ? 16 : 8)
          : vectors == 2 ? (kAccumulators >= 24 ? 8 : 4)
-                        : kAccumulators / vectors;
+         : vectors == 3 ? kAccumulators / 3
+                        : (kAccumulators >= 24 ? 4 : 3);
 }
+
+// What is asked for while products are computed, so that memory and arithmetic overlap: no hardware prefetcher follows
+// rows from frame to frame, and asked for at once they would wait for each other in the core's few miss buffers.
+class Ahead {
+ public:
+  struct Run {
+    const char *at, *end;
+  };
+
+  explicit Ahead(Run* runs) : run_(runs), last_(runs) { *last_ = {(const char*)runs, nullptr}; }
+
+  // `count` rows of `bytes`, `stride` bytes apart.
+  void add(const void* row, int64_t count, int64_t stride, int64_t bytes) {
+    const char* at = (const char*)row;
+    if (stride == bytes) bytes *= count, count = 1;
+    for (; count > 0; --count, at += stride) *last_++ = {at, at + bytes};
+    *last_ = {(const char*)run_, nullptr};
+    at_ = run_->at;
+  }
+
+  // One cache line; after the last one an address that does no harm.
+  void ask() {
+    __builtin_prefetch(at_);
+    at_ += 64;
+    if (at_ >= run_->end) {
+      run_ += run_ != last_;
+      at_ = run_->at;
+    }
+  }
+
+ private:
+  Run *run_, *last_;
+  const char* at_ = (const char*)run_;
+};
 
 // Left operand: element (m, k) at data[m * m_stride + k * k_stride].
 template <class A>
@@ -51,12 +104,14 @@ struct Left {
 
 // c (Rows, Vectors) = a b; small tiles run two chains, for the latency of an FMA and for half the rounding.
 template <class A, int Rows, int Vectors>
-inline void tile(Left<A> a, const A* b, int64_t ldb, A* c, int64_t ldc, int64_t inner) {
+inline void tile(Left<A> a, const A* b, int64_t ldb, A* c, int64_t ldc, int64_t inner, Ahead& ahead) {
+  Ahead local = ahead;
   using S = Simd<A>;
   using V = typename S::V;
   constexpr int kChains = 2 * Rows * Vectors <= kAccumulators ? 2 : 1;
   V sum[kChains][Rows][Vectors] = {};
   const auto step = [&](int64_t k, V(&into)[Rows][Vectors]) {
+    local.ask();
     V row[Vectors];
 #pragma GCC unroll 8
     for (int n = 0; n < Vectors; ++n) row[n] = S::load(b + k * ldb + n * S::lanes);
@@ -73,6 +128,7 @@ inline void tile(Left<A> a, const A* b, int64_t ldb, A* c, int64_t ldc, int64_t 
     for (int chain = 0; chain < kChains; ++chain) step(k + chain, sum[chain]);
   }
   if (k < inner) step(k, sum[0]);
+  ahead = local;
 #pragma GCC unroll 16
   for (int m = 0; m < Rows; ++m) {
 #pragma GCC unroll 8
@@ -85,26 +141,27 @@ inline void tile(Left<A> a, const A* b, int64_t ldb, A* c, int64_t ldc, int64_t 
 }
 
 template <class A, int Rows, int Vectors>
-void row_tiles(Left<A> a, const A* b, int64_t ldb, A* c, int64_t ldc, int64_t rows, int64_t inner) {
+void row_tiles(Left<A> a, const A* b, int64_t ldb, A* c, int64_t ldc, int64_t rows, int64_t inner, Ahead& ahead) {
   for (; rows >= Rows; rows -= Rows, a.data += Rows * a.m_stride, c += Rows * ldc) {
-    tile<A, Rows, Vectors>(a, b, ldb, c, ldc, inner);
+    tile<A, Rows, Vectors>(a, b, ldb, c, ldc, inner, ahead);
   }
   if constexpr (Rows > 1) {
-    if (rows > 0) row_tiles<A, Rows / 2, Vectors>(a, b, ldb, c, ldc, rows, inner);
+    if (rows > 0) row_tiles<A, Rows / 2, Vectors>(a, b, ldb, c, ldc, rows, inner, ahead);
   }
 }
 
 // c (rows, columns) = a (rows, inner) b (inner, columns); columns are rounded up to whole vectors in b and c.
 template <class A>
-void multiply(Left<A> a, const A* b, int64_t ldb, A* c, int64_t ldc, int64_t rows, int64_t columns, int64_t inner) {
+void multiply(Left<A> a, const A* b, int64_t ldb, A* c, int64_t ldc, int64_t rows, int64_t columns, int64_t inner,
+              Ahead& ahead) {
   constexpr int lanes = Simd<A>::lanes;
   int64_t vectors = (columns + lanes - 1) / lanes;
   for (; vectors >= 4; vectors -= 4, b += 4 * lanes, c += 4 * lanes) {
-    row_tiles<A, tile_rows(4), 4>(a, b, ldb, c, ldc, rows, inner);
+    row_tiles<A, tile_rows(4), 4>(a, b, ldb, c, ldc, rows, inner, ahead);
   }
-  if (vectors == 3) row_tiles<A, tile_rows(3), 3>(a, b, ldb, c, ldc, rows, inner);
-  if (vectors == 2) row_tiles<A, tile_rows(2), 2>(a, b, ldb, c, ldc, rows, inner);
-  if (vectors == 1) row_tiles<A, tile_rows(1), 1>(a, b, ldb, c, ldc, rows, inner);
+  if (vectors == 3) row_tiles<A, tile_rows(3), 3>(a, b, ldb, c, ldc, rows, inner, ahead);
+  if (vectors == 2) row_tiles<A, tile_rows(2), 2>(a, b, ldb, c, ldc, rows, inner, ahead);
+  if (vectors == 1) row_tiles<A, tile_rows(1), 1>(a, b, ldb, c, ldc, rows, inner, ahead);
 }
 
 // One step of the recursive transpose: swaps the off-diagonal blocks of width `Step` of two rows.
@@ -125,7 +182,8 @@ inline void transpose_lanes(vfloat (&rows)[kLanes]) {
 }
 
 // to[j][i] = from[i][j] for i < rows, j < columns; `to` also gets undefined lanes up to whole vectors of rows.
-inline void transpose(const float* from, int64_t ldf, float* to, int64_t ldt, int64_t rows, int64_t columns) {
+inline void transpose(const float* from, int64_t ldf, float* to, int64_t ldt, int64_t rows, int64_t columns,
+                      Ahead& ahead) {
   for (int64_t i = 0; i < rows; i += kLanes) {
     const int64_t height = rows - i < kLanes ? rows - i : kLanes;
     for (int64_t j = 0; j < columns; j += kLanes) {
@@ -133,12 +191,13 @@ inline void transpose(const float* from, int64_t ldf, float* to, int64_t ldt, in
 #pragma GCC unroll 16
       for (int r = 0; r < kLanes; ++r) block[r] = load(from + (i + (r < height ? r : 0)) * ldf + j);
       transpose_lanes<kLanes / 2>(block);
+      for (int r = 0; r < 4; ++r) ahead.ask();
       const int64_t width = columns - j < kLanes ? columns - j : kLanes;
       for (int64_t r = 0; r < width; ++r) store(to + (j + r) * ldt + i, block[r]);
     }
   }
 }
-inline void transpose(const double* from, int64_t ldf, double* to, int64_t ldt, int64_t rows, int64_t columns) {
+inline void transpose(const double* from, int64_t ldf, double* to, int64_t ldt, int64_t rows, int64_t columns, Ahead&) {
   for (int64_t i = 0; i < rows; ++i) {
     for (int64_t j = 0; j < columns; ++j) to[j * ldt + i] = from[i * ldf + j];
   }
