@@ -32,6 +32,8 @@ COS = (0.04166664555668831, -0.001388736767694354, 2.4438451873720624e-05)
 MINUS_2_LN_2 = -1.3862943649291992
 TWO_PI_2_32 = 1.462918119976564e-09  # 2 pi / 2^32
 THIRD_BITS = 0x3F2AAAAB  # 2/3 in fp32: mantissas are taken in [2/3, 4/3)
+# The noise that all frames of a video share has a stream of its own: the same word with its top bit turned.
+SHARED_STREAM = 1 << 31
 
 
 def philox4x32(counter: tuple[Tensor, ...], key: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:

@@ -1,6 +1,7 @@
 // Host-side glue of the ops that draw noise: how a sample lies in memory, and what the schema's tensors hold.
 #pragma once
 
+#include "common/frame_correlation.h"
 #include "common/schedule.h"
 #include "common/stable.h"
 
@@ -18,6 +19,10 @@ inline SampleLayout sample_layout(const Tensor& x) {
   const int64_t channels = x.size(1);
   if (channels == 1 || channels == elements) return {batch, 1, elements};
   return {batch, channels, elements / channels};
+}
+
+inline FrameCorrelation frame_correlation(int64_t frames, double shared, double own, bool progressive) {
+  return {frames, static_cast<float>(shared), static_cast<float>(own), progressive};
 }
 
 inline ScheduleTables schedule_tables(const Tensor& t, const Tensor& signal, const Tensor& noise_scale) {

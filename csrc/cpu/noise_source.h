@@ -1,7 +1,7 @@
 // Where a CPU kernel's noise comes from: given, drawn, or none. Plain data, no torch header.
 #pragma once
 
-#include <stdint.h>
+#include "common/frame_correlation.h"
 
 namespace vdiff {
 
@@ -10,14 +10,19 @@ struct NoiseSource {
   bool given_is_float = false;
   bool drawn = false;
   int64_t seed = 0, sample_offset = 0, stream = 0;
+  FrameCorrelation correlation;  // of drawn noise
+
+  // Frames that a task walks; 1 where frames do not matter.
+  int64_t frames() const { return drawn && correlation.frames > 0 ? correlation.frames : 1; }
 };
 
-// Elements a task covers, all channels of its positions: fixed by the shape alone, so sums do not depend on threads.
+// Elements a task covers in one frame, all channels of its positions: fixed by the shape alone, so sums do not depend
+// on threads.
 constexpr int64_t kTaskElements = 4096;
+constexpr int64_t kWidestTile = 64;
 
 // Positions of a task, a multiple of the widest tile.
 inline int64_t task_positions(int64_t channels) {
-  constexpr int64_t kWidestTile = 64;
   const int64_t positions = kTaskElements / channels / kWidestTile * kWidestTile;
   return positions > 0 ? positions : kWidestTile;
 }

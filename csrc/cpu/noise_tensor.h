@@ -1,6 +1,7 @@
 // The schema's seed, sample_offset and stream as a CPU kernel's NoiseSource, and the loop over (sample, task).
 #pragma once
 
+#include "common/video.h"
 #include "cpu/noise_source.h"
 #include "cpu/tensor.h"
 
@@ -9,7 +10,8 @@ namespace vdiff {
 inline int64_t word(const std::optional<Tensor>& t) { return t.has_value() ? *data<int64_t>(*t) : 0; }
 
 inline NoiseSource noise_source(const std::optional<Tensor>& given, const std::optional<Tensor>& seed,
-                                const std::optional<Tensor>& sample_offset, const std::optional<Tensor>& stream) {
+                                const std::optional<Tensor>& sample_offset, const std::optional<Tensor>& stream,
+                                const FrameCorrelation& correlation) {
   NoiseSource source;
   if (given.has_value()) {
     source.given = given->data_ptr();
@@ -17,20 +19,33 @@ inline NoiseSource noise_source(const std::optional<Tensor>& given, const std::o
   }
   source.drawn = seed.has_value();
   source.seed = word(seed), source.sample_offset = word(sample_offset), source.stream = word(stream);
+  source.correlation = correlation;
   return source;
 }
 
-// body(sample, task, begin, end) over the positions of every sample, in tasks of `step` positions.
-template <class Body>
-void for_each_task(int64_t batch, int64_t positions, int64_t step, int64_t elements_per_task, const Body& body) {
-  const int64_t tasks = (positions + step - 1) / step;
-  const int64_t grain = 1 + kGrain / elements_per_task;
-  torch::stable::parallel_for(0, batch * tasks, grain, [&](int64_t first, int64_t last) {
-    for (int64_t i = first; i < last; ++i) {
-      const int64_t sample = i / tasks, task = i % tasks, begin = task * step;
-      body(sample, task, begin, begin + step < positions ? begin + step : positions);
-    }
-  });
-}
+// Every sample's positions in pieces of `step`: those of a frame where a task walks all frames.
+struct NoiseTasks {
+  int64_t batch, positions, step, elements;
+
+  NoiseTasks(const SampleLayout& layout, const NoiseSource& source)
+      : batch(layout.batch),
+        positions(layout.positions / source.frames()),
+        step(task_positions(layout.channels)),
+        elements(step * layout.channels * source.frames()) {}
+
+  int64_t per_sample() const { return (positions + step - 1) / step; }
+
+  // body(sample, task, begin, end)
+  template <class Body>
+  void run(const Body& body) const {
+    const int64_t tasks = per_sample();
+    torch::stable::parallel_for(0, batch * tasks, 1 + kGrain / elements, [&](int64_t first, int64_t last) {
+      for (int64_t i = first; i < last; ++i) {
+        const int64_t sample = i / tasks, task = i % tasks, begin = task * step;
+        body(sample, task, begin, begin + step < positions ? begin + step : positions);
+      }
+    });
+  }
+};
 
 }  // namespace vdiff

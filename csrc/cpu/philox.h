@@ -147,7 +147,7 @@ class Draw {
   vulong even_, odd_;
 };
 
-// Positions that one tile covers: begin of every range must be a multiple of it.
+// Positions that one tile covers.
 constexpr int kTile = 4 * kLanes;
 
 template <class Body>
@@ -163,7 +163,7 @@ inline void emit(Four& f, int64_t offset, int64_t left, Body& body) {
 }
 
 // body(offset, normals, count) for the positions [begin, end) of a sample stored as (channels, positions), where
-// element e = position * channels + channel. One channel is the plain case: e is the offset.
+// element e = position * channels + channel. One channel is the plain case: e is the offset. begin is a multiple of 4.
 template <class Body>
 inline void for_each(int64_t seed, int64_t sample, int64_t stream, int64_t channels, int64_t positions, int64_t begin,
                      int64_t end, Body body) {

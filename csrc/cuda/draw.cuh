@@ -1,6 +1,7 @@
 // How a thread finds its four elements, their noise, and reads and writes them.
 #pragma once
 
+#include "common/frame_correlation.h"
 #include "common/philox.h"
 #include "common/video.h"
 #include "cuda/dtype.cuh"
@@ -15,17 +16,26 @@ struct DeviceNoise {
   const void* given;
   bool given_is_float;
   const int64_t *seed, *sample_offset, *stream;
+  FrameCorrelation correlation;  // of drawn noise
 };
 
 inline DeviceNoise device_noise(const std::optional<Tensor>& given, const std::optional<Tensor>& seed,
-                                const std::optional<Tensor>& sample_offset, const std::optional<Tensor>& stream) {
+                                const std::optional<Tensor>& sample_offset, const std::optional<Tensor>& stream,
+                                const FrameCorrelation& correlation) {
   return {given.has_value() ? given->data_ptr() : nullptr,
-          given.has_value() && given->scalar_type() == ScalarType::Float, data<int64_t>(seed),
-          data<int64_t>(sample_offset), data<int64_t>(stream)};
+          given.has_value() && given->scalar_type() == ScalarType::Float,
+          data<int64_t>(seed),
+          data<int64_t>(sample_offset),
+          data<int64_t>(stream),
+          seed.has_value() ? correlation : FrameCorrelation{}};
 }
 
-// Blocks that one sample takes, at one counter of four elements a thread.
-inline int64_t draw_blocks(int64_t elements) { return ceil_div(ceil_div(elements, 4), kDrawThreads); }
+// Blocks that one sample takes, at four elements a thread: of the sample, or of its every frame where they are
+// correlated.
+inline int64_t draw_blocks(const SampleLayout& layout, const DeviceNoise& noise) {
+  const int64_t frames = noise.correlation.frames > 0 ? noise.correlation.frames : 1;
+  return ceil_div(ceil_div(layout.channels * layout.positions / frames, 4), kDrawThreads);
+}
 
 // One thread's counter: where its four elements lie in the sample. `packed`: side by side.
 struct Quad {
@@ -41,8 +51,8 @@ __device__ __forceinline__ int64_t quotient(int64_t a, int64_t b) {
   return a / b;
 }
 
-// The i-th counter in an order that keeps a warp's accesses close; false past the end.
-__device__ __forceinline__ bool find_quad(int64_t channels, int64_t positions, int64_t i, Quad& quad) {
+// The i-th counter in an order that keeps a warp's accesses close; false past the end. Channels lie `plane` apart.
+__device__ __forceinline__ bool find_quad(int64_t channels, int64_t positions, int64_t plane, int64_t i, Quad& quad) {
   const int64_t elements = channels * positions;
   if (4 * i >= elements) return false;
   quad.index = i, quad.packed = channels == 1;
@@ -55,12 +65,12 @@ __device__ __forceinline__ bool find_quad(int64_t channels, int64_t positions, i
     const int64_t four = quotient(i, positions), position = i - four * positions;
     quad.index = position * (channels / 4) + four;
 #pragma unroll
-    for (int w = 0; w < 4; ++w) quad.at[w] = (4 * four + w) * positions + position;
+    for (int w = 0; w < 4; ++w) quad.at[w] = (4 * four + w) * plane + position;
   } else {
 #pragma unroll
     for (int w = 0; w < 4; ++w) {
       const int64_t position = quotient(4 * i + w, channels);
-      quad.at[w] = (4 * i + w - position * channels) * positions + position;
+      quad.at[w] = (4 * i + w - position * channels) * plane + position;
     }
   }
   return true;
@@ -116,6 +126,63 @@ __device__ __forceinline__ void read_noise(const DeviceNoise& noise, int64_t sam
     read(static_cast<const float*>(noise.given) + base, quad, n);
   } else {
     read(static_cast<const T*>(noise.given) + base, quad, n);
+  }
+}
+
+// Four normals from element `first` on, which need not begin a counter.
+__device__ __forceinline__ void normals_from(const philox::Stream& stream, int64_t first, float (&n)[4]) {
+  if (first % 4 == 0) return philox::normals(stream, first / 4, n);
+  float low[4], high[4];
+  philox::normals(stream, first / 4, low);
+  philox::normals(stream, first / 4 + 1, high);
+  // Selections of registers: an index would put the eight numbers into local memory.
+  const bool one = first % 4 == 1, two = first % 4 == 2;
+  n[0] = one ? low[1] : two ? low[2] : low[3];
+  n[1] = one ? low[2] : two ? low[3] : high[0];
+  n[2] = one ? low[3] : two ? high[0] : high[1];
+  n[3] = one ? high[0] : two ? high[1] : high[2];
+}
+
+// body(quad, n) for the i-th four elements of every frame, in the order of frames: what they share stays in registers.
+template <class Body>
+__device__ __forceinline__ void walk_frames(const DeviceNoise& noise, const SampleLayout& layout, int64_t sample,
+                                            int64_t i, const Body& body) {
+  const FrameCorrelation& c = noise.correlation;
+  const int64_t positions = quotient(layout.positions, c.frames), elements = layout.channels * positions;
+  Quad quad;
+  if (!find_quad(layout.channels, positions, layout.positions, i, quad)) return;
+  const auto stream = philox::make_stream(noise.seed, noise.sample_offset, noise.stream, sample);
+  auto common = stream;
+  common.stream ^= kSharedStream;
+  float carried[4] = {}, n[4];
+  if (!c.progressive) philox::normals(common, quad.index, carried);
+  for (int64_t frame = 0; frame < c.frames; ++frame) {
+    normals_from(stream, frame * elements + 4 * static_cast<int64_t>(quad.index), n);
+#pragma unroll
+    for (int w = 0; w < 4; ++w) {
+      const float z = __fadd_rn(__fmul_rn(c.shared, carried[w]), __fmul_rn(c.own, n[w]));
+      n[w] = c.progressive && frame == 0 ? n[w] : z;
+      if (c.progressive) carried[w] = n[w];
+    }
+    body(quad, n);
+#pragma unroll
+    for (int w = 0; w < 4; ++w) quad.at[w] += positions;
+  }
+}
+
+// body(quad, n) for a thread's four elements, kFrames: of every frame. T is the dtype of a given noise that is not
+// float32.
+template <class T, bool kFrames, class Body>
+__device__ __forceinline__ void for_each_quad(const DeviceNoise& noise, const SampleLayout& layout, int64_t sample,
+                                              int64_t i, const Body& body) {
+  if constexpr (kFrames) {
+    walk_frames(noise, layout, sample, i, body);
+  } else {
+    Quad quad;
+    if (!find_quad(layout.channels, layout.positions, layout.positions, i, quad)) return;
+    float n[4];
+    read_noise<T>(noise, sample, sample * layout.channels * layout.positions, quad, n);
+    body(quad, n);
   }
 }
 

@@ -181,23 +181,64 @@ def test_full_correlation_repeats_a_frame_and_none_is_plain_noise() -> None:
     assert torch.equal(vf.ops.noise(shape, 1, frame_correlation=0.0), vf.ops.noise(shape, 1))
 
 
+# Frames of whole counters in one task and in many, frames that begin inside a counter, more channels than a task holds.
+VIDEOS = [(2, 4, 3, 4, 8), (1, 3, 2, 4, 500), (2, 3, 4, 5, 6), (1, 1, 3, 5, 5), (1, 70, 2, 2, 3), (1, 300, 2, 1, 3)]
+
+
+@pytest.mark.parametrize("name", ["avx512bf16", "avx512", "avx2", "scalar"])
 @pytest.mark.parametrize("kind", ["mixed", "progressive"])
-def test_every_op_draws_the_same_correlated_noise(kind: str) -> None:
-    torch.manual_seed(0)
-    schedule = vf.diffusion.NoiseSchedule.linear()
-    x0, prediction = torch.randn(2, 2, 3, 4, 5, 6).unbind(0)
-    t = torch.tensor([3, 700])
+def test_every_op_draws_the_same_correlated_noise(kind: str, name: str) -> None:
+    before = _library.isa()
+    try:
+        _library.set_isa(name)
+    except ValueError as error:
+        pytest.skip(str(error))
+    try:
+        for shape in VIDEOS:
+            for memory in (torch.contiguous_format, torch.channels_last_3d):
+                _check_correlated(shape, kind, memory)
+    finally:
+        _library.set_isa(before or "scalar")
+
+
+def _check_correlated(shape: tuple[int, ...], kind: str, memory: torch.memory_format) -> None:
+    """q_sample, the loss's gradient and a sampler's step, each drawing the noise itself, against the noise given."""
+    generator = torch.Generator().manual_seed(0)
+    x0, prediction = torch.randn(2, *shape, generator=generator).unbind(0)
+    x0, prediction = x0.contiguous(memory_format=memory), prediction.contiguous(memory_format=memory).requires_grad_()
+    schedule, t = vf.diffusion.NoiseSchedule.linear(), torch.tensor([3, 700])[: shape[0]]
     options = {"frame_correlation": 0.5, "correlation_kind": kind}
-    z = vf.ops.noise(x0.shape, 9, sample_offset=4, **options)
+    with vf.use_backend("reference"):
+        z = vf.ops.noise(shape, 9, sample_offset=4, **options)
+        step_noise = vf.ops.noise(shape, 9, sample_offset=4, stream=2, **options)
     words = {"seed": 9, "sample_offset": 4, **options}
+    assert torch.equal(vf.ops.noise(shape, 9, sample_offset=4, **options), z)
     assert torch.equal(vf.ops.q_sample(x0, t, schedule, **words), vf.ops.q_sample(x0, t, schedule, noise=z))
-    ours, theirs = (
+    losses = [
         vf.ops.diffusion_loss(prediction, x0, t, schedule, target="v", **source) for source in (words, {"noise": z})
-    )
-    torch.testing.assert_close(ours, theirs)
+    ]
+    torch.testing.assert_close(*losses)
+    assert torch.equal(*(torch.autograd.grad(loss, prediction)[0] for loss in losses))
     table = vf.diffusion.sampler_table(schedule, "ddpm", 4).coefficients
-    step, _ = vf.ops.sampler_step(x0, prediction, table, 1, **words)
-    z = vf.ops.noise(x0.shape, 9, sample_offset=4, stream=2, **options)
-    assert torch.equal(step, vf.ops.sampler_step(x0, prediction, table, 1, noise=z)[0])
-    video = vf.diffusion.sample(lambda x, t: 0 * x, x0.shape, schedule, "ddpm", steps=3, seed=2, **options)
+    drawn, given = (
+        vf.ops.sampler_step(x0, prediction.detach(), table, 1, **source) for source in (words, {"noise": step_noise})
+    )
+    assert torch.equal(drawn[0], given[0])
+
+
+@pytest.mark.parametrize("kind", ["mixed", "progressive"])
+def test_a_correlated_draw_stores_no_noise(kind: str) -> None:
+    x0, schedule, t = torch.zeros(1, 4, 4, 16, 16), vf.diffusion.NoiseSchedule.linear(), torch.tensor([3])
+    options = {"seed": torch.tensor(9), "frame_correlation": 0.5, "correlation_kind": kind}
+    vf.ops.q_sample(x0, t, schedule, **options)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        x_t = vf.ops.q_sample(x0, t, schedule, **options)
+    allocated = sum(e.cpu_memory_usage for e in profile.events() if e.name == "[memory]" and e.cpu_memory_usage > 0)
+    assert x_t.nbytes <= allocated < 2 * x_t.nbytes
+
+
+@pytest.mark.parametrize("kind", ["mixed", "progressive"])
+def test_sampling_with_correlated_noise(kind: str) -> None:
+    schedule, options = vf.diffusion.NoiseSchedule.linear(), {"frame_correlation": 0.5, "correlation_kind": kind}
+    video = vf.diffusion.sample(lambda x, t: 0 * x, (2, 2, 3, 4, 5), schedule, "ddpm", steps=3, seed=2, **options)
     assert video.isfinite().all()

@@ -17,6 +17,7 @@ _COS = tl.constexpr(_philox.COS)
 _MINUS_2_LN_2 = tl.constexpr(_philox.MINUS_2_LN_2)
 _ANGLE = tl.constexpr(_philox.TWO_PI_2_32)
 _TWO_THIRDS = tl.constexpr(_philox.THIRD_BITS)
+_SHARED_STREAM = tl.constexpr(_philox.SHARED_STREAM)
 
 
 @triton.jit
@@ -80,10 +81,16 @@ def normals(seed, sample, stream, quad):
 
 
 @triton.jit
+def _quad_normals(seed, sample, stream, quad):
+    """The normals of the counters `quad`, four after four."""
+    n0, n1, n2, n3 = normals(seed, sample, stream, quad)
+    return tl.interleave(tl.interleave(n0, n2), tl.interleave(n1, n3))
+
+
+@triton.jit
 def flat_normals(seed, sample, stream, first, QUADS: tl.constexpr):
     """Normals of the elements 4 first ... 4 (first + QUADS) - 1, in their order."""
-    n0, n1, n2, n3 = normals(seed, sample, stream, first + tl.arange(0, QUADS).to(tl.int64))
-    return tl.interleave(tl.interleave(n0, n2), tl.interleave(n1, n3))
+    return _quad_normals(seed, sample, stream, first + tl.arange(0, QUADS).to(tl.int64))
 
 
 @triton.jit
@@ -92,3 +99,66 @@ def element_normals(seed, sample, stream, element):
     n0, n1, n2, n3 = normals(seed, sample, stream, element // 4)
     word = element % 4
     return tl.where(word < 2, tl.where(word == 0, n0, n1), tl.where(word == 2, n2, n3))
+
+
+@triton.jit
+def frame_tile(channels, positions, frames, tile, MODE: tl.constexpr, QUADS: tl.constexpr):
+    """A tile of a video's first frame: offsets in the sample, places in the order of e, and which elements exist.
+
+    MODE is the tiling's (vdiff_fast/ops/noise/config.py); the offsets in frame f are f * (positions // frames) more.
+    """
+    frame = tl.cast(positions, tl.int64) // frames
+    lane = tl.arange(0, 4 * QUADS).to(tl.int64)
+    if MODE == 0:
+        position = tile * (4 * QUADS) + lane
+        channel = lane * 0
+    elif MODE == 1:
+        fours = channels // 4
+        position = tile // fours * QUADS + lane // 4
+        channel = tile % fours * 4 + lane % 4
+    else:
+        position = (tile * (4 * QUADS) + lane) % frame
+        channel = (tile * (4 * QUADS) + lane) // frame
+    inside = (position < frame) & (channel < channels)
+    return channel * positions + position, position * channels + channel, inside
+
+
+@triton.jit
+def _fresh_normals(seed, sample, stream, first, element, channels, tile, MODE: tl.constexpr, QUADS: tl.constexpr):
+    """Independent normals of a frame_tile in the frame that begins at element `first`."""
+    if MODE == 2:
+        n = element_normals(seed, sample, stream, first + element)
+    else:
+        quad = tl.arange(0, QUADS).to(tl.int64)
+        if MODE == 0:
+            quad += tile * QUADS
+        else:
+            quad = (tile // (channels // 4) * QUADS + quad) * (channels // 4) + tile % (channels // 4)
+        n = _quad_normals(seed, sample, stream, first // 4 + quad)
+    return n
+
+
+@triton.jit
+def shared_normals(
+    seed, sample, stream, element, channels, tile, CORRELATION: tl.constexpr, MODE: tl.constexpr, QUADS: tl.constexpr
+):
+    """What a walk over the frames of a frame_tile begins with: the noise all of them share, or nothing."""
+    if CORRELATION == 2:
+        n = tl.zeros((4 * QUADS,), tl.float32)
+    else:
+        n = _fresh_normals(seed, sample, stream ^ _SHARED_STREAM, tile * 0, element, channels, tile, MODE, QUADS)
+    return n
+
+
+@triton.jit
+def frame_normals(
+    seed, sample, stream, frame, frame_positions, element, channels, tile, carried, shared, own,
+    CORRELATION: tl.constexpr, MODE: tl.constexpr, QUADS: tl.constexpr,
+):  # fmt: skip
+    """Noise of a frame_tile in frame `frame`, correlated with what is carried; a progressive walk carries it on."""
+    first = frame * frame_positions * channels
+    n = _fresh_normals(seed, sample, stream, first, element, channels, tile, MODE, QUADS)
+    z = tl.cast(shared, tl.float32) * carried + tl.cast(own, tl.float32) * n
+    if CORRELATION == 2:
+        z = tl.where(frame == 0, n, z)
+    return z

@@ -2,7 +2,6 @@
 #include <string>
 #include <vector>
 
-#include "common/video.h"
 #include "cpu/noise_tensor.h"
 #include "ops/diffusion_loss/arguments.h"
 #include "ops/diffusion_loss/kernel.h"
@@ -16,21 +15,20 @@ using vdiff::Tensor;
 
 struct Call {
   vdiff::DiffusionLoss args;
-  int64_t batch, step, tasks;
+  vdiff::NoiseTasks tasks;
 
   int64_t per_sample() const { return args.channels * args.positions; }
 };
 
 Call make_call(const Tensor& prediction, const optional<Tensor>& x0, const optional<Tensor>& noise, const Tensor& t,
                const Tensor& signal, const Tensor& noise_scale, const optional<Tensor>& seed,
-               const optional<Tensor>& sample_offset, const optional<Tensor>& stream,
-               const vdiff::LossOptions& options) {
+               const optional<Tensor>& sample_offset, const optional<Tensor>& stream, const vdiff::LossOptions& options,
+               const vdiff::FrameCorrelation& correlation) {
   auto layout = vdiff::sample_layout(prediction);
-  auto source = vdiff::noise_source(noise, seed, sample_offset, stream);
+  auto source = vdiff::noise_source(noise, seed, sample_offset, stream, correlation);
   if (!vdiff::needs_noise(options.target)) source.drawn = false, source.given = nullptr;
   if (!source.drawn) layout = {layout.batch, 1, layout.channels * layout.positions};
   const bool other_is_float = (x0.has_value() && x0->scalar_type() == ScalarType::Float) || source.given_is_float;
-  const int64_t step = vdiff::task_positions(layout.channels);
   const vdiff::DiffusionLoss args{vdiff::dtype_of(prediction),
                                   other_is_float,
                                   prediction.data_ptr(),
@@ -40,7 +38,7 @@ Call make_call(const Tensor& prediction, const optional<Tensor>& x0, const optio
                                   options,
                                   layout.channels,
                                   layout.positions};
-  return {args, layout.batch, step, (layout.positions + step - 1) / step};
+  return {args, vdiff::NoiseTasks(layout, source)};
 }
 
 // One pass over every task: `sums` (batch * tasks) and `gradient` may each be null.
@@ -48,20 +46,21 @@ void run(const Call& call, double* sums, void* gradient, const Tensor* upstream,
   const auto kernel = VDIFF_KERNEL(diffusion_loss);
   const void* scale = upstream ? upstream->data_ptr() : nullptr;
   const int64_t stride = upstream && upstream->dim() == 1 ? 1 : 0;
-  vdiff::for_each_task(call.batch, call.args.positions, call.step, call.step * call.args.channels,
-                       [&](int64_t sample, int64_t task, int64_t begin, int64_t end) {
-                         double* sum = sums ? sums + sample * call.tasks + task : nullptr;
-                         kernel(call.args, {sum, gradient, scale, stride, share}, sample, begin, end);
-                       });
+  const int64_t tasks = call.tasks.per_sample();
+  call.tasks.run([&](int64_t sample, int64_t task, int64_t begin, int64_t end) {
+    double* sum = sums ? sums + sample * tasks + task : nullptr;
+    kernel(call.args, {sum, gradient, scale, stride, share}, sample, begin, end);
+  });
 }
 
 template <class A>
 void write_loss(const Call& call, const std::vector<double>& sums, bool mean, A* loss) {
-  const double share = vdiff::loss_share(call.batch, call.per_sample(), mean);
+  const int64_t batch = call.tasks.batch, tasks = call.tasks.per_sample();
+  const double share = vdiff::loss_share(batch, call.per_sample(), mean);
   double total = 0;
-  for (int64_t b = 0; b < call.batch; ++b) {
+  for (int64_t b = 0; b < batch; ++b) {
     double sample = 0;
-    for (int64_t i = 0; i < call.tasks; ++i) sample += sums[b * call.tasks + i];
+    for (int64_t i = 0; i < tasks; ++i) sample += sums[b * tasks + i];
     if (mean) {
       total += sample;
     } else {
@@ -90,10 +89,11 @@ Tensor finish(const Call& call, const Tensor& prediction, const std::vector<doub
 Tensor forward(const Tensor& prediction, optional<Tensor> x0, optional<Tensor> noise, const Tensor& t,
                const Tensor& signal, const Tensor& noise_scale, optional<Tensor> seed, optional<Tensor> sample_offset,
                optional<Tensor> stream, string target, string weighting, double gamma, string kind, double delta,
-               bool mean) {
+               int64_t frames, double shared, double own, bool progressive, bool mean) {
   const auto call = make_call(prediction, x0, noise, t, signal, noise_scale, seed, sample_offset, stream,
-                              vdiff::loss_options(target, weighting, gamma, kind, delta));
-  std::vector<double> sums(call.batch * call.tasks);
+                              vdiff::loss_options(target, weighting, gamma, kind, delta),
+                              vdiff::frame_correlation(frames, shared, own, progressive));
+  std::vector<double> sums(call.tasks.batch * call.tasks.per_sample());
   run(call, sums.data(), nullptr, nullptr, 0);
   return finish(call, prediction, sums, mean);
 }
@@ -102,25 +102,28 @@ std::tuple<Tensor, Tensor> forward_and_gradient(const Tensor& prediction, option
                                                 const Tensor& t, const Tensor& signal, const Tensor& noise_scale,
                                                 optional<Tensor> seed, optional<Tensor> sample_offset,
                                                 optional<Tensor> stream, string target, string weighting, double gamma,
-                                                string kind, double delta, bool mean) {
+                                                string kind, double delta, int64_t frames, double shared, double own,
+                                                bool progressive, bool mean) {
   const auto call = make_call(prediction, x0, noise, t, signal, noise_scale, seed, sample_offset, stream,
-                              vdiff::loss_options(target, weighting, gamma, kind, delta));
+                              vdiff::loss_options(target, weighting, gamma, kind, delta),
+                              vdiff::frame_correlation(frames, shared, own, progressive));
   Tensor gradient = torch::stable::empty_like(prediction);
-  std::vector<double> sums(call.batch * call.tasks);
-  run(call, sums.data(), gradient.data_ptr(), nullptr, vdiff::loss_share(call.batch, call.per_sample(), mean));
+  std::vector<double> sums(call.tasks.batch * call.tasks.per_sample());
+  run(call, sums.data(), gradient.data_ptr(), nullptr, vdiff::loss_share(call.tasks.batch, call.per_sample(), mean));
   return {finish(call, prediction, sums, mean), gradient};
 }
 
 Tensor backward(const Tensor& upstream, const Tensor& prediction, optional<Tensor> x0, optional<Tensor> noise,
                 const Tensor& t, const Tensor& signal, const Tensor& noise_scale, optional<Tensor> seed,
                 optional<Tensor> sample_offset, optional<Tensor> stream, string target, string weighting, double gamma,
-                string kind, double delta, string of) {
+                string kind, double delta, int64_t frames, double shared, double own, bool progressive, string of) {
   auto options = vdiff::loss_options(target, weighting, gamma, kind, delta);
   options.of = vdiff::loss_input(of);
-  const auto call = make_call(prediction, x0, noise, t, signal, noise_scale, seed, sample_offset, stream, options);
+  const auto call = make_call(prediction, x0, noise, t, signal, noise_scale, seed, sample_offset, stream, options,
+                              vdiff::frame_correlation(frames, shared, own, progressive));
   Tensor gradient = torch::stable::empty_like(prediction);
   run(call, nullptr, gradient.data_ptr(), &upstream,
-      vdiff::loss_share(call.batch, call.per_sample(), upstream.dim() == 0));
+      vdiff::loss_share(call.tasks.batch, call.per_sample(), upstream.dim() == 0));
   return gradient;
 }
 

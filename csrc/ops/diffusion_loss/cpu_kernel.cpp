@@ -1,6 +1,6 @@
 #include "ops/diffusion_loss/kernel.h"
 
-#include "cpu/philox.h"
+#include "cpu/video_noise.h"
 
 namespace vdiff::VDIFF_ISA {
 namespace {
@@ -101,8 +101,7 @@ void over_noise(Pass<T, X, kX0, kHuber>& pass, const DiffusionLoss& args, int64_
                 int64_t end) {
   const NoiseSource& s = args.noise;
   if (s.drawn) {
-    philox::for_each(s.seed, s.sample_offset + sample, s.stream, args.channels, args.positions, begin, end,
-                     Forward<Pass<T, X, kX0, kHuber>>{&pass});
+    philox::for_each(s, sample, args.channels, args.positions, begin, end, Forward<Pass<T, X, kX0, kHuber>>{&pass});
     return;
   }
   const X* given = s.given == nullptr ? nullptr : (const X*)s.given + base;

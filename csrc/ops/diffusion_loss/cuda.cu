@@ -44,33 +44,31 @@ __device__ double block_sum(double value) {
 }
 
 // T prediction, X x0 and a given noise. Sums of weight * loss per block, or the gradient; the other pointer is null.
-template <class T, class X>
+template <class T, class X, bool kFrames>
 __global__ void __launch_bounds__(kThreads) loss_kernel(Arguments args, double* sums, T* gradient) {
   const int64_t sample = blockIdx.x / args.blocks, block = blockIdx.x - sample * args.blocks;
   const int64_t base = sample * args.layout.channels * args.layout.positions;
   const auto terms = vdiff::loss_terms<float>(args.schedule, sample, args.options);
-  vdiff::Quad quad;
   double total = 0;
-  if (vdiff::find_quad(args.layout.channels, args.layout.positions, block * kThreads + threadIdx.x, quad)) {
-    float y[4], n[4], x[4] = {}, slope[4], loss = 0;
+  const auto element = [&](const vdiff::Quad& quad, const float (&n)[4]) {
+    float y[4], x[4] = {}, slope[4], loss = 0;
     vdiff::read(static_cast<const T*>(args.prediction) + base, quad, y);
     if (args.x0 != nullptr) vdiff::read(static_cast<const X*>(args.x0) + base, quad, x);
-    vdiff::read_noise<X>(args.noise, sample, base, quad, n);
 #pragma unroll
     for (int w = 0; w < 4; ++w) {
       const float d = y[w] - __fadd_rn(__fmul_rn(terms.p, n[w]), __fmul_rn(terms.q, x[w]));
-      const float element = element_loss(d, args.options, slope[w]);
-      loss += w < quad.count ? element : 0.0f;
+      const float one = element_loss(d, args.options, slope[w]);
+      loss += w < quad.count ? one : 0.0f;
     }
-    total = terms.weight * loss;
-    if (gradient != nullptr) {
-      const float scale =
-          vdiff::gradient_scale(terms, args.options, args.upstream[sample * args.upstream_stride], args.share);
+    total += terms.weight * loss;
+    if (gradient == nullptr) return;
+    const float scale =
+        vdiff::gradient_scale(terms, args.options, args.upstream[sample * args.upstream_stride], args.share);
 #pragma unroll
-      for (int w = 0; w < 4; ++w) slope[w] *= scale;
-      vdiff::write(gradient + base, quad, slope);
-    }
-  }
+    for (int w = 0; w < 4; ++w) slope[w] *= scale;
+    vdiff::write(gradient + base, quad, slope);
+  };
+  vdiff::for_each_quad<X, kFrames>(args.noise, args.layout, sample, block * kThreads + threadIdx.x, element);
   if (sums == nullptr) return;
   total = block_sum(total);
   if (threadIdx.x == 0) sums[blockIdx.x] = total;
@@ -86,20 +84,28 @@ __global__ void __launch_bounds__(kThreads) sum_kernel(const double* sums, float
 Arguments make_arguments(const Tensor& prediction, const optional<Tensor>& x0, const optional<Tensor>& noise,
                          const Tensor& t, const Tensor& signal, const Tensor& noise_scale, const optional<Tensor>& seed,
                          const optional<Tensor>& sample_offset, const optional<Tensor>& stream,
-                         const vdiff::LossOptions& options) {
+                         const vdiff::LossOptions& options, const vdiff::FrameCorrelation& correlation) {
   Arguments args{};
   args.prediction = prediction.data_ptr(), args.x0 = x0.has_value() ? x0->data_ptr() : nullptr;
-  if (vdiff::needs_noise(options.target)) args.noise = vdiff::device_noise(noise, seed, sample_offset, stream);
+  if (vdiff::needs_noise(options.target)) {
+    args.noise = vdiff::device_noise(noise, seed, sample_offset, stream, correlation);
+  }
   args.schedule = vdiff::schedule_tables(t, signal, noise_scale), args.options = options;
   args.layout = vdiff::sample_layout(prediction);
   if (args.noise.seed == nullptr) args.layout = {args.layout.batch, 1, args.layout.channels * args.layout.positions};
-  args.blocks = vdiff::draw_blocks(args.layout.channels * args.layout.positions);
+  args.blocks = vdiff::draw_blocks(args.layout, args.noise);
   return args;
 }
 
+template <class T, class X>
+auto choose(bool frames) {
+  return frames ? &loss_kernel<T, X, true> : &loss_kernel<T, X, false>;
+}
+
 void launch(const Arguments& args, const Tensor& prediction, bool other_is_float, double* sums, void* gradient) {
+  const bool frames = args.noise.correlation.frames > 0;
   VDIFF_CUDA_DISPATCH(prediction.scalar_type(), T, {
-    const auto kernel = other_is_float ? &loss_kernel<T, float> : &loss_kernel<T, T>;
+    const auto kernel = other_is_float ? choose<T, float>(frames) : choose<T, T>(frames);
     kernel<<<args.layout.batch * args.blocks, kThreads, 0, vdiff::current_stream(prediction)>>>(
         args, sums, static_cast<T*>(gradient));
   });
@@ -111,7 +117,7 @@ bool is_float(const optional<Tensor>& t) { return t.has_value() && t->scalar_typ
 Tensor forward(const Tensor& prediction, optional<Tensor> x0, optional<Tensor> noise, const Tensor& t,
                const Tensor& signal, const Tensor& noise_scale, optional<Tensor> seed, optional<Tensor> sample_offset,
                optional<Tensor> stream, string target, string weighting, double gamma, string kind, double delta,
-               bool mean) {
+               int64_t frames, double shared, double own, bool progressive, bool mean) {
   std::vector<int64_t> shape;
   if (!mean) shape.push_back(prediction.size(0));
   Tensor loss = torch::stable::new_empty(prediction, shape, ScalarType::Float);
@@ -120,7 +126,8 @@ Tensor forward(const Tensor& prediction, optional<Tensor> x0, optional<Tensor> n
     return loss;
   }
   const auto args = make_arguments(prediction, x0, noise, t, signal, noise_scale, seed, sample_offset, stream,
-                                   vdiff::loss_options(target, weighting, gamma, kind, delta));
+                                   vdiff::loss_options(target, weighting, gamma, kind, delta),
+                                   vdiff::frame_correlation(frames, shared, own, progressive));
   Tensor sums = torch::stable::new_empty(prediction, {args.layout.batch * args.blocks}, ScalarType::Double);
   launch(args, prediction, is_float(x0) || is_float(noise), vdiff::mutable_data<double>(sums), nullptr);
   const int64_t outputs = mean ? 1 : args.layout.batch;
@@ -134,12 +141,13 @@ Tensor forward(const Tensor& prediction, optional<Tensor> x0, optional<Tensor> n
 Tensor backward(const Tensor& upstream, const Tensor& prediction, optional<Tensor> x0, optional<Tensor> noise,
                 const Tensor& t, const Tensor& signal, const Tensor& noise_scale, optional<Tensor> seed,
                 optional<Tensor> sample_offset, optional<Tensor> stream, string target, string weighting, double gamma,
-                string kind, double delta, string of) {
+                string kind, double delta, int64_t frames, double shared, double own, bool progressive, string of) {
   Tensor gradient = torch::stable::empty_like(prediction);
   if (gradient.numel() == 0) return gradient;
   auto options = vdiff::loss_options(target, weighting, gamma, kind, delta);
   options.of = vdiff::loss_input(of);
-  auto args = make_arguments(prediction, x0, noise, t, signal, noise_scale, seed, sample_offset, stream, options);
+  auto args = make_arguments(prediction, x0, noise, t, signal, noise_scale, seed, sample_offset, stream, options,
+                             vdiff::frame_correlation(frames, shared, own, progressive));
   args.upstream = vdiff::data<float>(upstream), args.upstream_stride = upstream.dim();
   args.share = vdiff::loss_share(args.layout.batch, args.layout.channels * args.layout.positions, upstream.dim() == 0);
   launch(args, prediction, is_float(x0) || is_float(noise), nullptr, gradient.data_ptr());

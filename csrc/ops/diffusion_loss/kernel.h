@@ -32,6 +32,7 @@ struct LossOutput {
 
 }  // namespace vdiff
 
-// Positions [begin, end) of one sample, all channels; task_sum receives weight * sum of the elements' losses.
+// Positions [begin, end) of one sample, or of its every frame where they are correlated, all channels; task_sum
+// receives weight * sum of the elements' losses.
 VDIFF_DECLARE_KERNEL(diffusion_loss,
                      (const DiffusionLoss& args, const LossOutput& out, int64_t sample, int64_t begin, int64_t end))

@@ -6,42 +6,21 @@ namespace {
 using vdiff::Tensor;
 
 Tensor noise(const Tensor& seed, std::optional<Tensor> sample_offset, std::optional<Tensor> stream, int64_t batch,
-             int64_t per_sample, vdiff::ScalarType dtype) {
+             int64_t per_sample, vdiff::ScalarType dtype, int64_t frames, double shared, double own, bool progressive) {
   Tensor y = torch::stable::new_empty(seed, {batch, per_sample}, dtype);
   if (y.numel() == 0) return y;
-  const auto source = vdiff::noise_source(std::nullopt, seed, sample_offset, stream);
+  const auto source = vdiff::noise_source(std::nullopt, seed, sample_offset, stream,
+                                          vdiff::frame_correlation(frames, shared, own, progressive));
   const auto kernel = VDIFF_KERNEL(noise);
   const auto code = vdiff::dtype_of(y);
   char* out = static_cast<char*>(y.data_ptr());
-  const int64_t bytes = y.element_size() * per_sample, step = vdiff::task_positions(1);
-  vdiff::for_each_task(batch, per_sample, step, step, [&](int64_t sample, int64_t, int64_t begin, int64_t end) {
+  const int64_t bytes = y.element_size() * per_sample;
+  vdiff::NoiseTasks({batch, 1, per_sample}, source).run([&](int64_t sample, int64_t, int64_t begin, int64_t end) {
     kernel(code, source, sample, out + sample * bytes, per_sample, begin, end);
   });
   return y;
 }
 
-Tensor correlated_noise(const Tensor& seed, std::optional<Tensor> sample_offset, std::optional<Tensor> stream,
-                        int64_t batch, int64_t per_sample, vdiff::ScalarType dtype, int64_t frames, double shared,
-                        double own, bool progressive) {
-  Tensor y = torch::stable::new_empty(seed, {batch, per_sample}, dtype);
-  if (y.numel() == 0) return y;
-  const auto source = vdiff::noise_source(std::nullopt, seed, sample_offset, stream);
-  const vdiff::FrameCorrelation correlation{frames, per_sample / frames, static_cast<float>(shared),
-                                            static_cast<float>(own), progressive};
-  const auto kernel = VDIFF_KERNEL(correlated_noise);
-  const auto code = vdiff::dtype_of(y);
-  char* out = static_cast<char*>(y.data_ptr());
-  const int64_t bytes = y.element_size() * per_sample, step = vdiff::task_positions(1);
-  vdiff::for_each_task(batch, correlation.elements, step, step * frames,
-                       [&](int64_t sample, int64_t, int64_t begin, int64_t end) {
-                         kernel(code, source, correlation, sample, out + sample * bytes, begin, end);
-                       });
-  return y;
-}
-
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(vdiff_fast, CPU, m) {
-  m.impl("noise", TORCH_BOX(&noise));
-  m.impl("correlated_noise", TORCH_BOX(&correlated_noise));
-}
+STABLE_TORCH_LIBRARY_IMPL(vdiff_fast, CPU, m) { m.impl("noise", TORCH_BOX(&noise)); }

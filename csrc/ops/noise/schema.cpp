@@ -1,11 +1,9 @@
 #include "common/stable.h"
 
 STABLE_TORCH_LIBRARY_FRAGMENT(vdiff_fast, m) {
-  // Frames z[f] = shared * s + own * n[f], s common to all; progressive: shared * z[f - 1] + own * n[f].
+  // frames 0: independent normals n; else frames z[f] = shared * s + own * n[f], s common to all, or progressive:
+  // shared * z[f - 1] + own * n[f].
   m.def(
-      "correlated_noise(Tensor seed, Tensor? sample_offset, Tensor? stream, SymInt batch, SymInt per_sample, "
-      "ScalarType dtype, SymInt frames, float shared, float own, bool progressive) -> Tensor");
-  m.def(
-      "noise(Tensor seed, Tensor? sample_offset, Tensor? stream, SymInt batch, SymInt per_sample, ScalarType dtype) "
-      "-> Tensor");
+      "noise(Tensor seed, Tensor? sample_offset, Tensor? stream, SymInt batch, SymInt per_sample, ScalarType dtype, "
+      "SymInt frames, float shared, float own, bool progressive) -> Tensor");
 }

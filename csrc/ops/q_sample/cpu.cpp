@@ -1,4 +1,3 @@
-#include "common/video.h"
 #include "cpu/noise_tensor.h"
 #include "ops/q_sample/kernel.h"
 
@@ -8,7 +7,7 @@ using vdiff::Tensor;
 
 Tensor q_sample(const Tensor& x0, const Tensor& t, const Tensor& signal, const Tensor& noise_scale,
                 std::optional<Tensor> noise, std::optional<Tensor> seed, std::optional<Tensor> sample_offset,
-                std::optional<Tensor> stream) {
+                std::optional<Tensor> stream, int64_t frames, double shared, double own, bool progressive) {
   Tensor out = torch::stable::empty_like(x0);
   if (out.numel() == 0) return out;
   auto layout = vdiff::sample_layout(x0);
@@ -16,14 +15,15 @@ Tensor q_sample(const Tensor& x0, const Tensor& t, const Tensor& signal, const T
   const vdiff::QSample args{vdiff::dtype_of(x0),
                             x0.data_ptr(),
                             out.data_ptr(),
-                            vdiff::noise_source(noise, seed, sample_offset, stream),
+                            vdiff::noise_source(noise, seed, sample_offset, stream,
+                                                vdiff::frame_correlation(frames, shared, own, progressive)),
                             vdiff::schedule_tables(t, signal, noise_scale),
                             layout.channels,
                             layout.positions};
   const auto kernel = VDIFF_KERNEL(q_sample);
-  const int64_t step = vdiff::task_positions(layout.channels);
-  vdiff::for_each_task(layout.batch, layout.positions, step, step * layout.channels,
-                       [&](int64_t sample, int64_t, int64_t begin, int64_t end) { kernel(args, sample, begin, end); });
+  vdiff::NoiseTasks(layout, args.noise).run([&](int64_t sample, int64_t, int64_t begin, int64_t end) {
+    kernel(args, sample, begin, end);
+  });
   return out;
 }
 

@@ -1,6 +1,6 @@
 #include "ops/q_sample/kernel.h"
 
-#include "cpu/philox.h"
+#include "cpu/video_noise.h"
 
 namespace vdiff::VDIFF_ISA {
 namespace {
@@ -58,7 +58,7 @@ void run(const QSample& q, int64_t sample, int64_t begin, int64_t end) {
   const NoiseSource& s = q.noise;
   const Mix<T> mix{(const T*)q.x0 + base, (T*)q.out + base, c.signal, c.noise_scale};
   if (s.drawn) {
-    philox::for_each(s.seed, s.sample_offset + sample, s.stream, q.channels, q.positions, begin, end, mix);
+    philox::for_each(s, sample, q.channels, q.positions, begin, end, mix);
   } else if (s.given == nullptr) {
     scale(mix, begin, end);
   } else if (s.given_is_float) {

@@ -20,5 +20,6 @@ struct QSample {
 
 }  // namespace vdiff
 
-// Positions [begin, end) of one sample, all channels; where no noise is drawn, channels is 1.
+// Positions [begin, end) of one sample, or of its every frame where they are correlated, all channels; where no noise
+// is drawn, channels is 1.
 VDIFF_DECLARE_KERNEL(q_sample, (const QSample& args, int64_t sample, int64_t begin, int64_t end))

@@ -4,7 +4,6 @@
 #include <tuple>
 #include <vector>
 
-#include "common/video.h"
 #include "cpu/noise_tensor.h"
 #include "ops/sampler_step/kernel.h"
 
@@ -28,11 +27,11 @@ void read_row(const Tensor& table, int64_t step, double* row) {
 
 // What guidance_rescale multiplies y by, per sample: rescale std(prediction) / std(y) + 1 - rescale.
 std::vector<double> rescale_factors(const SamplerStep& args, int64_t batch, double rescale) {
-  const int64_t elements = args.channels * args.positions, step = vdiff::task_positions(1);
-  const int64_t tasks = (elements + step - 1) / step;
+  const vdiff::NoiseTasks pass({batch, 1, args.channels * args.positions}, {});
+  const int64_t tasks = pass.per_sample();
   std::vector<vdiff::SpreadPart> parts(batch * tasks);
   const auto kernel = VDIFF_KERNEL(sampler_spread);
-  vdiff::for_each_task(batch, elements, step, step, [&](int64_t sample, int64_t task, int64_t begin, int64_t end) {
+  pass.run([&](int64_t sample, int64_t task, int64_t begin, int64_t end) {
     kernel(args, sample, &parts[sample * tasks + task], begin, end);
   });
   std::vector<double> factors(batch);
@@ -86,7 +85,8 @@ std::tuple<Tensor, Tensor> sampler_step(const Tensor& x, const Tensor& predictio
                                         std::optional<Tensor> previous, std::optional<Tensor> previous2,
                                         std::optional<Tensor> noise, std::optional<Tensor> seed,
                                         std::optional<Tensor> sample_offset, std::optional<Tensor> stream,
-                                        double guidance_rescale, int64_t clip_mode, double clip, double clip_max) {
+                                        double guidance_rescale, int64_t clip_mode, double clip, double clip_max,
+                                        int64_t frames, double shared, double own, bool progressive) {
   Tensor x_prev = torch::stable::empty_like(x), x0 = torch::stable::empty_like(x);
   if (x.numel() == 0) return {x_prev, x0};
   SamplerStep args{};
@@ -99,7 +99,8 @@ std::tuple<Tensor, Tensor> sampler_step(const Tensor& x, const Tensor& predictio
   args.clip = clip_mode == kFixed ? clip : 0;
   const int64_t index = *vdiff::data<int64_t>(step);
   read_row(table, index, args.row);
-  args.noise = vdiff::noise_source(noise, seed, sample_offset, stream);
+  args.noise = vdiff::noise_source(noise, seed, sample_offset, stream,
+                                   vdiff::frame_correlation(frames, shared, own, progressive));
   if (!stream.has_value()) args.noise.stream = 1 + index;
   // A term that is wanted and missing makes NaN; noise that no term wants is not drawn.
   if (!previous.has_value() && args.row[kPrevious] != 0) args.row[kX] = kNaN;
@@ -122,9 +123,8 @@ std::tuple<Tensor, Tensor> sampler_step(const Tensor& x, const Tensor& predictio
   }
   if (args.noise.drawn) args.channels = layout.channels, args.positions = layout.positions;
   const auto kernel = VDIFF_KERNEL(sampler_update);
-  const int64_t positions = vdiff::task_positions(args.channels);
-  vdiff::for_each_task(layout.batch, args.positions, positions, positions * args.channels,
-                       [&](int64_t sample, int64_t, int64_t begin, int64_t end) { kernel(args, sample, begin, end); });
+  const vdiff::NoiseTasks pass({layout.batch, args.channels, args.positions}, args.noise);
+  pass.run([&](int64_t sample, int64_t, int64_t begin, int64_t end) { kernel(args, sample, begin, end); });
   return {x_prev, x0};
 }
 

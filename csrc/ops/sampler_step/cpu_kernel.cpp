@@ -1,6 +1,6 @@
 #include "ops/sampler_step/kernel.h"
 
-#include "cpu/philox.h"
+#include "cpu/video_noise.h"
 
 namespace vdiff::VDIFF_ISA {
 namespace {
@@ -123,7 +123,7 @@ struct UpdateTask {
     const NoiseSource& n = s.noise;
     const int64_t base = sample * s.channels * s.positions;
     if (n.drawn) {
-      philox::for_each(n.seed, n.sample_offset + sample, n.stream, s.channels, s.positions, begin, end,
+      philox::for_each(n, sample, s.channels, s.positions, begin, end,
                        [&](int64_t at, vfloat noise, int count) { draw(own, at, noise, count); });
     } else if (n.given == nullptr) {
       for_range<T>(begin, end, [&](int64_t at, int count) { own.update(at, typename Wide<T>::type{}, count); });

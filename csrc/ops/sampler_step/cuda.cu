@@ -48,23 +48,6 @@ __device__ __forceinline__ void read_guided(const P* prediction, const P* uncond
 // A NaN stays a NaN.
 __device__ __forceinline__ float clamp(float x, float limit) { return x > limit ? limit : x < -limit ? -limit : x; }
 
-// Noise of the step: nothing is drawn where the row has none; NaN where it is wanted and missing.
-template <class T>
-__device__ __forceinline__ void read_step_noise(vdiff::DeviceNoise noise, int64_t step, float strength, int64_t sample,
-                                                int64_t base, const vdiff::Quad& quad, float (&n)[4]) {
-  const int64_t stream = noise.stream != nullptr ? *noise.stream : step + 1;
-  noise.stream = &stream;
-  if (strength == 0.0f) {
-#pragma unroll
-    for (int w = 0; w < 4; ++w) n[w] = 0.0f;
-  } else if (noise.seed == nullptr && noise.given == nullptr) {
-#pragma unroll
-    for (int w = 0; w < 4; ++w) n[w] = nanf("");
-  } else {
-    vdiff::read_noise<T>(noise, sample, base, quad, n);
-  }
-}
-
 // NaN where the row wants a term that is missing.
 template <class T>
 __device__ __forceinline__ void read_term(const T* term, int64_t base, const vdiff::Quad& quad, float coefficient,
@@ -78,19 +61,13 @@ __device__ __forceinline__ void read_term(const T* term, int64_t base, const vdi
 }
 
 template <class T, class P>
-__global__ void __launch_bounds__(kThreads) update_kernel(Step<T, P> s, vdiff::SampleLayout layout, int64_t blocks) {
-  const int64_t sample = blockIdx.x / blocks, block = blockIdx.x - sample * blocks;
-  const int64_t base = sample * layout.channels * layout.positions;
-  vdiff::Quad quad;
-  if (!vdiff::find_quad(layout.channels, layout.positions, block * kThreads + threadIdx.x, quad)) return;
-  const int64_t step = *s.step;
-  float row[kColumns], x[4], y[4], x0[4], n[4], previous[4], previous2[4];
-  read_row(s.table, step, s.steps, row);
+__device__ __forceinline__ void update(const Step<T, P>& s, const float (&row)[kColumns], int64_t sample, int64_t base,
+                                       const vdiff::Quad& quad, const float (&n)[4]) {
+  float x[4], y[4], x0[4], previous[4], previous2[4];
   vdiff::read(s.x + base, quad, x);
   read_guided(s.prediction + base, s.uncond == nullptr ? nullptr : s.uncond + base, quad, row[kGuidance], y);
   read_term(s.previous, base, quad, row[kPrevious], previous);
   read_term(s.previous2, base, quad, row[kPrevious2], previous2);
-  read_step_noise<T>(s.noise, step, row[kNoise], sample, base, quad, n);
   const float scale = s.scale == nullptr ? 1.0f : s.scale[sample];
 #pragma unroll
   for (int w = 0; w < 4; ++w) {
@@ -107,6 +84,22 @@ __global__ void __launch_bounds__(kThreads) update_kernel(Step<T, P> s, vdiff::S
   }
   vdiff::write(s.x_prev + base, quad, x);
   vdiff::write(s.x0 + base, quad, x0);
+}
+
+template <class T, class P, bool kFrames>
+__global__ void __launch_bounds__(kThreads) update_kernel(Step<T, P> s, vdiff::SampleLayout layout, int64_t blocks) {
+  const int64_t sample = blockIdx.x / blocks, thread = (blockIdx.x - sample * blocks) * kThreads + threadIdx.x;
+  const int64_t base = sample * layout.channels * layout.positions, step = *s.step;
+  float row[kColumns];
+  read_row(s.table, step, s.steps, row);
+  // NaN where the row wants noise that is missing; nothing is read or drawn where it wants none.
+  if (row[kNoise] != 0.0f && s.noise.seed == nullptr && s.noise.given == nullptr) row[kX] = nanf("");
+  if (!kFrames && row[kNoise] == 0.0f) s.noise.seed = nullptr, s.noise.given = nullptr;
+  const int64_t stream = s.noise.stream != nullptr ? *s.noise.stream : step + 1;
+  s.noise.stream = &stream;
+  vdiff::for_each_quad<T, kFrames>(s.noise, layout, sample, thread, [&](const vdiff::Quad& quad, const float (&n)[4]) {
+    update(s, row, sample, base, quad, n);
+  });
 }
 
 template <class P>
@@ -238,8 +231,9 @@ void launch(Step<T, P> step, vdiff::SampleLayout layout, const Options& options,
   }
   // Channels matter to drawn noise alone; without it every element is next to its neighbour.
   if (step.noise.seed == nullptr) layout = {layout.batch, 1, elements};
-  const int64_t blocks = vdiff::draw_blocks(elements);
-  update_kernel<<<layout.batch * blocks, kThreads, 0, stream>>>(step, layout, blocks);
+  const int64_t blocks = vdiff::draw_blocks(layout, step.noise);
+  const auto kernel = step.noise.correlation.frames > 0 ? &update_kernel<T, P, true> : &update_kernel<T, P, false>;
+  kernel<<<layout.batch * blocks, kThreads, 0, stream>>>(step, layout, blocks);
   vdiff::check_launch();
 }
 
@@ -247,7 +241,8 @@ std::tuple<Tensor, Tensor> sampler_step(const Tensor& x, const Tensor& predictio
                                         const Tensor& step, optional<Tensor> uncond, optional<Tensor> previous,
                                         optional<Tensor> previous2, optional<Tensor> noise, optional<Tensor> seed,
                                         optional<Tensor> sample_offset, optional<Tensor> stream,
-                                        double guidance_rescale, int64_t clip_mode, double clip, double clip_max) {
+                                        double guidance_rescale, int64_t clip_mode, double clip, double clip_max,
+                                        int64_t frames, double shared, double own, bool progressive) {
   Tensor x_prev = torch::stable::empty_like(x), x0 = torch::stable::empty_like(x);
   if (x.numel() == 0) return {x_prev, x0};
   const auto fill = [&]<class T, class P>() {
@@ -256,7 +251,8 @@ std::tuple<Tensor, Tensor> sampler_step(const Tensor& x, const Tensor& predictio
     s.previous = vdiff::data<T>(previous), s.previous2 = vdiff::data<T>(previous2);
     s.uncond = vdiff::data<P>(uncond);
     s.x_prev = vdiff::mutable_data<T>(x_prev), s.x0 = vdiff::mutable_data<T>(x0);
-    s.noise = vdiff::device_noise(noise, seed, sample_offset, stream);
+    s.noise = vdiff::device_noise(noise, seed, sample_offset, stream,
+                                  vdiff::frame_correlation(frames, shared, own, progressive));
     s.table = vdiff::data<float>(table), s.step = vdiff::data<int64_t>(step), s.steps = table.size(0);
     s.clip = clip_mode == kFixed ? static_cast<float>(clip) : 0.0f;
     launch(s, vdiff::sample_layout(x), {guidance_rescale, clip_mode, clip, clip_max}, x);

@@ -30,7 +30,8 @@ struct SpreadPart {
 
 }  // namespace vdiff
 
-// Positions [begin, end) of one sample, all channels; channels is 1 where no noise is drawn.
+// Positions [begin, end) of one sample, or of its every frame where they are correlated, all channels; channels is 1
+// where no noise is drawn.
 VDIFF_DECLARE_KERNEL(sampler_update, (const SamplerStep& args, int64_t sample, int64_t begin, int64_t end))
 // |x0| before clipping, (positions,) of one sample, as float (double for double x).
 VDIFF_DECLARE_KERNEL(sampler_magnitude,

@@ -12,8 +12,8 @@ from vdiff_fast import _dispatch, layout
 from vdiff_fast.ops import _random, _schedule
 from vdiff_fast.ops.diffusion_loss import reference
 from vdiff_fast.ops.diffusion_loss.config import TARGETS, gradient_first
-from vdiff_fast.ops.noise.api import check_correlation
-from vdiff_fast.ops.q_sample.api import check_values, check_video, correlated_noise
+from vdiff_fast.ops.noise.api import checked_frames
+from vdiff_fast.ops.q_sample.api import check_values, check_video
 
 BACKENDS = ("reference", "cpu", "triton", "cuda")
 PREDICATES = {name: _dispatch.GENERIC_PREDICATES[name] for name in BACKENDS}
@@ -137,8 +137,7 @@ def diffusion_loss(
         weighting: "uniform" or "min_snr", with `gamma` > 0.
         reduction: "mean" over the batch, or "none" for the loss of each sample.
         kind: "mse" or "huber", with `delta` > 0.
-        frame_correlation, correlation_kind: of the noise of a video's frames, see `vdiff_fast.ops.noise`, by which it
-            is then drawn first, into a tensor.
+        frame_correlation, correlation_kind: those q_sample took.
         check_finite: read x0 first and raise on NaN or Inf; eager CPU tensors only, one more pass over x0.
 
     Returns:
@@ -165,29 +164,26 @@ def diffusion_loss(
     if prediction.device != x0.device:
         raise ValueError(f"diffusion_loss: prediction is on {prediction.device}, but x0 is on {x0.device}")
     _random.check_noise_source("diffusion_loss", x0, noise, seed)
-    check_correlation("diffusion_loss", x0.shape, frame_correlation, correlation_kind)
+    frames = checked_frames("diffusion_loss", x0.shape, frame_correlation, correlation_kind)
     _schedule.check_timesteps("diffusion_loss", t, schedule, x0)
     if check_finite:
         check_values("diffusion_loss", "x0", x0)
     key = None if seed is None else _random.seed_tensor("diffusion_loss", seed, x0.device)
     offset = _random.counter_word("diffusion_loss", "sample_offset", sample_offset, x0.device)
     word = _random.counter_word("diffusion_loss", "stream", stream, x0.device)
-    if frame_correlation and key is not None:
-        noise = correlated_noise(x0, key, offset, word, frame_correlation, correlation_kind)
-        key = offset = word = None
     backend = _dispatch.choose("diffusion_loss", PREDICATES, prediction)
     if backend == "reference":
         return _dispatch.call_reference(
             reference.diffusion_loss, prediction, x0, t, schedule, target=target, noise=noise, seed=key,
             sample_offset=offset, stream=word, weighting=weighting, gamma=gamma, reduction=reduction, kind=kind,
-            delta=delta,
+            delta=delta, frame_correlation=frame_correlation, correlation_kind=correlation_kind,
         )  # fmt: skip
     prediction = layout.native(prediction)
     used_x0, used_noise = _operands(prediction, x0 if target != "noise" else None, noise if target != "x0" else None)
     tables = schedule.sqrt_alphas_cumprod, schedule.sqrt_one_minus_alphas_cumprod
     steps = (t.float() if t.is_floating_point() else t).contiguous()
     arguments = (prediction, used_x0, used_noise, steps, *tables, key, offset, word)
-    options = (target, weighting, gamma, kind, delta)
+    options = (target, weighting, gamma, kind, delta, *frames)
     if not any(o is not None and o.requires_grad for o in (prediction, used_x0, used_noise)):
         return _KERNELS[backend].loss(*arguments, *options, reduction == "mean")
     if gradient_first(backend, prediction, used_x0, used_noise):

@@ -13,7 +13,17 @@ from vdiff_fast._spec import AotCase, BenchCase, Invalid, OpSpec, Sample, randn
 from vdiff_fast.ops._schedule import Tables, per_sample
 from vdiff_fast.ops.diffusion_loss import api, reference
 from vdiff_fast.ops.diffusion_loss.config import INPUTS, TARGETS
-from vdiff_fast.ops.noise.config import DRAW, FLAT, PLANES, PLANES_OF_FOUR, bench_layouts
+from vdiff_fast.ops.noise.config import (
+    DRAW,
+    FLAT,
+    INDEPENDENT,
+    MIXED,
+    PLANES,
+    PLANES_OF_FOUR,
+    PROGRESSIVE,
+    bench_layouts,
+)
+from vdiff_fast.ops.noise.spec import FRAME_TYPES, correlated_cases
 from vdiff_fast.ops.q_sample.spec import channels_last
 
 SHAPES = ((2, 3, 4, 5), (2, 4, 3, 5, 2), (3, 5, 7), (4,), (1, 16, 1, 1, 5))
@@ -44,6 +54,11 @@ def samples(device: torch.device, dtype: torch.dtype) -> Iterator[Sample]:
     sigma, flow = torch.tensor([0.0, 0.25, 1.0], device=device).double(), Tables.flow(10, device)
     words = {"seed": seed, "sample_offset": 5, "stream": 3}
     yield Sample("flow", (prediction, x0, sigma, flow), {"target": "flow", "weighting": "min_snr", **words})
+    for name, video, last, correlation in correlated_cases():
+        prediction, x0 = randn(video, device, dtype), randn(video, device, dtype, seed=1, grad=False)
+        if last:
+            prediction, x0 = channels_last(prediction), channels_last(x0)
+        yield Sample(name, (prediction, x0, t[: video[0]], schedule), {"target": "v", **words, **correlation})
     long, other = randn((1, 3, 700), device, dtype), randn((1, 3, 700), device, dtype, seed=1, grad=False)
     yield Sample("one-sample", (long, other, t[1:2], schedule), options)
 
@@ -72,7 +87,9 @@ def invalid() -> Iterator[Invalid]:
     yield Invalid("non-finite x0", lambda: call(x=bad, check_finite=True), ValueError, "NaN or Inf, first in sample 0")
 
 
-def _aot_case(name: str, mode: int, target: str, *, given: bool = False, huber: bool = False) -> AotCase:
+def _aot_case(
+    name: str, mode: int, target: str, *, given: bool = False, huber: bool = False, correlation: int = INDEPENDENT
+) -> AotCase:
     optional = {
         "x0_ptr": None if target == "noise" else "*bf16",
         "noise_ptr": "*bf16" if given else None,
@@ -90,11 +107,12 @@ def _aot_case(name: str, mode: int, target: str, *, given: bool = False, huber: 
         signature={
             "prediction_ptr": "*bf16", "t_ptr": "*i64", "signal_ptr": "*fp32", "scale_ptr": "*fp32", "gamma": "fp32",
             "delta": "fp32", "samples": "i32", "steps": "i32", "channels": "i32", "positions": "i32", "tiles": "i32",
-            **present,
+            **FRAME_TYPES, **present,
         },
         constants={
             **{k: v for k, v in optional.items() if v is None}, "UPSTREAM_STRIDE": 0, "TARGET": TARGETS.index(target),
-            "MIN_SNR": True, "HUBER": huber, "OF": INPUTS.index("prediction"), "MODE": mode, "QUADS": DRAW.quads,
+            "MIN_SNR": True, "HUBER": huber, "OF": INPUTS.index("prediction"), "CORRELATION": correlation,
+            "MODE": mode, "QUADS": DRAW.quads,
         },
         divisible=("prediction_ptr", "positions", *(k for k in present if optional[k] == "*bf16")),
         num_warps=DRAW.num_warps,
@@ -111,6 +129,8 @@ def aot() -> Iterator[AotCase]:
     yield _aot_case("planes_v_gradient", PLANES, "v")
     yield _aot_case("given_v_gradient", FLAT, "v", given=True)
     yield _aot_case("x0", FLAT, "x0")
+    yield _aot_case("flat_mixed_noise", FLAT, "noise", correlation=MIXED)
+    yield _aot_case("planes_of_four_progressive_v_gradient", PLANES_OF_FOUR, "v", correlation=PROGRESSIVE)
     yield AotCase(
         name="diffusion_loss_sum",
         kernel="sum_kernel",

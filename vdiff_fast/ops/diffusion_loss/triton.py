@@ -10,11 +10,19 @@ import triton.language as tl
 from torch import Tensor
 
 from vdiff_fast import _library
-from vdiff_fast.ops._philox_triton import counter_word, element_normals, flat_normals, normals
+from vdiff_fast.ops._philox_triton import (
+    counter_word,
+    element_normals,
+    flat_normals,
+    frame_normals,
+    frame_tile,
+    normals,
+    shared_normals,
+)
 from vdiff_fast.ops._schedule_triton import coefficients
 from vdiff_fast.ops.diffusion_loss.config import INPUTS, TARGETS
 from vdiff_fast.ops.diffusion_loss.native import fake_backward, fake_loss
-from vdiff_fast.ops.noise.config import DRAW, Tiling
+from vdiff_fast.ops.noise.config import Tiling
 
 _SUM_BLOCK = 1024
 
@@ -74,8 +82,8 @@ def _elements(prediction_ptr, x0_ptr, gradient_ptr, at, n, p, q, scale, delta, m
 def loss_kernel(
     prediction_ptr, x0_ptr, noise_ptr, t_ptr, signal_ptr, scale_ptr, seed_ptr, offset_ptr, stream_ptr,
     upstream_ptr, sums_ptr, gradient_ptr, gamma, delta, samples, steps, channels, positions, tiles,
-    UPSTREAM_STRIDE: tl.constexpr, TARGET: tl.constexpr, MIN_SNR: tl.constexpr, HUBER: tl.constexpr, OF: tl.constexpr,
-    MODE: tl.constexpr, QUADS: tl.constexpr,
+    frames, shared, own, UPSTREAM_STRIDE: tl.constexpr, TARGET: tl.constexpr, MIN_SNR: tl.constexpr,
+    HUBER: tl.constexpr, OF: tl.constexpr, CORRELATION: tl.constexpr, MODE: tl.constexpr, QUADS: tl.constexpr,
 ):  # fmt: skip
     program = tl.program_id(0).to(tl.int64)
     sample, tile = program // tiles, program % tiles
@@ -107,7 +115,21 @@ def loss_kernel(
     else:
         seed, stream = tl.load(seed_ptr), counter_word(stream_ptr)
         index = counter_word(offset_ptr) + sample
-        if MODE == 0:
+        if CORRELATION != 0:
+            length = positions // frames
+            at, element, inside = frame_tile(channels, positions, frames, tile, MODE, QUADS)
+            carried = shared_normals(seed, index, stream, element, channels, tile, CORRELATION, MODE, QUADS)
+            loss = tl.zeros((4 * QUADS,), tl.float32)
+            frame = tile * 0
+            while frame < frames:
+                n = frame_normals(seed, index, stream, frame, length, element, channels, tile, carried, shared, own,
+                                  CORRELATION, MODE, QUADS)  # fmt: skip
+                place = at + frame * length
+                loss += _elements(prediction_ptr, x0_ptr, gradient_ptr, place, n, p, q, scale, delta, inside, HUBER)
+                if CORRELATION == 2:
+                    carried = n
+                frame += 1
+        elif MODE == 0:
             n = flat_normals(seed, index, stream, tile * QUADS, QUADS)
             loss = _elements(prediction_ptr, x0_ptr, gradient_ptr, at, n, p, q, scale, delta, inside, HUBER)
         elif MODE == 1:
@@ -142,19 +164,35 @@ def _launch(
     prediction: Tensor, x0: Tensor | None, noise: Tensor | None, rest: tuple[Any, ...], mean: bool, of: str,
     upstream: Tensor | None, sums: bool, gradient: Tensor | None,
 ) -> tuple[Tensor | None, int]:  # fmt: skip
-    """The tiles' weighted sums, and how many a sample has; `rest` is the schema from t to delta."""
-    t, signal, noise_scale, seed, sample_offset, stream, target, weighting, gamma, kind, delta = rest
+    """The tiles' weighted sums, and how many a sample has; `rest` is the schema from t on."""
+    (
+        t,
+        signal,
+        noise_scale,
+        seed,
+        sample_offset,
+        stream,
+        target,
+        weighting,
+        gamma,
+        kind,
+        delta,
+        frames,
+        shared,
+        own,
+        progressive,
+    ) = rest
     if target == "x0":
         noise = seed = sample_offset = stream = None
-    tiling = Tiling.of(prediction, drawn=seed is not None)
+    tiling = Tiling.of(prediction, seed is not None, frames, progressive)
     batch = prediction.shape[0]
     partial = prediction.new_empty((batch * tiling.tiles,), dtype=torch.float64) if sums else None
     loss_kernel[(batch * tiling.tiles,)](
         prediction, x0, noise, t, signal, noise_scale, seed, sample_offset, stream, upstream, partial, gradient,
         gamma, delta, batch if mean else 1, signal.numel(), tiling.channels, tiling.positions, tiling.tiles,
+        frames, shared, own,
         UPSTREAM_STRIDE=0 if mean else 1, TARGET=TARGETS.index(target), MIN_SNR=weighting == "min_snr",
-        HUBER=kind == "huber", OF=INPUTS.index(of), MODE=tiling.mode, QUADS=DRAW.quads,
-        num_warps=DRAW.num_warps, enable_fp_fusion=False,
+        HUBER=kind == "huber", OF=INPUTS.index(of), **tiling.constants,
     )  # fmt: skip
     return partial, tiling.tiles
 
@@ -182,7 +220,8 @@ def _launch_backward(
 
 _SCHEMA = (
     "Tensor prediction, Tensor? x0, Tensor? noise, Tensor t, Tensor signal, Tensor noise_scale, Tensor? seed, "
-    "Tensor? sample_offset, Tensor? stream, str target, str weighting, float gamma, str kind, float delta"
+    "Tensor? sample_offset, Tensor? stream, str target, str weighting, float gamma, str kind, "
+    "float delta, SymInt frames, float shared, float own, bool progressive"
 )
 _library.define_triton(f"diffusion_loss({_SCHEMA}, bool mean) -> Tensor", _launch_loss, fake_loss)
 _library.define_triton(

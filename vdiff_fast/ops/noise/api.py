@@ -72,27 +72,23 @@ def noise(
         raise ValueError(f"noise: shape must be (B, ...) with sizes >= 0, got {shape}")
     if not dtype.is_floating_point:
         raise TypeError(f"noise: dtype must be floating point, got {dtype}")
-    check_correlation("noise", shape, frame_correlation, correlation_kind)
+    frames = checked_frames("noise", shape, frame_correlation, correlation_kind)
     if device is None:
         device = seed.device if isinstance(seed, Tensor) else "cpu"
     seed = _random.seed_tensor("noise", seed, torch.device(device))
     offset = _random.counter_word("noise", "sample_offset", sample_offset, seed.device)
     word = _random.counter_word("noise", "stream", stream, seed.device)
     backend = _dispatch.choose("noise", PREDICATES, seed, dtype)
-    words = (seed, offset, word, shape[0], math.prod(shape[1:]), dtype)
-    if frame_correlation:
-        frames = (shape[2], *reference.frame_weights(frame_correlation, correlation_kind))
-        draw = reference.correlated if backend == "reference" else _KERNELS[backend].correlated_noise
-        return reference.shaped(draw(*words, *frames, correlation_kind == "progressive"), shape)
-    normals = reference.normals(*words) if backend == "reference" else _KERNELS[backend].noise(*words)
-    return reference.shaped(normals, shape)
+    draw = reference.normals if backend == "reference" else _KERNELS[backend].noise
+    return reference.shaped(draw(seed, offset, word, shape[0], math.prod(shape[1:]), dtype, *frames), shape)
 
 
-def check_correlation(op: str, shape: Sequence[int], correlation: float, kind: str) -> None:
-    """Errors of frame_correlation and correlation_kind; every op that draws noise raises the same."""
+def checked_frames(op: str, shape: Sequence[int], correlation: float, kind: str) -> reference.FrameArguments:
+    """What kernels take of frame_correlation and correlation_kind; every op that draws noise raises the same errors."""
     if kind not in ("mixed", "progressive"):
         raise ValueError(f"{op}: correlation_kind must be mixed or progressive, got {kind!r}")
     if not 0 <= correlation <= 1:
         raise ValueError(f"{op}: frame_correlation must be within [0, 1], got {correlation}")
     if correlation and len(shape) != 5:
         raise ValueError(f"{op}: frame_correlation needs a video (B, C, T, H, W), got shape {tuple(shape)}")
+    return reference.frame_arguments(shape, correlation, kind)

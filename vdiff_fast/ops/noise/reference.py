@@ -25,46 +25,21 @@ def noise(
     if not isinstance(seed, Tensor):
         seed = torch.full((), seed, dtype=torch.int64, device=device)
     words = (seed, sample_offset, stream, shape[0], math.prod(shape[1:]), dtype)
-    if not frame_correlation:
-        return shaped(normals(*words), shape)
-    weights = frame_weights(frame_correlation, correlation_kind)
-    return shaped(correlated(*words, shape[2], *weights, correlation_kind == "progressive"), shape)
+    return shaped(normals(*words, *frame_arguments(shape, frame_correlation, correlation_kind)), shape)
 
 
-# The noise that all frames share has a stream of its own: the same word with its top bit turned.
-SHARED_STREAM = 1 << 31
+# frames (0: independent elements), the weights of what they share and of their own, progressive.
+FrameArguments = tuple[int, float, float, bool]
+INDEPENDENT: FrameArguments = (0, 0.0, 1.0, False)
 
 
-def frame_weights(correlation: float, kind: str) -> tuple[float, float]:
-    """(shared, own) of unit variance; correlation is that of two frames (mixed) or of neighbours (progressive)."""
+def frame_arguments(shape: Sequence[int], correlation: float, kind: str) -> FrameArguments:
+    """Weights of unit variance; correlation is that of two frames (mixed) or of neighbours (progressive)."""
+    if not correlation:
+        return INDEPENDENT
     if kind == "mixed":
-        return math.sqrt(correlation), math.sqrt(1 - correlation)
-    return correlation, math.sqrt(1 - correlation * correlation)
-
-
-def correlated(
-    seed: Tensor,
-    sample_offset: int | Tensor | None,
-    stream: int | Tensor | None,
-    batch: int,
-    per_sample: int,
-    dtype: torch.dtype,
-    frames: int,
-    shared: float,
-    own: float,
-    progressive: bool,
-) -> Tensor:
-    """Frames z[f] = shared s + own n[f]; progressive: z[0] = n[0], z[f] = shared z[f-1] + own n[f] (Ge et al. 2023)."""
-    fresh = normals(seed, sample_offset, stream, batch, per_sample, torch.float32)
-    fresh = fresh.unflatten(1, (frames, per_sample // frames))
-    if progressive:
-        made = [fresh[:, 0]]
-        for frame in range(1, frames):
-            made.append(shared * made[-1] + own * fresh[:, frame])
-        return torch.stack(made, dim=1).flatten(1).to(dtype)
-    word = (0 if stream is None else stream) ^ SHARED_STREAM
-    common = normals(seed, sample_offset, word, batch, per_sample // frames, torch.float32)
-    return (shared * common[:, None] + own * fresh).flatten(1).to(dtype)
+        return shape[2], math.sqrt(correlation), math.sqrt(1 - correlation), False
+    return shape[2], correlation, math.sqrt(1 - correlation * correlation), True
 
 
 def normals(
@@ -74,11 +49,27 @@ def normals(
     batch: int,
     per_sample: int,
     dtype: torch.dtype,
+    frames: int = 0,
+    shared: float = 0.0,
+    own: float = 1.0,
+    progressive: bool = False,
 ) -> Tensor:
-    """(batch, per_sample) in the order of e; None stands for 0."""
-    return _philox.normals(
-        batch, per_sample, seed, 0 if sample_offset is None else sample_offset, 0 if stream is None else stream
-    ).to(dtype)
+    """(batch, per_sample) in the order of e; None stands for 0.
+
+    Frames z[f] = shared s + own n[f]; progressive: z[0] = n[0], z[f] = shared z[f-1] + own n[f] (Ge et al. 2023).
+    """
+    word, offset = 0 if stream is None else stream, 0 if sample_offset is None else sample_offset
+    fresh = _philox.normals(batch, per_sample, seed, offset, word)
+    if not frames:
+        return fresh.to(dtype)
+    fresh = fresh.unflatten(1, (frames, per_sample // frames))
+    if progressive:
+        made = [fresh[:, 0]]
+        for frame in range(1, frames):
+            made.append(shared * made[-1] + own * fresh[:, frame])
+        return torch.stack(made, dim=1).flatten(1).to(dtype)
+    common = _philox.normals(batch, per_sample // frames, seed, offset, word ^ _philox.SHARED_STREAM)
+    return (shared * common[:, None] + own * fresh).flatten(1).to(dtype)
 
 
 def shaped(normals: Tensor, shape: Sequence[int]) -> Tensor:

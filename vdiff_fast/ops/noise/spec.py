@@ -4,13 +4,33 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 
 from vdiff_fast._spec import AotCase, BenchCase, Invalid, OpSpec, Sample
 from vdiff_fast.layout import channels_last_format
 from vdiff_fast.ops.noise import api, reference
-from vdiff_fast.ops.noise.config import BENCH_SHAPES, DRAW
+from vdiff_fast.ops.noise.config import BENCH_SHAPES, DRAW, FLAT, INDEPENDENT, MIXED, PLANES, PROGRESSIVE
+
+# Of every kernel that draws noise.
+FRAME_TYPES = {"frames": "i32", "shared": "fp32", "own": "fp32"}
+# Videos of correlated frames: frames that begin inside a counter in the order of e and as planes, planes of four
+# channels, frames of whole counters.
+CORRELATED = (
+    ("mixed", (2, 3, 4, 2, 5), True),
+    ("progressive", (1, 3, 3, 3, 2), False),
+    ("progressive", (2, 4, 3, 3, 2), False),
+    ("mixed", (1, 4, 3, 2, 2), True),
+)
+
+
+def correlated_cases() -> Iterator[tuple[str, tuple[int, ...], bool, dict[str, Any]]]:
+    """Name, shape, whether channels-last, and options of the videos that every op which draws noise is tested on."""
+    for kind, shape, last in CORRELATED:
+        name = "-".join([kind, "x".join(map(str, shape)), *(["cl"] if last else [])])
+        yield name, shape, last, {"frame_correlation": 0.6, "correlation_kind": kind}
+
 
 SHAPES = ((3,), (2, 7), (2, 3, 5), (2, 3, 4, 5), (2, 4, 3, 5, 2), (1, 1, 1, 1), (0, 3, 2, 2), (2, 0, 4))
 
@@ -52,28 +72,19 @@ def aot() -> Iterator[AotCase]:
         yield AotCase(
             name=f"noise_{output[1:]}",
             kernel="noise_kernel",
-            signature={**pointers, "y_ptr": output, "elements": "i64", "tiles": "i32"},
-            constants={"QUADS": DRAW.quads},
+            signature={**pointers, "y_ptr": output, "elements": "i64", "tiles": "i32"} | FRAME_TYPES,
+            constants={"CORRELATION": INDEPENDENT, "MODE": FLAT, "QUADS": DRAW.quads},
             divisible=("y_ptr", "elements"),
             num_warps=DRAW.num_warps,
             enable_fp_fusion=False,
         )
-
-    for name, progressive, aligned in (("mixed", False, True), ("progressive", True, False)):
+    for name, correlation, mode in (("mixed", MIXED, FLAT), ("progressive", PROGRESSIVE, PLANES)):
         yield AotCase(
-            name=f"correlated_noise_{name}",
-            kernel="correlated_kernel",
-            signature={
-                **pointers,
-                "y_ptr": "*bf16",
-                "shared": "fp32",
-                "own": "fp32",
-                "elements": "i64",
-                "frames": "i32",
-                "tiles": "i32",
-            },
-            constants={"PROGRESSIVE": progressive, "ALIGNED": aligned, "QUADS": DRAW.quads},
-            divisible=("y_ptr", "elements") if aligned else ("y_ptr",),
+            name=f"noise_{name}",
+            kernel="noise_kernel",
+            signature={**pointers, "y_ptr": "*bf16", "elements": "i64", "tiles": "i32"} | FRAME_TYPES,
+            constants={"CORRELATION": correlation, "MODE": mode, "QUADS": DRAW.quads},
+            divisible=("y_ptr", "elements") if mode == FLAT else ("y_ptr",),
             num_warps=DRAW.num_warps,
             enable_fp_fusion=False,
         )

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from vdiff_fast import _dispatch, layout
 from vdiff_fast.ops import _random, _schedule
-from vdiff_fast.ops.noise.api import check_correlation
-from vdiff_fast.ops.noise.api import noise as draw_noise
+from vdiff_fast.ops.noise.api import checked_frames
+from vdiff_fast.ops.noise.reference import INDEPENDENT, FrameArguments
 from vdiff_fast.ops.q_sample import reference
 
 BACKENDS = ("reference", "cpu", "triton", "cuda")
@@ -29,13 +29,14 @@ class _QSample(torch.autograd.Function):
         seed: Tensor | None,
         sample_offset: Tensor | None,
         stream: Tensor | None,
+        frames: FrameArguments,
         backend: str,
     ) -> Tensor:
-        return _KERNELS[backend].q_sample(x0, t, signal, noise_scale, noise, seed, sample_offset, stream)
+        return _KERNELS[backend].q_sample(x0, t, signal, noise_scale, noise, seed, sample_offset, stream, *frames)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        _, noise, t, signal, noise_scale, _, _, _, ctx.backend = inputs
+        _, noise, t, signal, noise_scale, _, _, _, _, ctx.backend = inputs
         ctx.noise_dtype = None if noise is None else noise.dtype
         ctx.channels_last = not output.is_contiguous()
         ctx.save_for_backward(t, signal, noise_scale)
@@ -47,12 +48,12 @@ class _QSample(torch.autograd.Function):
         dy = dy.movedim(1, -1).contiguous().movedim(-1, 1) if ctx.channels_last else dy.contiguous()
         dx0 = dnoise = None
         if ctx.needs_input_grad[0]:
-            dx0 = kernel(dy, t, signal, noise_scale, None, None, None, None)
+            dx0 = kernel(dy, t, signal, noise_scale, None, None, None, None, *INDEPENDENT)
         if ctx.needs_input_grad[1]:
             # The noise's coefficient in the signal's place: of a flow's t that is 1 - t.
             other = 1 - t if t.is_floating_point() else t
-            dnoise = kernel(dy, other, noise_scale, signal, None, None, None, None).to(ctx.noise_dtype)
-        return dx0, dnoise, None, None, None, None, None, None, None
+            dnoise = kernel(dy, other, noise_scale, signal, None, None, None, None, *INDEPENDENT).to(ctx.noise_dtype)
+        return dx0, dnoise, *[None] * 8
 
 
 def q_sample(
@@ -78,8 +79,7 @@ def q_sample(
         schedule: float32 tables on the device of x0 (see `vdiff_fast.ops._schedule.Schedule`).
         noise: of x0's shape; drawn in the kernel and never stored where `seed` is given instead.
         seed, sample_offset, stream: what `vdiff_fast.ops.noise` takes.
-        frame_correlation, correlation_kind: of the noise of a video's frames, see `vdiff_fast.ops.noise`, by which it
-            is then drawn first, into a tensor.
+        frame_correlation, correlation_kind: of the drawn noise of a video's frames, see `vdiff_fast.ops.noise`.
         check_finite: read x0 first and raise on NaN or Inf; eager CPU tensors only, one more pass over x0.
 
     Returns:
@@ -95,21 +95,19 @@ def q_sample(
     """
     check_video("q_sample", "x0", x0)
     _random.check_noise_source("q_sample", x0, noise, seed)
-    check_correlation("q_sample", x0.shape, frame_correlation, correlation_kind)
+    frames = checked_frames("q_sample", x0.shape, frame_correlation, correlation_kind)
     _schedule.check_timesteps("q_sample", t, schedule, x0)
     if check_finite:
         check_values("q_sample", "x0", x0)
     key = None if seed is None else _random.seed_tensor("q_sample", seed, x0.device)
     offset = _random.counter_word("q_sample", "sample_offset", sample_offset, x0.device)
     word = _random.counter_word("q_sample", "stream", stream, x0.device)
-    if frame_correlation and key is not None:
-        noise = correlated_noise(x0, key, offset, word, frame_correlation, correlation_kind)
-        key = offset = word = None
     backend = _dispatch.choose("q_sample", PREDICATES, x0)
     if backend == "reference":
         return _dispatch.call_reference(
-            reference.q_sample, x0, t, schedule, noise=noise, seed=key, sample_offset=offset, stream=word
-        )
+            reference.q_sample, x0, t, schedule, noise=noise, seed=key, sample_offset=offset, stream=word,
+            frame_correlation=frame_correlation, correlation_kind=correlation_kind,
+        )  # fmt: skip
     x0 = layout.native(x0)
     if noise is not None:
         noise = layout.laid_out_like(noise if noise.dtype == torch.float32 else noise.to(x0.dtype), x0)
@@ -117,24 +115,8 @@ def q_sample(
     signal, noise_scale = schedule.sqrt_alphas_cumprod, schedule.sqrt_one_minus_alphas_cumprod
     steps = steps.contiguous()
     if not (torch.is_grad_enabled() and (x0.requires_grad or (noise is not None and noise.requires_grad))):
-        return _KERNELS[backend].q_sample(x0, steps, signal, noise_scale, noise, key, offset, word)
-    return _QSample.apply(x0, noise, steps, signal, noise_scale, key, offset, word, backend)
-
-
-def correlated_noise(
-    x: Tensor, seed: Tensor, sample_offset: Tensor | None, stream: Tensor | None, correlation: float, kind: str
-) -> Tensor:
-    """Noise of x's shape in float32 (float64 for float64), the same that every other op of these words draws."""
-    return draw_noise(
-        x.shape,
-        seed,
-        sample_offset=0 if sample_offset is None else sample_offset,
-        stream=0 if stream is None else stream,
-        dtype=torch.promote_types(x.dtype, torch.float32),
-        device=x.device,
-        frame_correlation=correlation,
-        correlation_kind=kind,
-    )
+        return _KERNELS[backend].q_sample(x0, steps, signal, noise_scale, noise, key, offset, word, *frames)
+    return _QSample.apply(x0, noise, steps, signal, noise_scale, key, offset, word, frames, backend)
 
 
 def check_video(op: str, name: str, x: Tensor) -> None:

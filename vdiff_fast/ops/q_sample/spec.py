@@ -10,7 +10,17 @@ import torch
 
 from vdiff_fast._spec import AotCase, BenchCase, Invalid, OpSpec, Sample, randn
 from vdiff_fast.ops._schedule import Tables, per_sample
-from vdiff_fast.ops.noise.config import DRAW, FLAT, PLANES, PLANES_OF_FOUR, bench_layouts
+from vdiff_fast.ops.noise.config import (
+    DRAW,
+    FLAT,
+    INDEPENDENT,
+    MIXED,
+    PLANES,
+    PLANES_OF_FOUR,
+    PROGRESSIVE,
+    bench_layouts,
+)
+from vdiff_fast.ops.noise.spec import FRAME_TYPES, correlated_cases
 from vdiff_fast.ops.q_sample import api, reference
 
 SHAPES = ((2, 3, 4, 5), (2, 4, 3, 5, 2), (3, 5, 7), (4,), (2, 1, 2, 3, 3), (1, 16, 1, 1, 5), (0, 3, 2, 2), (2, 0, 2, 2))
@@ -39,6 +49,10 @@ def samples(device: torch.device, dtype: torch.dtype) -> Iterator[Sample]:
     sigma = torch.tensor([0.25, 1.0], device=device)
     yield Sample("flow", (x0, sigma.double(), Tables.flow(10, device)), {"seed": seed})
     yield Sample("flow-steps", (x0, t, Tables.flow(10, device)), {"seed": seed, "sample_offset": 5, "stream": 3})
+    for name, video, last, options in correlated_cases():
+        x0 = randn(video, device, dtype)
+        x0 = channels_last(x0) if last else x0
+        yield Sample(name, (x0, _steps(video[0], device), schedule), {"seed": seed, "sample_offset": 2, **options})
     strided = randn((5, 4, 3, 2), device, dtype, grad=False).mT.requires_grad_()
     yield Sample("strided", (strided, _steps(5, device), schedule), {"seed": seed})
 
@@ -68,13 +82,15 @@ def invalid() -> Iterator[Invalid]:
 
 
 def aot() -> Iterator[AotCase]:
-    """Drawn in each memory mode, given, and none (the backward)."""
-    for name, mode, seed, noise in (
-        ("flat", FLAT, "*i64", None),
-        ("planes_of_four", PLANES_OF_FOUR, "*i64", None),
-        ("planes", PLANES, "*i64", None),
-        ("given", FLAT, None, "*fp32"),
-        ("scale", FLAT, None, None),
+    """Drawn in each memory mode, given, none (the backward), and with correlated frames."""
+    for name, mode, correlation, seed, noise in (
+        ("flat", FLAT, INDEPENDENT, "*i64", None),
+        ("planes_of_four", PLANES_OF_FOUR, INDEPENDENT, "*i64", None),
+        ("planes", PLANES, INDEPENDENT, "*i64", None),
+        ("given", FLAT, INDEPENDENT, None, "*fp32"),
+        ("scale", FLAT, INDEPENDENT, None, None),
+        ("flat_mixed", FLAT, MIXED, "*i64", None),
+        ("planes_of_four_progressive", PLANES_OF_FOUR, PROGRESSIVE, "*i64", None),
     ):
         optional = {"noise_ptr": noise, "seed_ptr": seed, "offset_ptr": seed, "stream_ptr": None}
         yield AotCase(
@@ -82,10 +98,13 @@ def aot() -> Iterator[AotCase]:
             kernel="q_sample_kernel",
             signature={
                 "x0_ptr": "*bf16", "t_ptr": "*i64", "signal_ptr": "*fp32", "scale_ptr": "*fp32", "out_ptr": "*bf16",
-                "steps": "i32", "channels": "i32", "positions": "i32", "tiles": "i32",
+                "steps": "i32", "channels": "i32", "positions": "i32", "tiles": "i32", **FRAME_TYPES,
                 **{k: v for k, v in optional.items() if v is not None},
             },
-            constants={"MODE": mode, "QUADS": DRAW.quads, **{k: v for k, v in optional.items() if v is None}},
+            constants={
+                "CORRELATION": correlation, "MODE": mode, "QUADS": DRAW.quads,
+                **{k: v for k, v in optional.items() if v is None},
+            },
             divisible=("x0_ptr", "out_ptr", "positions", *(["noise_ptr"] if noise else [])),
             num_warps=DRAW.num_warps,
             enable_fp_fusion=False,

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from vdiff_fast import _library
-from vdiff_fast.ops._philox_triton import counter_word, element_normals, flat_normals, normals
+from vdiff_fast.ops._philox_triton import (
+    counter_word,
+    element_normals,
+    flat_normals,
+    frame_normals,
+    frame_tile,
+    normals,
+    shared_normals,
+)
 from vdiff_fast.ops._schedule_triton import coefficients
-from vdiff_fast.ops.noise.config import DRAW, Tiling
+from vdiff_fast.ops.noise.config import Tiling
 from vdiff_fast.ops.q_sample.native import fake_q_sample
 
 
@@ -23,7 +33,8 @@ def _mix(x0_ptr, out_ptr, at, n, a, b, mask):
 @triton.jit
 def q_sample_kernel(
     x0_ptr, t_ptr, signal_ptr, scale_ptr, noise_ptr, seed_ptr, offset_ptr, stream_ptr, out_ptr,
-    steps, channels, positions, tiles, MODE: tl.constexpr, QUADS: tl.constexpr,
+    steps, channels, positions, tiles, frames, shared, own,
+    CORRELATION: tl.constexpr, MODE: tl.constexpr, QUADS: tl.constexpr,
 ):  # fmt: skip
     program = tl.program_id(0).to(tl.int64)
     sample, tile = program // tiles, program % tiles
@@ -41,7 +52,19 @@ def q_sample_kernel(
     else:
         seed, stream = tl.load(seed_ptr), counter_word(stream_ptr)
         index = counter_word(offset_ptr) + sample
-        if MODE == 0:
+        if CORRELATION != 0:
+            length = positions // frames
+            at, element, inside = frame_tile(channels, positions, frames, tile, MODE, QUADS)
+            carried = shared_normals(seed, index, stream, element, channels, tile, CORRELATION, MODE, QUADS)
+            frame = tile * 0
+            while frame < frames:
+                n = frame_normals(seed, index, stream, frame, length, element, channels, tile, carried, shared, own,
+                                  CORRELATION, MODE, QUADS)  # fmt: skip
+                _mix(x0_ptr, out_ptr, at + frame * length, n, a, b, inside)
+                if CORRELATION == 2:
+                    carried = n
+                frame += 1
+        elif MODE == 0:
             n = flat_normals(seed, index, stream, tile * QUADS, QUADS)
             _mix(x0_ptr, out_ptr, at, n, a, b, inside)
         elif MODE == 1:
@@ -67,34 +90,28 @@ def _launch(
     seed: Tensor | None,
     sample_offset: Tensor | None,
     stream: Tensor | None,
+    frames: int,
+    shared: float,
+    own: float,
+    progressive: bool,
 ) -> Tensor:
     out = torch.empty_like(x0)
     if out.numel():
-        tiling = Tiling.of(x0, drawn=seed is not None)
+        tiling = Tiling.of(x0, seed is not None, frames, progressive)
         q_sample_kernel[(x0.shape[0] * tiling.tiles,)](
             x0, t, signal, noise_scale, noise, seed, sample_offset, stream, out,
-            signal.numel(), tiling.channels, tiling.positions, tiling.tiles,
-            MODE=tiling.mode, QUADS=DRAW.quads, num_warps=DRAW.num_warps, enable_fp_fusion=False,
+            signal.numel(), tiling.channels, tiling.positions, tiling.tiles, frames, shared, own, **tiling.constants,
         )  # fmt: skip
     return out
 
 
 _library.define_triton(
     "q_sample(Tensor x0, Tensor t, Tensor signal, Tensor noise_scale, Tensor? noise, Tensor? seed, "
-    "Tensor? sample_offset, Tensor? stream) -> Tensor",
+    "Tensor? sample_offset, Tensor? stream, SymInt frames, float shared, float own, bool progressive) -> Tensor",
     _launch,
     fake_q_sample,
 )
 
 
-def q_sample(
-    x0: Tensor,
-    t: Tensor,
-    signal: Tensor,
-    noise_scale: Tensor,
-    noise: Tensor | None,
-    seed: Tensor | None,
-    sample_offset: Tensor | None,
-    stream: Tensor | None,
-) -> Tensor:
-    return torch.ops.vdiff_fast_triton.q_sample.default(x0, t, signal, noise_scale, noise, seed, sample_offset, stream)
+def q_sample(*arguments: Any) -> Tensor:
+    return torch.ops.vdiff_fast_triton.q_sample.default(*arguments)

@@ -9,8 +9,7 @@ from torch import Tensor
 
 from vdiff_fast import _dispatch, layout
 from vdiff_fast.ops import _random
-from vdiff_fast.ops.noise.api import check_correlation
-from vdiff_fast.ops.q_sample.api import correlated_noise
+from vdiff_fast.ops.noise.api import checked_frames
 from vdiff_fast.ops.sampler_step import columns, reference
 from vdiff_fast.ops.sampler_step.native import Call
 
@@ -154,8 +153,7 @@ def sampler_step(
         seed: int or 0-d int64 tensor; z = noise(x.shape, seed, sample_offset=..., stream=...), drawn in the kernel.
         sample_offset: index of the first sample in the whole batch.
         stream: of the noise; 1 + step where it is left out.
-        frame_correlation, correlation_kind: of the noise of a video's frames, see `vdiff_fast.ops.noise`, by which it
-            is then drawn first, into a tensor.
+        frame_correlation, correlation_kind: of the drawn noise of a video's frames, see `vdiff_fast.ops.noise`.
 
     Returns:
         (x_prev, x0): dtype, shape and layout of x. Reads x and the predictions, writes two. Kernels have no backward:
@@ -182,11 +180,7 @@ def sampler_step(
     stream = None if stream is None else _word("stream", stream, x)
     if x.device.type == "cpu" and not torch.compiler.is_compiling():
         _check_values(table, step, previous, previous2, noise is not None or seed is not None)
-    check_correlation("sampler_step", x.shape, frame_correlation, correlation_kind)
-    if frame_correlation and seed is not None:
-        word = 1 + step if stream is None else stream
-        noise = correlated_noise(x, seed, offset, word, frame_correlation, correlation_kind)
-        seed = offset = stream = None
+    frames, shared, own, progressive = checked_frames("sampler_step", x.shape, frame_correlation, correlation_kind)
     inputs = (x, prediction, uncond, previous, previous2, noise)
     needs_gradient = torch.is_grad_enabled() and any(i is not None and i.requires_grad for i in inputs)
     backend = _dispatch.choose("sampler_step", PREDICATES, x, needs_gradient)
@@ -208,6 +202,8 @@ def sampler_step(
             seed=seed,
             sample_offset=0 if offset is None else offset,
             stream=stream,
+            frame_correlation=frame_correlation,
+            correlation_kind=correlation_kind,
         )
     x = layout.native(x)
     prediction = _like(x, prediction, _narrow(x, prediction, uncond))
@@ -228,5 +224,9 @@ def sampler_step(
         clip_mode=mode,
         clip=bound,
         clip_max=math.inf if dynamic_max is None else float(dynamic_max),
+        frames=frames,
+        shared=shared,
+        own=own,
+        progressive=progressive,
     )
     return _KERNELS[backend].sampler_step(call)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -10,9 +10,8 @@ from torch import Tensor
 from vdiff_fast import _library
 
 
-@dataclass(frozen=True)
-class Call:
-    """The arguments of one step as the operators take them: tensors in the layout of x, words as 0-d int64."""
+class Call(NamedTuple):
+    """The arguments of one step in the order of csrc/ops/sampler_step/schema.cpp; words are 0-d int64 tensors."""
 
     x: Tensor
     prediction: Tensor
@@ -29,6 +28,10 @@ class Call:
     clip_mode: int
     clip: float
     clip_max: float
+    frames: int
+    shared: float
+    own: float
+    progressive: bool
 
 
 def fake_sampler_step(x: Tensor, *rest: Tensor | float | None) -> tuple[Tensor, Tensor]:
@@ -39,7 +42,4 @@ _library.register_fake("sampler_step", fake_sampler_step)
 
 
 def sampler_step(c: Call) -> tuple[Tensor, Tensor]:
-    return torch.ops.vdiff_fast.sampler_step.default(
-        c.x, c.prediction, c.table, c.step, c.uncond, c.previous, c.previous2, c.noise, c.seed, c.sample_offset,
-        c.stream, c.guidance_rescale, c.clip_mode, c.clip, c.clip_max,
-    )  # fmt: skip
+    return torch.ops.vdiff_fast.sampler_step.default(*c)

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from vdiff_fast._spec import AotCase, BenchCase, Invalid, OpSpec, Sample, randn
-from vdiff_fast.ops.noise.config import DRAW, FLAT, PLANES, PLANES_OF_FOUR
+from vdiff_fast.ops.noise.config import DRAW, FLAT, INDEPENDENT, MIXED, PLANES, PLANES_OF_FOUR, PROGRESSIVE
+from vdiff_fast.ops.noise.spec import FRAME_TYPES, correlated_cases
 from vdiff_fast.ops.sampler_step import api, columns, reference
 from vdiff_fast.ops.sampler_step.config import SPREAD
 
@@ -62,6 +63,9 @@ def samples(device: torch.device, dtype: torch.dtype) -> Iterator[Sample]:
     narrow = torch.bfloat16 if dtype == torch.float32 else dtype  # what autocast gives a float32 x
     yield Sample("narrow", (x, prediction.to(narrow), rows, step[2]), {"uncond": uncond.to(narrow)})
     yield Sample("strided", (x.transpose(2, 4), prediction.transpose(2, 4), rows, step[2]), {"clip": 2.0})
+    for name, video, last, correlation in correlated_cases():
+        x, prediction = _tensors(video, device, dtype, last, count=2)
+        yield Sample(name, (x, prediction, rows, step[0]), {"seed": seed, **correlation})
     empty = x[:0]
     yield Sample("empty", (empty, empty, rows, step[2]), {"clip": "dynamic"})
 
@@ -103,7 +107,7 @@ _SIZES = ("steps", "channels", "positions", "tiles", "elements")
 
 def _aot_case(name: str, kernel: str, absent: set[str], constants: dict[str, int], num_warps: int) -> AotCase:
     """Pointers that are absent are None; data pointers are 16-byte aligned."""
-    signature = _POINTERS | dict.fromkeys(_SIZES, "i32") | {"clip": "fp32", "rescale": "fp32"}
+    signature = _POINTERS | dict.fromkeys(_SIZES, "i32") | FRAME_TYPES | {"clip": "fp32", "rescale": "fp32"}
     return AotCase(
         name=f"sampler_step_{name}",
         kernel=kernel,
@@ -118,15 +122,19 @@ def _aot_case(name: str, kernel: str, absent: set[str], constants: dict[str, int
 def aot() -> Iterator[AotCase]:
     """The fullest step in each memory mode, a deterministic one, and the reductions."""
     history = {"previous_ptr", "previous2_ptr"}
-    for name, mode, clip, absent in (
-        ("flat", FLAT, columns.FIXED, {"noise_ptr", "stream_ptr", "scale_ptr", "limit_ptr"}),
-        ("planes_of_four", PLANES_OF_FOUR, columns.DYNAMIC, {"noise_ptr", "offset_ptr"}),
-        ("planes", PLANES, columns.NO_CLIP, {"noise_ptr", "limit_ptr"} | history),
-        ("deterministic", FLAT, columns.NO_CLIP, {
+    for name, mode, correlation, clip, absent in (
+        ("flat", FLAT, INDEPENDENT, columns.FIXED, {"noise_ptr", "stream_ptr", "scale_ptr", "limit_ptr"}),
+        ("planes_of_four", PLANES_OF_FOUR, INDEPENDENT, columns.DYNAMIC, {"noise_ptr", "offset_ptr"}),
+        ("planes", PLANES, INDEPENDENT, columns.NO_CLIP, {"noise_ptr", "limit_ptr"} | history),
+        ("deterministic", FLAT, INDEPENDENT, columns.NO_CLIP, {
             "noise_ptr", "seed_ptr", "offset_ptr", "stream_ptr", "scale_ptr", "limit_ptr",
         } | history),
+        ("flat_mixed", FLAT, MIXED, columns.FIXED, {"noise_ptr", "stream_ptr", "scale_ptr", "limit_ptr"}),
+        ("planes_of_four_progressive", PLANES_OF_FOUR, PROGRESSIVE, columns.FIXED, {
+            "noise_ptr", "scale_ptr", "limit_ptr"
+        } | history),
     ):  # fmt: skip
-        constants = {"CLIP": clip, "MODE": mode, "QUADS": DRAW.quads}
+        constants = {"CLIP": clip, "CORRELATION": correlation, "MODE": mode, "QUADS": DRAW.quads}
         yield _aot_case(name, "update_kernel", absent, constants, DRAW.num_warps)
     block = {"BLOCK": SPREAD.block}
     yield _aot_case("magnitude", "magnitude_kernel", {"scale_ptr"}, block, SPREAD.num_warps)

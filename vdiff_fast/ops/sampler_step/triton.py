@@ -8,8 +8,16 @@ import triton.language as tl
 from torch import Tensor
 
 from vdiff_fast import _library
-from vdiff_fast.ops._philox_triton import counter_word, element_normals, flat_normals, normals
-from vdiff_fast.ops.noise.config import DRAW, Tiling
+from vdiff_fast.ops._philox_triton import (
+    counter_word,
+    element_normals,
+    flat_normals,
+    frame_normals,
+    frame_tile,
+    normals,
+    shared_normals,
+)
+from vdiff_fast.ops.noise.config import Tiling
 from vdiff_fast.ops.sampler_step import columns
 from vdiff_fast.ops.sampler_step.config import SPREAD
 from vdiff_fast.ops.sampler_step.native import Call, fake_sampler_step
@@ -80,7 +88,7 @@ def _update(
 def update_kernel(
     x_ptr, prediction_ptr, uncond_ptr, previous_ptr, previous2_ptr, noise_ptr, seed_ptr, offset_ptr, stream_ptr,
     table_ptr, step_ptr, scale_ptr, limit_ptr, x_prev_ptr, x0_ptr, clip, steps, channels, positions, tiles,
-    CLIP: tl.constexpr, MODE: tl.constexpr, QUADS: tl.constexpr,
+    frames, shared, own, CLIP: tl.constexpr, CORRELATION: tl.constexpr, MODE: tl.constexpr, QUADS: tl.constexpr,
 ):  # fmt: skip
     program = tl.program_id(0).to(tl.int64)
     sample, tile = program // tiles, program % tiles
@@ -125,7 +133,20 @@ def update_kernel(
             stream = step + 1
         else:
             stream = tl.load(stream_ptr)
-        if MODE == 0:
+        if CORRELATION != 0:
+            length = positions // frames
+            at, element, inside = frame_tile(channels, positions, frames, tile, MODE, QUADS)
+            carried = shared_normals(seed, index, stream, element, channels, tile, CORRELATION, MODE, QUADS)
+            frame = tile * 0
+            while frame < frames:
+                n = frame_normals(seed, index, stream, frame, length, element, channels, tile, carried, shared, own,
+                                  CORRELATION, MODE, QUADS)  # fmt: skip
+                _update(x_ptr, prediction_ptr, uncond_ptr, previous_ptr, previous2_ptr, x_prev_ptr, x0_ptr,
+                        at + frame * length, inside, n, table_ptr, step, steps, bias, scale, limit, CLIP)  # fmt: skip
+                if CORRELATION == 2:
+                    carried = n
+                frame += 1
+        elif MODE == 0:
             n = tl.zeros((4 * QUADS,), tl.float32)
             if strength != 0.0:
                 n = flat_normals(seed, index, stream, tile * QUADS, QUADS)
@@ -274,11 +295,11 @@ def _launch(*arguments: Tensor | float | None) -> tuple[Tensor, Tensor]:
     elements = c.x.numel() // c.x.shape[0]
     scale = _rescale_factors(c, elements) if c.uncond is not None and c.guidance_rescale else None
     limit = _dynamic_limits(c, scale, elements) if c.clip_mode == columns.DYNAMIC else None
-    tiling = Tiling.of(c.x, drawn=c.seed is not None)
+    tiling = Tiling.of(c.x, c.seed is not None, c.frames, c.progressive)
     update_kernel[(c.x.shape[0] * tiling.tiles,)](
         c.x, c.prediction, c.uncond, c.previous, c.previous2, c.noise, c.seed, c.sample_offset, c.stream, c.table,
         c.step, scale, limit, x_prev, x0, c.clip, c.table.shape[0], tiling.channels, tiling.positions, tiling.tiles,
-        CLIP=c.clip_mode, MODE=tiling.mode, QUADS=DRAW.quads, num_warps=DRAW.num_warps, enable_fp_fusion=False,
+        c.frames, c.shared, c.own, CLIP=c.clip_mode, **tiling.constants,
     )  # fmt: skip
     return x_prev, x0
 
@@ -286,14 +307,12 @@ def _launch(*arguments: Tensor | float | None) -> tuple[Tensor, Tensor]:
 _library.define_triton(
     "sampler_step(Tensor x, Tensor prediction, Tensor table, Tensor step, Tensor? uncond, Tensor? previous, "
     "Tensor? previous2, Tensor? noise, Tensor? seed, Tensor? sample_offset, Tensor? stream, float guidance_rescale, "
-    "int clip_mode, float clip, float clip_max) -> (Tensor, Tensor)",
+    "int clip_mode, float clip, float clip_max, SymInt frames, float shared, float own, bool progressive) "
+    "-> (Tensor, Tensor)",
     _launch,
     fake_sampler_step,
 )
 
 
 def sampler_step(c: Call) -> tuple[Tensor, Tensor]:
-    return torch.ops.vdiff_fast_triton.sampler_step.default(
-        c.x, c.prediction, c.table, c.step, c.uncond, c.previous, c.previous2, c.noise, c.seed, c.sample_offset,
-        c.stream, c.guidance_rescale, c.clip_mode, c.clip, c.clip_max,
-    )  # fmt: skip
+    return torch.ops.vdiff_fast_triton.sampler_step.default(*c)
