@@ -1,25 +1,41 @@
 #include "ops/timestep_mlp/kernel.h"
 
+#include "cpu/columns.h"
 #include "ops/timestep_embedding/sinusoid.h"
 
 namespace vdiff::VDIFF_ISA {
 namespace {
 
-// 4 x 4 sums stay in registers, and each weight is loaded once per four samples.
-constexpr int kBlock = 4;
+// Sums of kRows x kSamples dots stay in registers; a weight is loaded once per kSamples samples.
+constexpr int kRows = kVectorBytes == 64 ? 8 : 4, kSamples = 2;
 
-inline float lanes_sum(vfloat v) {
 #if defined(__AVX512F__)
-  return _mm512_reduce_add_ps((__m512)v);
-#else
-  return sum(v);
-#endif
+inline __m512 add_pairs(vfloat a, vfloat b) {
+  return _mm512_add_ps(_mm512_unpacklo_ps((__m512)a, (__m512)b), _mm512_unpackhi_ps((__m512)a, (__m512)b));
 }
-
-inline double to_float(double x) { return x; }
-inline void from_float(double* p, double x) { *p = x; }
-using vdiff::VDIFF_ISA::from_float;
-using vdiff::VDIFF_ISA::to_float;
+// In every 128 bits the sums of the same bits of four vectors.
+inline __m512 add_quads(const vfloat* v) {
+  const __m512d ab = _mm512_castps_pd(add_pairs(v[0], v[1])), cd = _mm512_castps_pd(add_pairs(v[2], v[3]));
+  return _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(ab, cd)), _mm512_castpd_ps(_mm512_unpackhi_pd(ab, cd)));
+}
+// out[i] = the sum of the lanes of v[i], in one order whatever N: a tree of shuffles for all, as a sum at a time would
+// cost as much as a short dot.
+template <int N>
+inline void sum_each(const vfloat (&v)[N], float* out) {
+  vfloat all[16] = {};
+  for (int i = 0; i < N; ++i) all[i] = v[i];
+  const __m512 a = add_quads(all), b = add_quads(all + 4), c = add_quads(all + 8), d = add_quads(all + 12);
+  const __m512 low = _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x44), _mm512_shuffle_f32x4(a, b, 0xee));
+  const __m512 high = _mm512_add_ps(_mm512_shuffle_f32x4(c, d, 0x44), _mm512_shuffle_f32x4(c, d, 0xee));
+  const __m512 sums = _mm512_add_ps(_mm512_shuffle_f32x4(low, high, 0x88), _mm512_shuffle_f32x4(low, high, 0xdd));
+  _mm512_mask_storeu_ps(out, first_lanes(N), sums);
+}
+#else
+template <int N>
+inline void sum_each(const vfloat (&v)[N], float* out) {
+  for (int i = 0; i < N; ++i) out[i] = sum(v[i]);
+}
+#endif
 
 template <class T, class A>
 inline void finish(const Linear& args, int64_t sample, int64_t row, A dot) {
@@ -29,73 +45,47 @@ inline void finish(const Linear& args, int64_t sample, int64_t row, A dot) {
   if (args.wide != nullptr) ((A*)args.wide)[at] = y;
 }
 
-// Dots of R rows of w with S samples.
+// Dots of R rows of w with S samples. The first samples of a block of rows ask for the rows of the next one.
 template <int R, int S, class T>
 inline void tile(const Linear& args, int64_t row, int64_t sample) {
   const T* w = (const T*)args.w + row * args.columns;
   const float* x = (const float*)args.x + sample * args.stride;
-  vfloat sums[R][S] = {};
-  const auto accumulate = [&](int64_t at, const vfloat(&weights)[R]) {
+  const bool ahead = sample == 0 && row + 2 * R <= args.rows;
+  vfloat sums[S * R] = {};
+  Columns<T>::each_vector(args.columns, [&](int64_t at, int lanes) {
+    vfloat weights[R];
+    for (int r = 0; r < R; ++r) weights[r] = Columns<T>::get(w + r * args.columns + at, lanes);
+    if (ahead) {
+      for (int r = 0; r < R; ++r) __builtin_prefetch(w + (R + r) * args.columns + at);
+    }
     for (int s = 0; s < S; ++s) {
       const vfloat value = load(x + s * args.stride + at);
-      for (int r = 0; r < R; ++r) sums[r][s] = fma(weights[r], value, sums[r][s]);
+      for (int r = 0; r < R; ++r) sums[s * R + r] = fma(weights[r], value, sums[s * R + r]);
     }
-  };
-  int64_t at = 0;
-  vfloat weights[R];
-  for (; at + kLanes <= args.columns; at += kLanes) {
-    for (int r = 0; r < R; ++r) weights[r] = load(w + r * args.columns + at);
-    accumulate(at, weights);
-  }
-  if (at < args.columns) {
-    for (int r = 0; r < R; ++r) weights[r] = load_partial(w + r * args.columns + at, (int)(args.columns - at));
-    accumulate(at, weights);
-  }
-  for (int r = 0; r < R; ++r) {
-    for (int s = 0; s < S; ++s) finish<T>(args, sample + s, row + r, lanes_sum(sums[r][s]));
+  });
+  float dots[S * R];
+  sum_each(sums, dots);
+  for (int s = 0; s < S; ++s) {
+    for (int r = 0; r < R; ++r) finish<T>(args, sample + s, row + r, dots[s * R + r]);
   }
 }
 
 template <int R, class T>
 inline void all_samples(const Linear& args, int64_t row) {
   int64_t sample = 0;
-  for (; sample + kBlock <= args.batch; sample += kBlock) tile<R, kBlock, T>(args, row, sample);
+  for (; sample + kSamples <= args.batch; sample += kSamples) tile<R, kSamples, T>(args, row, sample);
   for (; sample < args.batch; ++sample) tile<R, 1, T>(args, row, sample);
 }
 
 template <class T>
 void linear(const Linear& args, int64_t begin, int64_t end) {
   int64_t row = begin;
-  for (; row + kBlock <= end; row += kBlock) all_samples<kBlock, T>(args, row);
+  for (; row + kRows <= end; row += kRows) all_samples<kRows, T>(args, row);
   for (; row < end; ++row) all_samples<1, T>(args, row);
 }
 
-// SiLU of what the rows gave, while it is in cache.
-void activate(const Linear& args, int64_t begin, int64_t end) {
-  for (int64_t sample = 0; sample < args.batch; ++sample) {
-    const float* in = (const float*)args.wide + sample * args.rows;
-    float* out = (float*)args.activated + sample * args.activated_stride;
-    int64_t row = begin;
-    for (; row + kLanes <= end; row += kLanes) {
-      const vfloat x = load(in + row);
-      store(out + row, x * vsigmoid(x));
-    }
-    if (row < end) {
-      const vfloat x = load_partial(in + row, (int)(end - row));
-      store_partial(out + row, x * vsigmoid(x), (int)(end - row));
-    }
-  }
-}
-
-void activate_double(const Linear& args, int64_t begin, int64_t end) {
-  for (int64_t sample = 0; sample < args.batch; ++sample) {
-    const double* in = (const double*)args.wide + sample * args.rows;
-    double* out = (double*)args.activated + sample * args.activated_stride;
-    for (int64_t row = begin; row < end; ++row) out[row] = in[row] / (1.0 + __builtin_exp(-in[row]));
-  }
-}
-
-void linear_double(const Linear& args, int64_t begin, int64_t end) {
+template <>
+void linear<double>(const Linear& args, int64_t begin, int64_t end) {
   for (int64_t row = begin; row < end; ++row) {
     for (int64_t sample = 0; sample < args.batch; ++sample) {
       const double *w = (const double*)args.w + row * args.columns, *x = (const double*)args.x + sample * args.stride;
@@ -106,6 +96,92 @@ void linear_double(const Linear& args, int64_t begin, int64_t end) {
   }
 }
 
+// SiLU of columns [begin, end) of every row, pre's rows `from` apart and out's `to`.
+template <class A>
+void silu(const void* pre, void* out, int64_t batch, int64_t from, int64_t to, int64_t begin, int64_t end) {
+  typedef Columns<A> C;
+  for (int64_t b = 0; b < batch; ++b) {
+    const A* in = (const A*)pre + b * from + begin;
+    A* y = (A*)out + b * to + begin;
+    C::each_vector(end - begin, [&](int64_t at, int lanes) {
+      C::put(y + at, activate<true, false>(C::get(in + at, lanes)), lanes);
+    });
+  }
+}
+
+// R rows of dw, and what they add to dx, which they begin where `first`. A is the type of dy, x and dx.
+template <int R, class T, class A>
+inline void gradient_rows(const LinearGradient& args, A* dx, bool first, int64_t row) {
+  typedef Columns<A> C;
+  typedef typename C::V V;
+  const A *dy = (const A*)args.dy + row, *x = (const A*)args.x;
+  const T* w = (const T*)args.w + row * args.columns;
+  T* dw = (T*)args.dw + row * args.columns;
+  C::each_vector(args.columns, [&](int64_t at, int lanes) {
+    if (args.dw != nullptr) {
+      V sums[R] = {};
+      for (int64_t b = 0; b < args.batch; ++b) {
+        const V value = load(x + b * args.stride + at);
+        for (int r = 0; r < R; ++r) sums[r] = fma(V{} + dy[b * args.dy_stride + r], value, sums[r]);
+      }
+      for (int r = 0; r < R; ++r) C::put(dw + r * args.columns + at, sums[r], lanes);
+    }
+    if (dx == nullptr) return;
+    V weights[R];
+    for (int r = 0; r < R; ++r) weights[r] = C::get(w + r * args.columns + at, lanes);
+    for (int64_t b = 0; b < args.batch; ++b) {
+      V sum = first ? V{} : load(dx + b * args.stride + at);
+      for (int r = 0; r < R; ++r) sum = fma(V{} + dy[b * args.dy_stride + r], weights[r], sum);
+      store(dx + b * args.stride + at, sum);
+    }
+  });
+}
+
+template <class T, class A>
+void linear_gradient(const LinearGradient& args, void* dx, int64_t begin, int64_t end) {
+  typedef Columns<A> C;
+  int64_t row = begin;
+  for (; row + kRows <= end; row += kRows) gradient_rows<kRows, T>(args, (A*)dx, row == begin, row);
+  for (; row < end; ++row) gradient_rows<1, T>(args, (A*)dx, row == begin, row);
+  if (args.dbias == nullptr) return;
+  C::each_vector(end - begin, [&](int64_t at, int lanes) {
+    typename C::V sum{}, lost{};
+    for (int64_t b = 0; b < args.batch; ++b) {
+      // What rounding takes is kept (Knuth's two-sum): torch sums in pairs, and a plain sum is further off.
+      const auto term = C::get((const A*)args.dy + b * args.dy_stride + begin + at, lanes);
+      const auto next = sum + term, added = next - sum;
+      lost += (sum - (next - added)) + (term - added);
+      sum = next;
+    }
+    C::put((T*)args.dbias + begin + at, sum + lost, lanes);
+  });
+}
+
+template <class A>
+void hidden_gradient(const HiddenGradient& args) {
+  typedef Columns<A> C;
+  for (int64_t b = 0; b < args.batch; ++b) {
+    C::each_vector(args.columns, [&](int64_t at, int lanes) {
+      typename C::V sum{};
+      for (int64_t part = 0; part < args.parts; ++part) {
+        sum += C::get((const A*)args.dx + (part * args.batch + b) * args.stride + at, lanes);
+      }
+      const auto pre = C::get((const A*)args.pre + b * args.columns + at, lanes);
+      C::put((A*)args.dpre + b * args.stride + at, sum * activation_slope<true, false>(pre), lanes);
+    });
+  }
+}
+
+template <class T, class A>
+void widen(const void* in, void* out, int64_t batch, int64_t columns, int64_t stride) {
+  typedef Columns<A> C;
+  for (int64_t b = 0; b < batch; ++b) {
+    C::each_vector(columns, [&](int64_t at, int lanes) {
+      C::put((A*)out + b * stride + at, C::get((const T*)in + b * columns + at, lanes), lanes);
+    });
+  }
+}
+
 }  // namespace
 
 void timestep_linear(const Linear& args, int64_t begin, int64_t end) {
@@ -113,10 +189,39 @@ void timestep_linear(const Linear& args, int64_t begin, int64_t end) {
     case DType::f32: linear<float>(args, begin, end); break;
     case DType::bf16: linear<bf16>(args, begin, end); break;
     case DType::f16: linear<fp16>(args, begin, end); break;
-    case DType::f64: linear_double(args, begin, end); break;
+    case DType::f64: linear<double>(args, begin, end); break;
   }
   if (args.activated == nullptr) return;
-  args.dtype == DType::f64 ? activate_double(args, begin, end) : activate(args, begin, end);
+  // While it is in cache.
+  const auto activate = args.dtype == DType::f64 ? &silu<double> : &silu<float>;
+  activate(args.wide, args.activated, args.batch, args.rows, args.activated_stride, begin, end);
+}
+
+void timestep_linear_gradient(const LinearGradient& args, void* dx, int64_t begin, int64_t end) {
+  switch (args.dtype) {
+    case DType::f32: return linear_gradient<float, float>(args, dx, begin, end);
+    case DType::bf16: return linear_gradient<bf16, float>(args, dx, begin, end);
+    case DType::f16: return linear_gradient<fp16, float>(args, dx, begin, end);
+    case DType::f64: return linear_gradient<double, double>(args, dx, begin, end);
+  }
+}
+
+void timestep_hidden_gradient(const HiddenGradient& args) {
+  args.dtype == DType::f64 ? hidden_gradient<double>(args) : hidden_gradient<float>(args);
+}
+
+void timestep_activate(DType dtype, const void* pre, void* out, int64_t batch, int64_t columns, int64_t stride) {
+  const auto activate = dtype == DType::f64 ? &silu<double> : &silu<float>;
+  activate(pre, out, batch, columns, stride, 0, columns);
+}
+
+void timestep_widen(DType dtype, const void* in, void* out, int64_t batch, int64_t columns, int64_t stride) {
+  switch (dtype) {
+    case DType::f32: return widen<float, float>(in, out, batch, columns, stride);
+    case DType::bf16: return widen<bf16, float>(in, out, batch, columns, stride);
+    case DType::f16: return widen<fp16, float>(in, out, batch, columns, stride);
+    case DType::f64: return widen<double, double>(in, out, batch, columns, stride);
+  }
 }
 
 void timestep_sinusoids(DType dtype, const double* times, int64_t batch, const double* frequencies, int64_t half,

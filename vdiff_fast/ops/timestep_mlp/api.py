@@ -39,7 +39,7 @@ class _TimestepMLP(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        t, w1, _, w2, _, ctx.options, _ = inputs
+        t, w1, _, w2, _, ctx.options, ctx.backend = inputs
         ctx.mark_non_differentiable(output[1])
         ctx.save_for_backward(t, w1, w2, output[1])
 
@@ -47,7 +47,11 @@ class _TimestepMLP(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor, _: Tensor) -> tuple[Any, ...]:
         t, w1, w2, pre = (saved.detach() for saved in ctx.saved_tensors)
         dy = dy.detach()
-        _, need_w1, need_b1, need_w2, need_b2, _, _ = ctx.needs_input_grad
+        needed = ctx.needs_input_grad[1:5]
+        if ctx.backend == "cpu":
+            found = _KERNELS["cpu"].backward(dy.contiguous(), t, w1, w2, pre, *ctx.options, *needed)
+            return None, *(g if need else None for g, need in zip(found, needed)), None, None
+        need_w1, need_b1, need_w2, need_b2 = needed
         dw1 = db1 = dw2 = db2 = None
         if need_w2:
             dw2 = dy.t() @ torch.nn.functional.silu(pre).to(dy.dtype)

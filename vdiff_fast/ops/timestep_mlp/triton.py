@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import triton
@@ -100,7 +101,7 @@ def _launch(
     flip_sin_to_cos: bool,
     scale: float,
 ) -> tuple[Tensor, Tensor]:
-    y, pre = fake_timestep_mlp(t, w1, b1, w2, b2, max_period, shift, flip_sin_to_cos, scale)
+    y, pre = fake_timestep_mlp(t, w1, b1, w2)
     batch, (hidden, dim), out = t.shape[0], w1.shape, w2.shape[0]
     if not batch:
         return y, pre
@@ -125,17 +126,5 @@ _library.define_triton(
 )
 
 
-def timestep_mlp(
-    t: Tensor,
-    w1: Tensor,
-    b1: Tensor | None,
-    w2: Tensor,
-    b2: Tensor | None,
-    max_period: float,
-    shift: float,
-    flip_sin_to_cos: bool,
-    scale: float,
-) -> tuple[Tensor, Tensor]:
-    return torch.ops.vdiff_fast_triton.timestep_mlp.default(
-        t, w1, b1, w2, b2, max_period, shift, flip_sin_to_cos, scale
-    )
+def timestep_mlp(*arguments: Any) -> tuple[Tensor, Tensor]:
+    return torch.ops.vdiff_fast_triton.timestep_mlp.default(*arguments)
