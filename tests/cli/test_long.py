@@ -134,13 +134,30 @@ def test_errors_say_what_would_work(
     large = tmp_path / "large.png"
     data.write_png(torch.zeros(3, 16, 16, dtype=torch.uint8), large)
     line = error_line(capsys, "long", trained, "--out", out, "--first-frame", large)
-    assert "large.png: 16x16, the run's frames are 8x8; resize it" in line
+    assert "large.png: 16x16, the video's frames are 8x8; resize it" in line
     assert "cannot write .png" in error_line(capsys, "long", trained, "--out", tmp_path / "a.png")
     assert "give --video" in error_line(capsys, "sample", trained, "--out", out, "--keep", "2")
     assert "either --keep FRAMES or --box" in error_line(capsys, "sample", trained, "--out", out, "--video", large)
     assert "--label: this run was trained without labels" in error_line(
         capsys, "long", trained, "--out", out, "--label", "1"
     )
+    assert "length must be at least 1, got 0" in error_line(capsys, "long", trained, "--out", out, "--length", "0")
+    line = error_line(capsys, "long", trained, "--out", out, "--levels", "30")
+    assert "more than this machine's" in line
+    assert "use fewer levels, or a length of at most" in line
+    assert "give --autoregressive, too" in error_line(capsys, "long", trained, "--out", out, "--overlap", "2")
+    assert "use 1, or train it with --labels" in error_line(capsys, "long", trained, "--out", out, "--guidance", "2")
+    assert "no such run; give the folder" in error_line(capsys, "long", tmp_path / "none", "--out", out)
+    large.write_text("no picture")
+    line = error_line(capsys, "sample", trained, "--out", out, "--first-frame", large)
+    assert "not a picture that can be read; give a PNG or JPEG file" in line
+    line = error_line(capsys, "sample", trained, "--out", out, "--first-frame", picture, "--frames", "1")
+    assert "nothing is left to draw" in line
+    data.write_video(torch.zeros(3, 3, 8, 8, dtype=torch.uint8), tmp_path / "three.gif", fps=8)
+    known = ["sample", trained, "--out", out, "--video", tmp_path / "three.gif"]
+    assert "a longer video, or fewer --frames" in error_line(capsys, *known, "--box", "1x1x2x2")
+    assert "a longer video, a smaller --keep" in error_line(capsys, *known, "--keep", "4")
+    assert "top + height <= 8" in error_line(capsys, *known, "--frames", "3", "--box", "6x6x4x4")
     run("long", trained, "--out", out, "--steps", "1", "--levels", "1")
     line = error_line(capsys, "long", trained, "--out", out, "--steps", "2", "--levels", "1")
     assert "steps: 1 saved, 2 now" in line

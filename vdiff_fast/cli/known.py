@@ -12,13 +12,16 @@ def read_picture(path: Path, shape: tuple[int, int, int]) -> Tensor:
     """A picture as (C, H, W) in [-1, 1].
 
     Raises:
-        ValueError: another size than `shape`.
+        ValueError: another size than `shape`, or no picture.
     """
     import numpy as np
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 
-    with Image.open(path) as picture:
-        pixels = np.array(picture.convert("RGB" if shape[0] == 3 else "L"))
+    try:
+        with Image.open(path) as picture:
+            pixels = np.array(picture.convert("RGB" if shape[0] == 3 else "L"))
+    except UnidentifiedImageError:
+        raise ValueError(f"{path}: not a picture that can be read; give a PNG or JPEG file") from None
     return _sized(torch.from_numpy(pixels.reshape(*pixels.shape[:2], -1)).permute(2, 0, 1), shape, path)
 
 
@@ -40,7 +43,7 @@ def read_video(path: Path, shape: tuple[int, int, int]) -> Tensor:
 def _sized(pixels: Tensor, shape: tuple[int, int, int], path: Path) -> Tensor:
     if tuple(pixels.shape[-2:]) != shape[1:]:
         raise ValueError(
-            f"{path}: {pixels.shape[-2]}x{pixels.shape[-1]}, the run's frames are {shape[1]}x{shape[2]}; resize it"
+            f"{path}: {pixels.shape[-2]}x{pixels.shape[-1]}, the video's frames are {shape[1]}x{shape[2]}; resize it"
         )
     return pixels.float() / 127.5 - 1
 
@@ -64,24 +67,36 @@ def known_clip(
 
     channels, frames, height, width = shape
     frame_shape = (channels, height, width)
-    pictures = {0: first_frame, frames - 1: last_frame}
-    given = {position: path for position, path in pictures.items() if path is not None}
+    given = {position: path for position, path in ((0, first_frame), (frames - 1, last_frame)) if path is not None}
     if video is None:
         if keep is not None or box is not None:
             raise ValueError("--keep and --box say which part of --video is known: give --video, too")
         known = torch.zeros(1, *shape)
         for position, path in given.items():
             known[0, :, position] = read_picture(path, frame_shape)
-        return (known, frame_mask(frames, given)) if given else None
+        return _with_something_open(known, frame_mask(frames, given)) if given else None
     if given or (keep is None) == (box is None):
         raise ValueError("--video takes either --keep FRAMES or --box, and no --first-frame or --last-frame")
     known = torch.zeros(1, *shape)
     content = read_video(video, frame_shape)[:, :frames]
     needed = frames if keep is None else keep
-    if not 1 <= needed <= frames or content.shape[1] < needed:
-        raise ValueError(f"{video}: {content.shape[1]} frames, {needed} of a clip of {frames} are to be known")
+    if content.shape[1] < min(needed, frames):
+        raise ValueError(
+            f"{video} has {content.shape[1]} frame(s), {needed} of a clip of {frames} are to be known: give a longer "
+            "video, " + ("a smaller --keep" if box is None else "or fewer --frames")
+        )
     known[0, :, : content.shape[1]] = content
-    return known, frame_mask(frames, range(needed)) if box is None else box_mask((height, width), _box(box))
+    mask = frame_mask(frames, range(min(needed, frames))) if box is None else box_mask((height, width), _box(box))
+    return _with_something_open(known, mask)
+
+
+def _with_something_open(known: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    if bool(mask.all()):
+        raise ValueError(
+            f"every frame of the clip of {known.shape[2]} is known, nothing is left to draw: know fewer, or ask for "
+            "more with --frames"
+        )
+    return known, mask
 
 
 def _box(text: str) -> tuple[int, ...]:

@@ -10,6 +10,7 @@ import typer
 from torch import Tensor
 
 from vdiff_fast.cli.known import read_picture, read_video
+from vdiff_fast.cli.options import check_guidance
 
 Run = Annotated[Path, typer.Argument(help="Folder of a run trained with masks.")]
 Out = Annotated[Path, typer.Option(help="File to write: .mp4 or .gif.")]
@@ -53,7 +54,10 @@ def long(
     """Make a video longer than the model's clips; a run that was stopped goes on. torchrun shares it among ranks."""
     from vdiff_fast import diffusion
 
+    if overlap is not None and not autoregressive:
+        raise ValueError(f"--overlap {overlap} says how clips continue each other: give --autoregressive, too")
     trained, frame_shape = _load(run, out, device)
+    check_guidance(guidance, trained.num_classes, run)
     known = None if first_frame is None else read_picture(first_frame, frame_shape)
     clip = trained.config.data.frames if clip is None else clip
     plan = diffusion.long_video_plan(clip, _levels(trained, clip, levels, length), length=length)

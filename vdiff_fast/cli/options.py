@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -99,8 +100,17 @@ def parse_size(text: str) -> int | tuple[int, int]:
     """
     parts = text.lower().split("x")
     if len(parts) > 2 or not all(part.isdigit() and int(part) > 0 for part in parts):
-        raise ValueError(f"size {text!r}: give one number, or height x width such as 48x64")
+        raise ValueError(f"size {text!r}: give one number from 1 on, or height x width such as 48x64")
     return int(parts[0]) if len(parts) == 1 else (int(parts[0]), int(parts[1]))
+
+
+def check_guidance(guidance: float, num_classes: int | None, run: Path) -> None:
+    """Raise ValueError for guidance of a model that has nothing to be guided by."""
+    if guidance != 1.0 and num_classes is None:
+        raise ValueError(
+            f"guidance {guidance} needs a model with labels; {run} was trained without data.labels: use 1, or train it "
+            "with --labels"
+        )
 
 
 def parse_settings(settings: Iterable[str]) -> dict[str, Any]:

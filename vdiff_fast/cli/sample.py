@@ -10,7 +10,7 @@ import torch
 import typer
 
 from vdiff_fast.cli.known import known_clip
-from vdiff_fast.cli.options import parse_size
+from vdiff_fast.cli.options import check_guidance, parse_size
 
 if TYPE_CHECKING:
     from vdiff_fast.diffusion import Churn
@@ -72,8 +72,7 @@ def sample(
         raise ValueError(f"precision {precision!r} must be fp32, bf16 or fp16")
     trained = load_run(run, step=checkpoint, ema=ema, device=device)
     labels = _labels(label, num, trained.num_classes) if label else class_labels(num, trained.num_classes)
-    if guidance != 1.0 and labels is None:
-        raise ValueError(f"guidance {guidance} needs a model with labels; {run} was trained without data.labels")
+    check_guidance(guidance, trained.num_classes, run)
     shape = parse_size(size) if size else trained.config.data.size
     height, width = (shape, shape) if isinstance(shape, int) else shape
     clip = (trained.config.data.channels, frames or trained.config.data.frames, height, width)

@@ -65,7 +65,10 @@ def box_mask(size: Sequence[int], box: Sequence[int], *, device: torch.device | 
     top, left, box_height, box_width = box
     inside = 0 <= top < top + box_height <= height and 0 <= left < left + box_width <= width
     if not inside:
-        raise ConditionError(f"box {tuple(box)} (top, left, height, width) is not within a frame of {height}x{width}")
+        raise ConditionError(
+            f"box {tuple(box)} (top, left, height, width) is not within a frame of {height}x{width}: "
+            f"height and width from 1 on, top + height <= {height}, left + width <= {width}"
+        )
     mask = torch.ones(height, width, dtype=torch.bool, device=device)
     mask[top : top + box_height, left : left + box_width] = False
     return mask.view(1, 1, 1, height, width)
@@ -99,8 +102,8 @@ def require_frames(model: Any, frames: int) -> None:
         raise ConditionError(f"clips of {frames} frames > {longest} learned positions; use clips of {longest} or fewer")
     together = getattr(config, "patch", (1,))[0]
     if frames > 1 and frames % together:
-        near = max(1, frames // together) * together
+        below = frames // together * together
+        fitting = " or ".join(str(n) for n in (below, below + together) if n >= 3)
         raise ConditionError(
-            f"clips of {frames} frames are not a multiple of the {together} frames of a patch; use clips of "
-            f"{near} or {near + together}"
+            f"clips of {frames} frames are not a multiple of the {together} frames of a patch; use clips of {fitting}"
         )

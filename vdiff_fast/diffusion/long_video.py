@@ -50,9 +50,11 @@ class LongVideoPlan:
             return
         if not isinstance(self.length, int) or isinstance(self.length, bool):
             raise TypeError(f"long_video_plan: length must be an int or None, got {self.length!r}")
-        if not 1 <= self.length <= self.full_frames:
+        if self.length < 1:
+            raise ValueError(f"long_video_plan: length must be at least 1, got {self.length}")
+        if self.length > self.full_frames:
             raise ValueError(
-                f"long_video_plan: length must be within [1, {self.full_frames}], what {self.levels} levels of "
+                f"long_video_plan: length must be within [1, {self.full_frames}], what {self.levels} level(s) of "
                 f"{self.clip} frames reach; got {self.length}; levels={self.levels_for(self.clip, self.length)} fits"
             )
 

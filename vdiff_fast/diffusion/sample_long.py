@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -65,13 +66,15 @@ def sample_long(
         (1, C, plan.frames, H, W), float32 on the CPU, the same on every rank.
 
     Raises:
-        ConditionError: the model knows no masks or not so many frames, or first_frame has another size.
+        ConditionError: the model knows no masks or not so many frames, first_frame has another size, or the video does
+            not fit into memory.
         SegmentError: `out` holds clips of another video.
         ValueError: those of `sample`.
 
     Source: Yin et al. 2023, "NUWA-XL: Diffusion over Diffusion for eXtremely Long Video Generation", section 3.2.
     """
     channels, height, width = _frame_shape(frame_shape)
+    _require_memory(plan, channels * height * width)
     clips = ClipSampler(
         model, schedule, (channels, plan.clip, height, width), seed, fixed_batch, _inputs(y, context), options
     )
@@ -210,6 +213,18 @@ def _frame_shape(shape: Sequence[int]) -> tuple[int, int, int]:
         raise ConditionError(f"frame_shape must be (C, H, W), got {tuple(shape)}")
     channels, height, width = shape
     return channels, height, width
+
+
+def _require_memory(plan: LongVideoPlan, frame_values: int) -> None:
+    """Raise ConditionError where the finished video, float32, is larger than the machine's memory."""
+    if not hasattr(os, "sysconf") or "SC_PHYS_PAGES" not in os.sysconf_names:
+        return
+    memory, frame = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), 4 * frame_values
+    if plan.frames * frame > memory:
+        raise ConditionError(
+            f"a video of {plan.frames} frames takes {plan.frames * frame / 2**30:.0f} GiB, more than this machine's "
+            f"{memory / 2**30:.0f} GiB; use fewer levels, or a length of at most {memory // frame}"
+        )
 
 
 def _given(frame: Tensor, shape: Sequence[int], name: str) -> Tensor:

@@ -336,4 +336,8 @@ class VideoDiT(Denoiser):
         along_time, *along_space = self.config.patch
         check_video(x, self.config.in_channels, (along_space[0], along_space[1]), ", the patch")
         if x.shape[2] > 1 and x.shape[2] % along_time:
-            raise ValueError(f"{x.shape[2]} frames are not a multiple of the patch's {along_time}; or use 1, an image")
+            below = x.shape[2] // along_time * along_time
+            raise ValueError(
+                f"{x.shape[2]} frames are not a multiple of the patch's {along_time}; use {below + along_time}"
+                f"{f', {below}' if below else ''}, or 1, an image"
+            )

@@ -44,6 +44,8 @@ def load_run(
     folder = Path(run) / "checkpoints"
     path = ckpt.latest_checkpoint(folder) if step is None else folder / f"step_{step:08d}"
     if path is None or not path.is_dir():
+        if not Path(run).is_dir():
+            raise ckpt.CheckpointError(f"{run}: no such run; give the folder that vdiff-fast train --out made")
         have = ", ".join(p.name for p in ckpt.checkpoints(folder)) or "none"
         raise ckpt.CheckpointError(f"{run}: no checkpoint{f' of step {step}' if step else ''} (there are: {have})")
     saved = ckpt.load_checkpoint(path)
