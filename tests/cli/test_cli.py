@@ -176,7 +176,7 @@ def test_parity_of_a_run(trained: Path) -> None:
 def test_sizes_and_settings() -> None:
     assert parse_size("64") == 64
     assert parse_size("48x64") == (48, 64)
-    with pytest.raises(ValueError, match="give one number, or height x width"):
+    with pytest.raises(ValueError, match="give one number from 1 on, or height x width"):
         parse_size("4x5x6")
     assert parse_settings(["a.b=1e-3", "c=[1, 2]", "d=x=y"]) == {"a.b": 1e-3, "c": [1, 2], "d": "x=y"}
     with pytest.raises(ValueError, match="write key=value"):
