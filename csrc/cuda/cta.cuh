@@ -1,0 +1,86 @@
+// A block of threads, and the cluster it may belong to, as kernels written once for device and host see it. The host's
+// counterpart is tests/native/host_cta.h.
+#pragma once
+
+#include <cooperative_groups.h>
+
+#include "cuda/dtype.cuh"
+
+namespace vdiff {
+
+struct DeviceCta {
+  // f of every thread; `threads` waits for all of them, `each` does not.
+  template <class F>
+  static __device__ __forceinline__ void each(F f) {
+    f(static_cast<int>(threadIdx.x));
+  }
+  template <class F>
+  static __device__ __forceinline__ void threads(F f) {
+    each(f);
+    __syncthreads();
+  }
+
+  // A tree over each run of `width` lanes: `done` is called by its first lane.
+  template <class V, class Of, class Take, class Done>
+  static __device__ __forceinline__ void lanes(int width, Of of, Take take, Done done) {
+    const int t = static_cast<int>(threadIdx.x);
+    V v = of(t);
+    for (int d = width / 2; d > 0; d /= 2) take(v, shuffle_down(v, d, width));
+    if (t % width == 0) done(t, v);
+  }
+
+  // 16 bytes on their way to shared memory, in batches; wait(n) leaves at most n batches of this thread under way.
+  static __device__ __forceinline__ void copy(void* shared, const void* from) {
+    const auto to = static_cast<unsigned>(__cvta_generic_to_shared(shared));
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;\n" ::"r"(to), "l"(from) : "memory");
+  }
+  static __device__ __forceinline__ void commit() { asm volatile("cp.async.commit_group;\n" ::: "memory"); }
+  static __device__ __forceinline__ void wait(int batches) {
+    switch (batches) {
+      case 3: asm volatile("cp.async.wait_group 3;\n" ::: "memory"); break;
+      case 2: asm volatile("cp.async.wait_group 2;\n" ::: "memory"); break;
+      case 1: asm volatile("cp.async.wait_group 1;\n" ::: "memory"); break;
+      default: asm volatile("cp.async.wait_group 0;\n" ::: "memory"); break;
+    }
+  }
+
+  // All blocks of the cluster; the same address in the shared memory of another of them.
+  static __device__ __forceinline__ void cluster_sync() {
+#if __CUDA_ARCH__ >= 900
+    cooperative_groups::this_cluster().sync();
+#endif
+  }
+  template <class P>
+  static __device__ __forceinline__ P* peer(P* shared, int rank) {
+#if __CUDA_ARCH__ >= 900
+    return cooperative_groups::this_cluster().map_shared_rank(shared, rank);
+#else
+    return shared;
+#endif
+  }
+
+  template <class T>
+  static __device__ __forceinline__ float to_float(T x) {
+    return vdiff::to_float(x);
+  }
+  template <class T>
+  static __device__ __forceinline__ T from_float(float x) {
+    return vdiff::from_float<T>(x);
+  }
+  static __device__ __forceinline__ float quotient(float a, float b) { return __fdividef(a, b); }
+  static __device__ __forceinline__ float exp(float x) { return expf(x); }
+
+ private:
+  template <class V>
+  static __device__ __forceinline__ V shuffle_down(V v, int step, int width) {
+    static_assert(sizeof(V) % sizeof(unsigned) == 0, "a value of whole words");
+    unsigned words[sizeof(V) / sizeof(unsigned)];
+    memcpy(words, &v, sizeof(V));
+#pragma unroll
+    for (unsigned& word : words) word = __shfl_down_sync(~0u, word, step, width);
+    memcpy(&v, words, sizeof(V));
+    return v;
+  }
+};
+
+}  // namespace vdiff
