@@ -20,6 +20,14 @@ struct DeviceCta {
     __syncthreads();
   }
 
+  // A variable of each thread that outlives one function of it.
+  template <class V>
+  struct Local {
+    V v;
+    __device__ __forceinline__ explicit Local(const DeviceCta&) {}
+    __device__ __forceinline__ V& operator[](int) { return v; }
+  };
+
   // A tree over each run of `width` lanes: `done` is called by its first lane.
   template <class V, class Of, class Take, class Done>
   static __device__ __forceinline__ void lanes(int width, Of of, Take take, Done done) {

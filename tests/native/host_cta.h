@@ -48,6 +48,16 @@ struct HostCta {
   void threads(F f) {
     each(f);
   }
+  template <class V>
+  struct Local {
+    struct One {
+      V v;
+    };
+    std::vector<One> all;
+    explicit Local(const HostCta& cta) : all(cta.count) {}
+    V& operator[](int t) { return all[t].v; }
+  };
+
   template <class V, class Of, class Take, class Done>
   void lanes(int width, Of of, Take take, Done done) {
     std::vector<V> values;

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import shutil
-import subprocess
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,10 +12,10 @@ import torch
 from torch import Tensor
 
 from tests.checks import relative_error, unit_roundoff
+from tests.native import compiled
 from vdiff_fast.ops._layers import GROUP_NORM_LAYERS
 from vdiff_fast.ops.group_norm_silu import reference
 
-ROOT = Path(__file__).resolve().parents[2]
 BF16 = torch.bfloat16
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="g++ is not on PATH")
 
@@ -50,12 +48,7 @@ class Plan:
 
 @pytest.fixture(scope="module")
 def blocks(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    library = tmp_path_factory.mktemp("blocks") / "blocks.so"
-    source = ROOT / "tests" / "native" / "group_norm_blocks.cpp"
-    # Products and sums apart: a GPU's fused ones round less.
-    flags = ["-std=c++20", "-O2", "-ffp-contract=off", "-shared", "-fPIC", "-pthread", "-Wno-unknown-pragmas"]
-    subprocess.run(["g++", *flags, f"-I{ROOT / 'csrc'}", str(source), "-o", str(library)], check=True)
-    return ctypes.CDLL(str(library))
+    return compiled("group_norm_blocks.cpp", tmp_path_factory.mktemp("blocks"))
 
 
 def _last(t: Tensor | None) -> Tensor | None:
@@ -226,7 +219,7 @@ def test_mean_10000_and_deviation_one_tenth_keep_their_digits(blocks: Any, last:
 def test_devices_make_the_three_ways(blocks: Any) -> None:
     """What the tests above are meant to reach: one block, clusters of several sizes, split statistics."""
     call = _call(*CASES["long_rows"][:2])
-    plans = [call.play(blocks, device)[1] for device in (ONE, Device(1, 60 << 10, True), CLUSTER, SPLIT)]
+    plans = [call.play(blocks, device)[1] for device in (ONE, Device(1, 200 << 10, True), CLUSTER, SPLIT)]
     assert [p.resident for p in plans] == [True, True, True, False]
     assert plans[0].shares == 1
     assert 1 < plans[1].shares < plans[2].shares <= 8

@@ -1,19 +1,13 @@
-#include <algorithm>
-#include <initializer_list>
-
-#include "cuda/cta.cuh"
-#include "cuda/launch.h"
+#include "cuda/norm_vectors.cuh"
 #include "ops/group_norm_silu/share.h"
 
 namespace {
 
+using namespace vdiff::norm;
 using vdiff::Tensor;
-using vdiff::group_norm::kThreads;
 using vdiff::group_norm::Phase;
 using vdiff::group_norm::Problem;
 using vdiff::group_norm::Shape;
-using vdiff::group_norm::Vectors;
-using MaybeTensor = std::optional<Tensor>;
 
 // Two blocks a multiprocessor: one loads while the other computes.
 template <class T, bool kLast, bool kBackward, Phase kPhase>
@@ -28,37 +22,6 @@ __global__ void __launch_bounds__(kThreads, 2) share_kernel(const __grid_constan
   } else {
     block.template forward<kPhase>();
   }
-}
-
-__global__ void __launch_bounds__(kThreads) fold_kernel(Shape s, const float* channel_sums, double* sums) {
-  vdiff::DeviceCta cta;
-  vdiff::group_norm::fold_cuts(cta, s, blockIdx.x, channel_sums, sums);
-}
-
-// Gradients of weight and bias, a thread per channel.
-__global__ void __launch_bounds__(kThreads)
-    channel_gradient_kernel(Shape s, Vectors v, const double* sums, float* dweight, float* dbias) {
-  const int64_t c = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
-  if (c >= s.channels) return;
-  if (dweight != nullptr) dweight[c] = vdiff::group_norm::channel_gradient<true>(s, v, sums, c);
-  if (dbias != nullptr) dbias[c] = vdiff::group_norm::channel_gradient<false>(s, v, sums, c);
-}
-
-// Gradients of scale, shift or add, a thread per element of the (batch, frames, channels) output.
-__global__ void __launch_bounds__(kThreads)
-    frame_gradient_kernel(Shape s, Vectors v, const double* sums, vdiff::group_norm::Framed which, int64_t frames,
-                          float* out) {
-  const int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
-  if (i < s.batch * frames * s.channels) out[i] = vdiff::group_norm::frame_gradient(s, v, sums, which, frames, i);
-}
-
-int64_t frames_of(const MaybeTensor& t) { return t.has_value() ? t->size(1) : 1; }
-
-bool on_packs(std::initializer_list<const void*> pointers) {
-  for (const void* pointer : pointers) {
-    if (reinterpret_cast<uintptr_t>(pointer) % vdiff::group_norm::kBytesAPack != 0) return false;
-  }
-  return true;
 }
 
 const void* pointer(const MaybeTensor& t) { return t.has_value() ? t->data_ptr() : nullptr; }
@@ -79,30 +42,15 @@ Shape shape_of(const Tensor& x, const MaybeTensor& x2, int64_t groups, int64_t f
 }
 
 vdiff::group_norm::Device device_of(const Tensor& x) {
-  const int index = x.get_device_index();
-  const auto attribute = [index](cudaDeviceAttr which) {
-    int value = 0;
-    cudaDeviceGetAttribute(&value, which, index);
-    return value;
-  };
-  return {attribute(cudaDevAttrMultiProcessorCount), attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin),
-          attribute(cudaDevAttrClusterLaunch) != 0};
+  return {device_attribute(x, cudaDevAttrMultiProcessorCount),
+          device_attribute(x, cudaDevAttrMaxSharedMemoryPerBlockOptin),
+          device_attribute(x, cudaDevAttrClusterLaunch) != 0};
 }
 
 template <class T, bool kLast, bool kBackward, Phase kPhase>
 void launch_phase(const Problem<T>& p, cudaStream_t stream) {
-  const auto kernel = share_kernel<T, kLast, kBackward, kPhase>;
-  const int bytes = static_cast<int>(vdiff::group_norm::Layout(p.shape, kBackward).bytes);
-  cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
-  cudaLaunchAttribute cluster{};
-  cluster.id = cudaLaunchAttributeClusterDimension;
-  cluster.val.clusterDim = {static_cast<unsigned>(p.shape.shares), 1, 1};
-  cudaLaunchConfig_t config{};
-  config.gridDim = dim3(static_cast<unsigned>(p.shape.blocks())), config.blockDim = dim3(kThreads);
-  config.dynamicSmemBytes = bytes, config.stream = stream, config.attrs = &cluster;
-  config.numAttrs = kPhase == Phase::whole && p.shape.shares > 1 ? 1 : 0;
-  cudaLaunchKernelEx(&config, kernel, p);
-  vdiff::check_launch();
+  start(share_kernel<T, kLast, kBackward, kPhase>, p, p.shape.blocks(), kPhase == Phase::whole ? p.shape.shares : 1,
+        vdiff::group_norm::Layout(p.shape, kBackward).bytes, stream);
 }
 
 template <bool kBackward, class T>
@@ -116,26 +64,6 @@ void launch(const Problem<T>& p, cudaStream_t stream) {
   p.shape.channels_last ? run(std::true_type{}) : run(std::false_type{});
 }
 
-MaybeTensor as_float(const MaybeTensor& t) {
-  if (!t.has_value() || t->scalar_type() == vdiff::ScalarType::Float) return t;
-  return torch::stable::to(*t, vdiff::ScalarType::Float);
-}
-
-// Owns the float32 copies that `view` points at.
-struct FloatVectors {
-  MaybeTensor weight, bias, scale, shift, add;
-
-  Vectors view() const {
-    using vdiff::data;
-    return {data<float>(weight), data<float>(bias), data<float>(scale), data<float>(shift),
-            data<float>(add),    frames_of(scale),  frames_of(shift)};
-  }
-};
-
-Tensor scratch(const Tensor& x, int64_t n, vdiff::ScalarType dtype = vdiff::ScalarType::Float) {
-  return torch::stable::new_empty(x, std::vector<int64_t>{n}, dtype);
-}
-
 // An output for [x | x2] in their layout.
 Tensor empty_joint(const Shape& s, const Tensor& x, const MaybeTensor& x2) {
   if (!x2.has_value()) return torch::stable::empty_like(x);
@@ -147,8 +75,6 @@ Tensor empty_joint(const Shape& s, const Tensor& x, const MaybeTensor& x2) {
   for (int64_t d = x.dim() - 1; d > 1; --d) y = torch::stable::transpose(y, d, d - 1);
   return y;
 }
-
-int64_t blocks(int64_t threads) { return vdiff::ceil_div(threads, kThreads); }
 
 // Where a unit's shares meet in a second kernel.
 Tensor group_sums(const Shape& s, const Tensor& x) {
@@ -165,7 +91,7 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& x, const MaybeTensor& x
   Tensor mean = torch::stable::new_empty(x, shape, vdiff::ScalarType::Float), rstd = torch::stable::empty_like(mean);
   if (s.empty()) return {y, torch::stable::zero_(mean), torch::stable::zero_(rstd)};
   choose(s, device_of(x), false, on_packs({x.data_ptr(), pointer(x2), y.data_ptr()}));
-  const FloatVectors vectors{as_float(weight), as_float(bias), as_float(scale), as_float(shift), as_float(add)};
+  const FloatVectors vectors(weight, bias, scale, shift, add);
   const Tensor between = group_sums(s, x);
   VDIFF_CUDA_DISPATCH(x.scalar_type(), T, {
     Problem<T> p{s, vectors.view(), eps};
@@ -176,40 +102,6 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& x, const MaybeTensor& x
   });
   return {y, mean, rstd};
 }
-
-// A zeroed float32 gradient of the shape of `like`, no elements where it is absent.
-Tensor float_gradient(const MaybeTensor& like, const Tensor& x) {
-  if (!like.has_value()) return scratch(x, 0);
-  const std::vector<int64_t> shape(like->sizes().begin(), like->sizes().end());
-  return torch::stable::new_zeros(x, shape, vdiff::ScalarType::Float);
-}
-
-// The gradient in the dtype of `like`.
-Tensor finished(const Tensor& gradient, const MaybeTensor& like, const Tensor& x) {
-  const auto dtype = like.has_value() ? like->scalar_type() : x.scalar_type();
-  return dtype == vdiff::ScalarType::Float ? gradient : torch::stable::to(gradient, dtype);
-}
-
-float* target(const Tensor& t) { return t.numel() > 0 ? vdiff::mutable_data<float>(t) : nullptr; }
-
-struct VectorGradients {
-  Tensor weight, bias, scale, shift, add;
-
-  void launch(const Shape& s, const Vectors& v, const double* sums, cudaStream_t stream) const {
-    if (target(weight) != nullptr || target(bias) != nullptr) {
-      channel_gradient_kernel<<<blocks(s.channels), kThreads, 0, stream>>>(s, v, sums, target(weight), target(bias));
-    }
-    const Tensor* framed[] = {&scale, &shift, &add};
-    const int64_t frames[] = {v.scale_frames, v.shift_frames, 1};
-    for (int which = 0; which < 3; ++which) {
-      float* to = target(*framed[which]);
-      if (to == nullptr) continue;
-      frame_gradient_kernel<<<blocks(framed[which]->numel()), kThreads, 0, stream>>>(
-          s, v, sums, static_cast<vdiff::group_norm::Framed>(which), frames[which], to);
-    }
-  }
-  bool wanted() const { return target(weight) || target(bias) || target(scale) || target(shift) || target(add); }
-};
 
 template <class T>
 void launch_backward(const Shape& s, const Vectors& v, const Tensor& dy, const Tensor& x, const MaybeTensor& x2,
@@ -223,12 +115,7 @@ void launch_backward(const Shape& s, const Vectors& v, const Tensor& dy, const T
   p.mean = vdiff::mutable_data<float>(mean), p.rstd = vdiff::mutable_data<float>(rstd);
   p.group_sums = vdiff::mutable_data<double>(between), p.channel_sums = vdiff::mutable_data<float>(parts);
   launch<true>(p, stream);
-  if (!gradients.wanted()) return;
-  const Tensor sums = scratch(x, 3 * s.vectors(), vdiff::ScalarType::Double);
-  double* folded = vdiff::mutable_data<double>(sums);
-  fold_kernel<<<blocks(s.vectors() * vdiff::group_norm::kWarp), kThreads, 0, stream>>>(s, p.channel_sums, folded);
-  gradients.launch(s, v, folded, stream);
-  vdiff::check_launch();
+  gradients.launch(s, v, p.channel_sums, stream);
 }
 
 using Gradients = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
@@ -240,23 +127,16 @@ Gradients backward(const Tensor& dy, const Tensor& x, const MaybeTensor& x2, int
   Shape s = shape_of(x, x2, num_groups, std::max(frames_of(scale), frames_of(shift)), per_frame, silu);
   const Tensor dx = torch::stable::empty_like(x);
   const Tensor dx2 = x2.has_value() ? torch::stable::empty_like(*x2) : scratch(x, 0, x.scalar_type());
-  const VectorGradients d{float_gradient(weight, x), float_gradient(bias, x), float_gradient(scale, x),
-                          float_gradient(shift, x), float_gradient(add, x)};
+  const VectorGradients d(x, weight, bias, scale, shift, add);
   if (!s.empty()) {
     choose(
         s, device_of(x), true,
         on_packs({dy.data_ptr(), x.data_ptr(), pointer(x2), dx.data_ptr(), x2.has_value() ? dx2.data_ptr() : nullptr}));
-    const FloatVectors vectors{as_float(weight), as_float(bias), as_float(scale), as_float(shift), as_float(add)};
+    const FloatVectors vectors(weight, bias, scale, shift, add);
     VDIFF_CUDA_DISPATCH(x.scalar_type(), T,
                         { launch_backward<T>(s, vectors.view(), dy, x, x2, mean, rstd, dx, dx2, d); });
   }
-  return {dx,
-          dx2,
-          finished(d.weight, weight, x),
-          finished(d.bias, bias, x),
-          finished(d.scale, scale, x),
-          finished(d.shift, shift, x),
-          finished(d.add, add, x)};
+  return {dx, dx2, d.weight(), d.bias(), d.scale(), d.shift(), d.add()};
 }
 
 }  // namespace

@@ -2,41 +2,33 @@
 // frame. Plain arithmetic for host and device, tested without a GPU.
 #pragma once
 
-#include <stdint.h>
-
-#include "common/host_device.h"
+#include "cuda/norm.h"
 
 namespace vdiff::group_norm {
 
-constexpr int kThreads = 256, kWarp = 32, kBytesAPack = 16;
-// Batches in which a thread's packs arrive: the first are summed while the last are under way.
-constexpr int kStages = 4;
+using namespace norm;
+
 constexpr int kMostChannels = 512, kMostRows = 128;  // that a block takes of channels-last rows, of contiguous ones
 constexpr int kMostShares = 8;                       // the largest portable cluster
 constexpr int kDepth = 4;                            // packs of a lane between two reductions over a contiguous row
 constexpr int64_t kSplitBytes = 32 << 10;            // of x that a block takes where no cluster holds the unit
 constexpr int64_t kFewBytes = 16 << 10;              // a block with less is cut no further
 
-VDIFF_HOST_DEVICE int64_t ceil_of(int64_t a, int64_t b) { return (a + b - 1) / b; }
-VDIFF_HOST_DEVICE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
-VDIFF_HOST_DEVICE int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
-
 // x is batch x segments x length x channels: a segment is a frame where anything is per frame, else the sample. A share
 // is `cut_length` positions of one segment in `part` channels (`slab_groups` groups, or a part of one), held by a block
 // in packs of 16 bytes; `shares` of them make a unit's slab, by a cluster where `resident`.
-struct Shape {
-  int64_t batch, segments, length, c1, c2, channels, groups, per_group, unit_segments, units;
+struct Shape : Segments {
+  int64_t length, c1, c2, groups, per_group, unit_segments, units;
   bool channels_last, silu, aligned;  // aligned: every pack is one access
   int element;
 
-  int64_t slab_groups, slabs, part, channel_cuts, cut_length, cuts, shares;
+  int64_t slab_groups, slabs, part, channel_cuts, cut_length, shares;
   int lanes, depth, pieces;  // contiguous: a row's packs go to teams of lanes, `depth` to each, in `pieces`
   int columns, row_lanes;    // channels-last: packs of a row, rows at a time
   int slots;                 // packs of a thread
   bool resident;
 
   VDIFF_HOST_DEVICE int pack() const { return kBytesAPack / element; }
-  VDIFF_HOST_DEVICE int64_t vectors() const { return batch * segments * channels; }
   VDIFF_HOST_DEVICE int64_t count() const { return unit_segments * length * per_group; }
   VDIFF_HOST_DEVICE int64_t blocks() const { return units * slabs * shares; }
   VDIFF_HOST_DEVICE bool empty() const { return vectors() * length == 0; }

@@ -25,11 +25,6 @@ struct Problem {
   float* channel_sums;  // backward: three numbers of each channel of (segment, cut)
 };
 
-template <class T>
-struct alignas(kBytesAPack) Pack {
-  T v[kBytesAPack / sizeof(T)];
-};
-
 template <class Cta, class T, bool kLast, bool kBackward>
 struct Block {
   static constexpr int kPack = kBytesAPack / sizeof(T), kVectors = kLast ? kPack : 1, kSums = kBackward ? 3 : 2;
@@ -100,19 +95,17 @@ struct Block {
     }
   }
 
-  VDIFF_DEVICE int stage_slots() const { return (s.slots + kStages - 1) / kStages; }
   VDIFF_DEVICE void load(int t) const {
-    int stage = 0;
-    const int slots = stage_slots();
+    Batches batches(s.slots);
     for (int round = 0; round < rounds_of(s); ++round) {
       const Spot spot = spot_of(s, share, t, round);
       packs(spot, [&](int slot, int position, int n) {
-        for (; stage < slot / slots; ++stage) cta.commit();
+        batches.close_before(cta, slot);
         load_pack(p.x, p.x2, spot.c, position, n, pack(slot, t));
         if constexpr (kBackward) load_pack<const T>(p.dy, nullptr, spot.c, position, n, pack(slot, t, true));
       });
     }
-    for (; stage < kStages; ++stage) cta.commit();
+    batches.close(cta);
   }
   template <class P>
   VDIFF_DEVICE void load_pack(P* first, P* second, int c, int position, int n, Pack<T>& to) const {
@@ -129,14 +122,6 @@ struct Block {
     }
     for (int j = 0; j < n; ++j) *element(first, second, c, position, j) = from.v[j];
   }
-  // Waits until a thread's packs up to `slot` are there.
-  struct Arrivals {
-    int slots, ready = 0;
-  };
-  VDIFF_DEVICE void await(Arrivals& arrivals, int slot) const {
-    while (arrivals.ready * arrivals.slots <= slot) cta.wait(kStages - ++arrivals.ready);
-  }
-
   // Folds `count` entries of each group by a warp, in a fixed order.
   template <class V, class Read, class Take, class Write>
   VDIFF_DEVICE void fold(int64_t count, Read read, Take take, Write write) const {
@@ -208,14 +193,14 @@ struct Block {
   // One channel's positions lie side by side: two passes over each pack, then Chan's combination.
   VDIFF_DEVICE Moments<float> thread_moments(int t, int64_t first, float base) const {
     Moments<float> moments{};
-    Arrivals arrivals{stage_slots()};
+    Batches batches(s.slots);
     for (int round = 0; round < rounds_of(s); ++round) {
       const Spot spot = spot_of(s, share, t, round);
       if (spot.packs == 0) continue;
       const float more =
           add_of(s, p.vectors, share.segment, share.channel + spot.c) - add_of(s, p.vectors, share.segment, first);
       packs(spot, [&](int slot, int, int n) {
-        await(arrivals, slot);
+        batches.await(cta, slot);
         const Pack<T> from = pack(slot, t);
         float v[kPack], sum = 0, squares = 0;
         VDIFF_UNROLL
@@ -244,12 +229,12 @@ struct Block {
   VDIFF_DEVICE void channels_last_moments() const {
     cta.threads([&](int t) {
       const Spot spot = spot_of(s, share, t, 0);
-      Arrivals arrivals{stage_slots()};
+      Batches batches(s.slots);
       float base[kPack], mean[kPack] = {}, squares[kPack] = {}, count = 0;
       VDIFF_UNROLL
       for (int j = 0; j < kPack; ++j) base[j] = spot.c + j < share.channels ? origin(share.channel + spot.c + j) : 0.0f;
       packs(spot, [&](int slot, int, int n) {
-        await(arrivals, slot);
+        batches.await(cta, slot);
         const Pack<T> from = pack(slot, t);
         const float part = cta.quotient(1.0f, count += 1.0f);
         VDIFF_UNROLL
@@ -315,27 +300,26 @@ struct Block {
   VDIFF_DEVICE double rstd_of(const Total& total) const {
     return 1.0 / sqrt(total.squares / static_cast<double>(s.count()) + p.eps);
   }
-  VDIFF_DEVICE float sigmoid(float z) const { return cta.quotient(1.0f, 1.0f + cta.exp(-z)); }
   VDIFF_DEVICE void affines(const Spot& spot, Affine (&maps)[kVectors]) const {
     VDIFF_UNROLL
     for (int j = 0; j < kVectors; ++j) maps[j] = spot.c + j < share.channels ? affine(spot.c + j) : Affine{};
   }
 
   VDIFF_DEVICE void apply(int t) const {
-    Arrivals arrivals{stage_slots()};
+    Batches batches(s.slots);
     for (int round = 0; round < rounds_of(s); ++round) {
       const Spot spot = spot_of(s, share, t, round);
       if (spot.packs == 0) continue;
       Affine maps[kVectors];
       affines(spot, maps);
       packs(spot, [&](int slot, int position, int n) {
-        await(arrivals, slot);
+        batches.await(cta, slot);
         Pack<T> v = pack(slot, t);
         VDIFF_UNROLL
         for (int j = 0; j < kPack; ++j) {
           const Affine& map = maps[kLast ? j : 0];
           const float z = (cta.to_float(v.v[j]) - map.center) * map.slope + map.offset;
-          v.v[j] = cta.template from_float<T>(s.silu ? z * sigmoid(z) : z);
+          v.v[j] = cta.template from_float<T>(activated(cta, z, s.silu));
         }
         store_pack(p.y, nullptr, spot.c, position, n, v);
       });
@@ -344,16 +328,11 @@ struct Block {
 
   // --- backward ----------------------------------------------------------------------------------------------------
 
-  // dy times the derivative of the activation at z.
-  VDIFF_DEVICE float through_activation(float dy, float z) const {
-    if (!s.silu) return dy;
-    const float sigma = sigmoid(z);
-    return dy * sigma * (1.0f + z * (1.0f - sigma));
-  }
   VDIFF_DEVICE void add_element(const Pack<T>& x, const Pack<T>& dy, int j, bool inside, const Affine& map,
                                 Sums& sums) const {
     const float centered = inside ? cta.to_float(x.v[j]) - map.center : 0.0f;
-    const float g = inside ? through_activation(cta.to_float(dy.v[j]), centered * map.slope + map.offset) : 0.0f;
+    const float g =
+        inside ? through_activation(cta, cta.to_float(dy.v[j]), centered * map.slope + map.offset, s.silu) : 0.0f;
     sums.v[0] += g, sums.v[1] += g * centered, sums.v[2] += centered;
   }
 
@@ -366,11 +345,11 @@ struct Block {
             Sums sums{};
             const Spot spot = spot_of(s, share, t, round);
             if (spot.packs == 0) return sums;
-            Arrivals arrivals{stage_slots()};
+            Batches batches(s.slots);
             Affine maps[kVectors];
             affines(spot, maps);
             packs(spot, [&](int slot, int, int n) {
-              await(arrivals, slot);
+              batches.await(cta, slot);
               const Pack<T> x = pack(slot, t), dy = pack(slot, t, true);
               VDIFF_UNROLL
               for (int j = 0; j < kPack; ++j) add_element(x, dy, j, j < n, maps[0], sums);
@@ -393,12 +372,12 @@ struct Block {
   VDIFF_DEVICE void channels_last_sums() const {
     cta.threads([&](int t) {
       const Spot spot = spot_of(s, share, t, 0);
-      Arrivals arrivals{stage_slots()};
+      Batches batches(s.slots);
       Affine maps[kVectors];
       affines(spot, maps);
       Sums sums[kPack] = {};
       packs(spot, [&](int slot, int, int n) {
-        await(arrivals, slot);
+        batches.await(cta, slot);
         const Pack<T> x = pack(slot, t), dy = pack(slot, t, true);
         VDIFF_UNROLL
         for (int j = 0; j < kPack; ++j) add_element(x, dy, j, j < n, maps[kLast ? j : 0], sums[j]);
@@ -480,7 +459,7 @@ struct Block {
     to[2] = static_cast<float>(one.sum_dx(from, share.positions, mean));
   }
   VDIFF_DEVICE void apply_gradient(int t) const {
-    Arrivals arrivals{stage_slots()};
+    Batches batches(s.slots);
     for (int round = 0; round < rounds_of(s); ++round) {
       const Spot spot = spot_of(s, share, t, round);
       if (spot.packs == 0) continue;
@@ -490,7 +469,7 @@ struct Block {
       VDIFF_UNROLL
       for (int j = 0; j < kVectors; ++j) lines[j] = spot.c + j < share.channels ? gradient(spot.c + j) : Gradient{};
       packs(spot, [&](int slot, int position, int n) {
-        await(arrivals, slot);
+        batches.await(cta, slot);
         Pack<T> x = pack(slot, t);
         const Pack<T> dy = pack(slot, t, true);
         VDIFF_UNROLL
@@ -498,7 +477,7 @@ struct Block {
           const Affine& map = maps[kLast ? j : 0];
           const Gradient& line = lines[kLast ? j : 0];
           const float centered = cta.to_float(x.v[j]) - map.center;
-          const float g = through_activation(cta.to_float(dy.v[j]), centered * map.slope + map.offset);
+          const float g = through_activation(cta, cta.to_float(dy.v[j]), centered * map.slope + map.offset, s.silu);
           x.v[j] = cta.template from_float<T>(g * line.gain + (centered * line.tilt + line.level));
         }
         store_pack(p.y, p.y2, spot.c, position, n, x);
@@ -506,31 +485,5 @@ struct Block {
     }
   }
 };
-
-// Sums over the cuts of a segment, a warp to each (segment, channel).
-template <class Cta>
-VDIFF_DEVICE void fold_cuts(Cta& cta, const Shape& s, int64_t block, const float* channel_sums, double* sums) {
-  struct Triple {
-    double v[3];
-  };
-  const auto vector = [&](int t) { return block * (kThreads / kWarp) + t / kWarp; };
-  cta.template lanes<Triple>(
-      kWarp,
-      [&](int t) {
-        Triple total{};
-        const int64_t i = vector(t), segment = i / s.channels, c = i - segment * s.channels;
-        for (int64_t cut = t % kWarp; cut < s.cuts && i < s.vectors(); cut += kWarp) {
-          for (int k = 0; k < 3; ++k) total.v[k] += channel_sums[3 * ((segment * s.cuts + cut) * s.channels + c) + k];
-        }
-        return total;
-      },
-      [](Triple& a, const Triple& b) {
-        for (int k = 0; k < 3; ++k) a.v[k] += b.v[k];
-      },
-      [&](int t, const Triple& total) {
-        if (vector(t) >= s.vectors()) return;
-        for (int k = 0; k < 3; ++k) sums[3 * vector(t) + k] = total.v[k];
-      });
-}
 
 }  // namespace vdiff::group_norm

@@ -2,31 +2,9 @@
 // and activation, and what its gradient is made of. For host and device.
 #pragma once
 
-#include <math.h>
-
 #include "ops/group_norm_silu/shape.h"
 
 namespace vdiff::group_norm {
-
-// Per-channel inputs as float32, nullptr where absent.
-struct Vectors {
-  const float *weight, *bias, *scale, *shift, *add;
-  int64_t scale_frames, shift_frames;
-};
-
-VDIFF_HOST_DEVICE double framed(const Shape& s, const float* values, int64_t frames, int64_t segment, int64_t c) {
-  if (values == nullptr) return 0.0;
-  const int64_t sample = segment / s.segments, frame = frames > 1 ? segment - sample * s.segments : 0;
-  return values[(sample * frames + frame) * s.channels + c];
-}
-VDIFF_HOST_DEVICE double weight_of(const Vectors& v, int64_t c) { return v.weight == nullptr ? 1.0 : v.weight[c]; }
-VDIFF_HOST_DEVICE double bias_of(const Vectors& v, int64_t c) { return v.bias == nullptr ? 0.0 : v.bias[c]; }
-VDIFF_HOST_DEVICE double factor_of(const Shape& s, const Vectors& v, int64_t segment, int64_t c) {
-  return 1.0 + framed(s, v.scale, v.scale_frames, segment, c);
-}
-VDIFF_HOST_DEVICE float add_of(const Shape& s, const Vectors& v, int64_t segment, int64_t c) {
-  return v.add == nullptr ? 0.0f : v.add[segment / s.segments * s.channels + c];
-}
 
 // z = (x - center) * slope + offset. `center` is the mean (less `add`) rounded, what rounding left is in `offset`.
 struct Affine {
@@ -88,30 +66,5 @@ struct Channel {
     return rstd * (w * sums[0] - count * mean.g - sum_n(sums, count) * mean.gn);
   }
 };
-
-// Gradient of weight (kWeight) or bias in one channel, from the sums of g, g * n and dx of every (segment, channel).
-template <bool kWeight>
-VDIFF_HOST_DEVICE float channel_gradient(const Shape& s, const Vectors& v, const double* sums, int64_t c) {
-  double total = 0;
-  for (int64_t segment = 0; segment < s.batch * s.segments; ++segment) {
-    total += factor_of(s, v, segment, c) * sums[3 * (segment * s.channels + c) + (kWeight ? 1 : 0)];
-  }
-  return static_cast<float>(total);
-}
-
-enum Framed { kScale, kShift, kAdd };
-// Element i of the gradient of scale, shift or add, (batch, frames, channels).
-VDIFF_HOST_DEVICE float frame_gradient(const Shape& s, const Vectors& v, const double* sums, Framed which,
-                                       int64_t frames, int64_t i) {
-  const int64_t row = i / s.channels, c = i - row * s.channels, folded = frames > 1 ? 1 : s.segments;
-  double total = 0;
-  for (int64_t segment = row * folded; segment < (row + 1) * folded; ++segment) {
-    const double* from = sums + 3 * (segment * s.channels + c);
-    total += which == kScale   ? weight_of(v, c) * from[1] + bias_of(v, c) * from[0]
-             : which == kShift ? from[0]
-                               : from[2];
-  }
-  return static_cast<float>(total);
-}
 
 }  // namespace vdiff::group_norm

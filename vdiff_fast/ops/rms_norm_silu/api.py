@@ -12,10 +12,21 @@ from vdiff_fast.ops._channel_vectors import affine, for_reference, laid_out, mod
 from vdiff_fast.ops.rms_norm_silu import reference
 
 _OP = "rms_norm_silu"
-PREDICATES = {
+# Two numbers of each channel are held in the shared memory of a block.
+MAX_CUDA_CHANNELS = 16384
+
+
+def _why_not_cuda(x: Tensor, *facts: Any) -> str | None:
+    if x.shape[1] > MAX_CUDA_CHANNELS:
+        return f"{x.shape[1]} channels > {MAX_CUDA_CHANNELS}, what a block holds the vectors of"
+    return _dispatch.why_not_cuda(x)
+
+
+PREDICATES: dict[str, _dispatch.Predicate] = {
     "reference": _dispatch.why_not_reference,
     "cpu": _dispatch.why_not_cpu,
     "triton": _dispatch.why_not_triton,
+    "cuda": _why_not_cuda,
 }
 _KERNELS = _dispatch.kernel_modules(__package__)
 

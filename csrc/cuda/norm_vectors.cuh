@@ -1,0 +1,146 @@
+// Per-channel vectors of the norms on their way into a kernel, and their gradients out of it.
+#pragma once
+
+#include <algorithm>
+#include <initializer_list>
+
+#include "cuda/cta.cuh"
+#include "cuda/launch.h"
+#include "cuda/norm.h"
+
+namespace vdiff::norm {
+
+using MaybeTensor = std::optional<Tensor>;
+
+inline int64_t frames_of(const MaybeTensor& t) { return t.has_value() ? t->size(1) : 1; }
+
+inline MaybeTensor as_float(const MaybeTensor& t) {
+  if (!t.has_value() || t->scalar_type() == ScalarType::Float) return t;
+  return torch::stable::to(*t, ScalarType::Float);
+}
+
+// Owns the float32 copies that `view` points at.
+struct FloatVectors {
+  MaybeTensor weight, bias, scale, shift, add;
+
+  FloatVectors(const MaybeTensor& weight, const MaybeTensor& bias, const MaybeTensor& scale, const MaybeTensor& shift,
+               const MaybeTensor& add)
+      : weight(as_float(weight)),
+        bias(as_float(bias)),
+        scale(as_float(scale)),
+        shift(as_float(shift)),
+        add(as_float(add)) {}
+  Vectors view() const {
+    return {data<float>(weight), data<float>(bias), data<float>(scale), data<float>(shift),
+            data<float>(add),    frames_of(scale),  frames_of(shift)};
+  }
+};
+
+inline Tensor scratch(const Tensor& x, int64_t n, ScalarType dtype = ScalarType::Float) {
+  return torch::stable::new_empty(x, std::vector<int64_t>{n}, dtype);
+}
+
+inline bool on_packs(std::initializer_list<const void*> pointers) {
+  return std::all_of(pointers.begin(), pointers.end(),
+                     [](const void* p) { return reinterpret_cast<uintptr_t>(p) % kBytesAPack == 0; });
+}
+
+inline int device_attribute(const Tensor& x, cudaDeviceAttr which) {
+  int value = 0;
+  cudaDeviceGetAttribute(&value, which, x.get_device_index());
+  return value;
+}
+
+// Starts `kernel` with as much shared memory as one block may ask for, in clusters of `cluster` blocks.
+template <class Problem>
+void start(void (*kernel)(Problem), const Problem& p, int64_t blocks, int64_t cluster, int64_t bytes,
+           cudaStream_t stream) {
+  cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes));
+  cudaLaunchAttribute attribute{};
+  attribute.id = cudaLaunchAttributeClusterDimension;
+  attribute.val.clusterDim = {static_cast<unsigned>(cluster), 1, 1};
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(static_cast<unsigned>(blocks)), config.blockDim = dim3(kThreads);
+  config.dynamicSmemBytes = bytes, config.stream = stream;
+  config.attrs = &attribute, config.numAttrs = cluster > 1 ? 1 : 0;
+  cudaLaunchKernelEx(&config, kernel, p);
+  check_launch();
+}
+
+static __global__ void __launch_bounds__(kThreads, 4) fold_kernel(Segments s, const float* parts, double* sums) {
+  DeviceCta cta;
+  fold_cuts(cta, s, blockIdx.x, parts, sums);
+}
+
+// Gradients of weight and bias, a thread per channel.
+static __global__ void __launch_bounds__(kThreads, 4)
+    channel_gradient_kernel(Segments s, Vectors v, const double* sums, float* dweight, float* dbias) {
+  const int64_t c = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  if (c >= s.channels) return;
+  if (dweight != nullptr) dweight[c] = channel_gradient<true>(s, v, sums, c);
+  if (dbias != nullptr) dbias[c] = channel_gradient<false>(s, v, sums, c);
+}
+
+// Gradients of scale, shift or add, a thread per element of the (batch, frames, channels) output.
+static __global__ void __launch_bounds__(kThreads, 4)
+    frame_gradient_kernel(Segments s, Vectors v, const double* sums, Framed which, int64_t frames, float* out) {
+  const int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  if (i < s.batch * frames * s.channels) out[i] = frame_gradient(s, v, sums, which, frames, i);
+}
+
+// Gradients of the vectors that are there, in float32, then in their own dtype.
+class VectorGradients {
+ public:
+  VectorGradients(const Tensor& x, const MaybeTensor& weight, const MaybeTensor& bias, const MaybeTensor& scale,
+                  const MaybeTensor& shift, const MaybeTensor& add)
+      : x_(x), like_{weight, bias, scale, shift, add} {
+    for (const MaybeTensor& like : like_) {
+      if (!like.has_value()) {
+        gradients_.push_back(scratch(x, 0));
+        continue;
+      }
+      const std::vector<int64_t> shape(like->sizes().begin(), like->sizes().end());
+      gradients_.push_back(torch::stable::new_zeros(x, shape, ScalarType::Float));
+    }
+  }
+
+  // From the sums of every (segment, cut, channel).
+  void launch(const Segments& s, const Vectors& v, const float* parts, cudaStream_t stream) const {
+    bool wanted = false;
+    for (int i = 0; i < 5; ++i) wanted = wanted || target(i) != nullptr;
+    if (!wanted) return;
+    const auto blocks = [](int64_t threads) { return ceil_div(threads, kThreads); };
+    const Tensor folded = scratch(x_, 3 * s.vectors(), ScalarType::Double);
+    double* sums = mutable_data<double>(folded);
+    fold_kernel<<<blocks(s.vectors() * kWarp), kThreads, 0, stream>>>(s, parts, sums);
+    if (target(0) != nullptr || target(1) != nullptr) {
+      channel_gradient_kernel<<<blocks(s.channels), kThreads, 0, stream>>>(s, v, sums, target(0), target(1));
+    }
+    const int64_t frames[] = {v.scale_frames, v.shift_frames, 1};
+    for (int which = 0; which < 3; ++which) {
+      if (target(2 + which) == nullptr) continue;
+      frame_gradient_kernel<<<blocks(gradients_[2 + which].numel()), kThreads, 0, stream>>>(
+          s, v, sums, static_cast<Framed>(which), frames[which], target(2 + which));
+    }
+    check_launch();
+  }
+
+  Tensor weight() const { return finished(0); }
+  Tensor bias() const { return finished(1); }
+  Tensor scale() const { return finished(2); }
+  Tensor shift() const { return finished(3); }
+  Tensor add() const { return finished(4); }
+
+ private:
+  float* target(int i) const { return gradients_[i].numel() > 0 ? mutable_data<float>(gradients_[i]) : nullptr; }
+  Tensor finished(int i) const {
+    const auto dtype = like_[i].has_value() ? like_[i]->scalar_type() : x_.scalar_type();
+    return dtype == ScalarType::Float ? gradients_[i] : torch::stable::to(gradients_[i], dtype);
+  }
+
+  const Tensor& x_;
+  const MaybeTensor like_[5];
+  std::vector<Tensor> gradients_;
+};
+
+}  // namespace vdiff::norm
