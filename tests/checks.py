@@ -44,14 +44,28 @@ def fresh(sample: Sample, dtype: torch.dtype | None = None) -> Sample:
     return sample.map_tensors(convert)
 
 
-def output_gradients(outputs: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
+def _moved(t: Tensor, generator: torch.Generator) -> Tensor:
+    """t with other roundings: every element moved by up to 16 units of roundoff of its dtype."""
+    noise = torch.rand(t.shape, generator=generator, dtype=torch.float64).to(t.device) * 2 - 1
+    moved = (t.detach().double() * (1 + 16 * unit_roundoff(t.dtype) * noise)).to(t.dtype)
+    return torch.empty_like(t, requires_grad=False).copy_(moved).requires_grad_(t.requires_grad)
+
+
+def redrawn(sample: Sample, draw: int) -> Sample:
+    """The same problem with other roundings; draw 0 is the sample itself."""
+    generator = torch.Generator().manual_seed(draw)
+    return sample.map_tensors(lambda t: _moved(t, generator) if draw and t.is_floating_point() else t)
+
+
+def output_gradients(outputs: Sequence[Tensor], dtype: torch.dtype, draw: int = 0) -> list[Tensor]:
     """Seeded cotangents, the same for every implementation: drawn in float64, rounded to the dtype under test."""
     generator = torch.Generator().manual_seed(1234)
-    return [torch.randn(o.shape, generator=generator, dtype=torch.float64).to(dtype) for o in outputs]
+    cotangents = [torch.randn(o.shape, generator=generator, dtype=torch.float64).to(dtype) for o in outputs]
+    return [_moved(c, torch.Generator().manual_seed(draw)) for c in cotangents] if draw else cotangents
 
 
 def run(
-    function: Callable[..., Any], sample: Sample, cotangent_dtype: torch.dtype
+    function: Callable[..., Any], sample: Sample, cotangent_dtype: torch.dtype, draw: int = 0
 ) -> tuple[list[Tensor], list[Tensor]]:
     """Outputs and gradients of one call; the cotangents are those of `cotangent_dtype`, converted to each output's."""
     outputs = [o for o in as_tuple(function(*sample.args, **sample.kwargs)) if isinstance(o, Tensor)]
@@ -59,24 +73,55 @@ def run(
     differentiable = [o for o in outputs if o.requires_grad]
     if not inputs or not differentiable:
         return outputs, []
-    cotangents = output_gradients(differentiable, cotangent_dtype)
+    cotangents = output_gradients(differentiable, cotangent_dtype, draw)
     cotangents = [c.to(device=o.device, dtype=o.dtype) for c, o in zip(cotangents, differentiable)]
     gradients = torch.autograd.grad(differentiable, inputs, cotangents, allow_unused=True)
     return outputs, [torch.zeros_like(i) if g is None else g for g, i in zip(gradients, inputs)]
 
 
-def assert_as_close_as_eager(spec: OpSpec, sample: Sample, dtype: torch.dtype) -> None:
-    """Values and gradients of the public function against float64, within spec.error_multiple of eager's own error."""
-    exact_sample = fresh(sample, torch.float64)
-    exact = run(spec.reference, exact_sample, dtype)
-    eager = run(spec.reference, fresh(sample), dtype)
-    fused = run(spec.function, fresh(sample), dtype)
+# One draw of a sum of a few dozen roundings says little: over 300 seeds ours and eager's medians agree to 20 %, and in
+# 1 % of the draws one is over twice the other. So a sample that fails is drawn again, this often.
+DRAWS = 16
+
+
+def errors(spec: OpSpec, sample: Sample, dtype: torch.dtype, draw: int = 0) -> dict[str, tuple[float, float]]:
+    """Relative error of every output and gradient, of the public function and of eager."""
+    sample = redrawn(sample, draw)
+    exact = run(spec.reference, fresh(sample, torch.float64), dtype, draw)
+    eager = run(spec.reference, fresh(sample), dtype, draw)
+    fused = run(spec.function, fresh(sample), dtype, draw)
     names = [f"output {i}" for i in range(len(exact[0]))] + [f"gradient {i}" for i in range(len(exact[1]))]
+    found = {}
     for name, e, g, f in zip(names, exact[0] + exact[1], eager[0] + eager[1], fused[0] + fused[1]):
         assert f.dtype == g.dtype, f"{spec.name} {sample.name} {name}: dtype {f.dtype}, reference gives {g.dtype}"
-        allowed = spec.error_multiple * max(relative_error(g, e), unit_roundoff(dtype))
-        error = relative_error(f, e)
-        assert error <= allowed, f"{spec.name} {sample.name} {name}: relative error {error:.3e} > {allowed:.3e}"
+        found[name] = relative_error(f, e), relative_error(g, e)
+    return found
+
+
+def mean_errors(spec: OpSpec, sample: Sample, dtype: torch.dtype) -> dict[str, tuple[float, float]]:
+    """Root mean square of `errors` over DRAWS draws of the roundings."""
+    draws = [errors(spec, sample, dtype, draw) for draw in range(DRAWS)]
+
+    def mean(name: str, which: int) -> float:
+        return (sum(draw[name][which] ** 2 for draw in draws) / DRAWS) ** 0.5
+
+    return {name: (mean(name, 0), mean(name, 1)) for name in draws[0]}
+
+
+def _too_far(spec: OpSpec, found: dict[str, tuple[float, float]], dtype: torch.dtype) -> list[str]:
+    far = []
+    for name, (error, eager) in found.items():
+        allowed = spec.error_multiple * max(eager, unit_roundoff(dtype))
+        if not error <= allowed:
+            far.append(f"{name}: relative error {error:.3e} > {allowed:.3e}")
+    return far
+
+
+def assert_as_close_as_eager(spec: OpSpec, sample: Sample, dtype: torch.dtype) -> None:
+    """Values and gradients against float64, within spec.error_multiple of eager's error: in one draw, or on average."""
+    far = _too_far(spec, errors(spec, sample, dtype), dtype)
+    far = far and _too_far(spec, mean_errors(spec, sample, dtype), dtype)
+    assert not far, f"{spec.name} {sample.name}, mean of {DRAWS} draws: " + "; ".join(far)
 
 
 class CallRecorder(TorchDispatchMode):

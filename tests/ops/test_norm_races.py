@@ -1,0 +1,47 @@
+"""The CUDA blocks of the norms under ThreadSanitizer: no missing barrier, without a GPU."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.native import ROOT
+
+
+def _build(source: str, target: Path) -> None:
+    flags = ["-std=c++20", "-O1", "-g", "-fsanitize=thread", "-pthread", "-Wno-unknown-pragmas", f"-I{ROOT / 'csrc'}"]
+    subprocess.run(["g++", *flags, source, "-o", str(target)], check=True, capture_output=True)
+
+
+@pytest.fixture(scope="module")
+def races(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    if shutil.which("g++") is None:
+        pytest.skip("g++ is not on PATH")
+    folder = tmp_path_factory.mktemp("races")
+    (folder / "empty.cpp").write_text("int main() {}\n")
+    try:
+        _build(str(folder / "empty.cpp"), folder / "empty")
+        subprocess.run([str(folder / "empty")], check=True, capture_output=True)
+    except subprocess.CalledProcessError as error:
+        pytest.skip(f"ThreadSanitizer does not run here: {error.stderr.decode().strip()[:200]}")
+    _build(str(ROOT / "tests" / "native" / "norm_races.cpp"), folder / "races")
+    return folder / "races"
+
+
+def test_blocks_have_every_barrier_they_need(races: Path) -> None:
+    played = subprocess.run([str(races)], capture_output=True, text=True)
+    assert played.returncode == 0, played.stderr[:4000]
+    ways = re.findall(r"resident (\d) shares (\d+)", played.stdout)
+    assert len(ways) == 12
+    for way in (("1", "1"), ("1", "[2-8]"), ("0", r"\d+")):
+        assert sum(re.fullmatch(way[1], shares) is not None and way[0] == held for held, shares in ways) == 4, ways
+
+
+def test_a_missing_barrier_is_found(races: Path) -> None:
+    played = subprocess.run([str(races), "without barriers"], capture_output=True, text=True)
+    assert played.returncode != 0
+    assert "data race" in played.stderr
