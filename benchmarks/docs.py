@@ -82,6 +82,18 @@ def _models_section(document: dict) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _noise_memory_section(document: dict) -> str:
+    """Peak and kept bytes of a training step, the noise drawn again in the loss or held as a tensor."""
+    lines = [
+        "### Memory of a training step, its noise drawn or stored\n", f"{_facts(document)}\n",
+        "| what | video, MiB | noise | peak, MiB | kept for backward, MiB |", "| --- | --- | --- | --- | --- |",
+    ]  # fmt: skip
+    for row in document["noise_memory"]:
+        video, peak, kept = (f"{row[key] / 2**20:.2f}" for key in ("video_bytes", "peak_bytes", "saved_bytes"))
+        lines.append(f"| {row['case']} | {video} | {row['noise']} | {peak} | {kept} |")
+    return "\n".join(lines) + "\n"
+
+
 def _parity_section(document: dict) -> str:
     fused, reference = document["fused"], document["reference"]
     return (
@@ -118,6 +130,7 @@ def _long_section(document: dict) -> str:
 # What a result holds -> how it is written, in the order of the page.
 WRITERS: dict[str, Callable[[dict], str]] = {
     "models": _models_section,
+    "noise_memory": _noise_memory_section,
     "fused": _parity_section,
     "cases": _long_section,
     "rows": _section,
