@@ -43,6 +43,50 @@ def test_agrees_with_torch_in_float64(frames: int, backend: str) -> None:
                 assert relative_error(actual, exact) <= tolerance
 
 
+@pytest.mark.interpreter
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+@pytest.mark.parametrize("frames", [49, 64])
+def test_triton_holds_64_frames(frames: int, dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(frames)
+    tokens = [torch.randn(1, frames, 1, 1, 8, generator=generator).to(dtype) for _ in range(4)]
+    bias = torch.randn(1, frames, frames, generator=generator)
+    exact = [x.double().requires_grad_() for x in (*tokens[:3], bias)]
+    expected = by_sdpa(*exact)
+    wanted = torch.autograd.grad(expected, exact, tokens[3].double())
+    inputs = [x.detach().requires_grad_() for x in (*tokens[:3], bias)]
+    with vf.use_backend("triton", ops=["temporal_attention"]):
+        out = vf.ops.temporal_attention(*inputs[:3], bias=inputs[3])
+        gradients = torch.autograd.grad(out, inputs, tokens[3])
+    for actual, reference in zip((out, *gradients), (expected, *wanted)):
+        assert relative_error(actual, reference) <= 4 * torch.finfo(dtype).eps
+
+
+@pytest.mark.parametrize("keys", [3, 16, 50, 64, 65])
+def test_context_shared_by_all_positions_equals_spatial_cross_attention(keys: int) -> None:
+    """Every frame and position attends to one context; 65 tokens are handed over, 50 are padded to a divisor."""
+    q = torch.randn(2, 4, 16, 2, 8, requires_grad=True)
+    k, v = (torch.randn(2, keys, 1, 2, 8, requires_grad=True) for _ in range(2))
+    cotangent = torch.randn(2, 4, 16, 2, 8)
+    out = vf.ops.temporal_attention(q, k, v)
+    flat = (q.flatten(1, 2), k.squeeze(2), v.squeeze(2))
+    expected = vf.ops.spatial_attention(*(x.unsqueeze(1) for x in flat)).view_as(q)
+    torch.testing.assert_close(out, expected)
+    gradients = torch.autograd.grad(out, (q, k, v), cotangent)
+    wanted = torch.autograd.grad(expected, (q, k, v), cotangent)
+    for actual, exact in zip(gradients, wanted):
+        torch.testing.assert_close(actual, exact, rtol=1e-4, atol=1e-5)
+
+
+@needs_cpu_kernels
+def test_a_context_reaches_the_kernel_where_a_group_of_queries_divides_the_tokens() -> None:
+    q, context = torch.randn(1, 4, 16, 1, 8), torch.randn(1, 50, 1, 1, 8)
+    with vf.use_backend("cpu", ops=["temporal_attention"]):
+        vf.ops.temporal_attention(q, context, context)
+        odd = torch.randn(1, 1, 67, 1, 8)
+        with pytest.raises(vf.BackendUnavailableError, match="67 frames > 64"):
+            vf.ops.temporal_attention(odd, context, context)
+
+
 @needs_cpu_kernels
 def test_more_positions_and_heads_than_65535() -> None:
     """70,000 positions x 8 heads, T = 16, d = 8; 100 positions are read 700 times over, without memory of their own."""

@@ -93,6 +93,8 @@ SPEC = OpSpec(
     bench=bench,
     peers=attention_peers(axis=2),
     error_multiple=2.0,
+    # Root mean square over 60 seeds in units of eager's, four shapes: output 0.89-1.05, fp32 gradients 1.12-1.67 (less
+    # with more positions: 1.42 at 64), bf16 0.43-0.98. A loss of the library's kernel in fp32, and no luck.
     error_reason="flash backward recomputes the weights as exp(logit - logsumexp), doubling the rounding of logits",
     summary="attention over the positions of every frame, by the library's kernels on strided views",
 )

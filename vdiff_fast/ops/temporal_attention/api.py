@@ -11,7 +11,7 @@ from vdiff_fast import _dispatch
 from vdiff_fast.ops.qk_norm_rope.checks import check_norm, check_packed, check_same_kind, check_tables, check_tokens
 from vdiff_fast.ops.qk_norm_rope.reference import Norm, Tables
 from vdiff_fast.ops.qk_norm_rope.tables import rope_tables
-from vdiff_fast.ops.temporal_attention import reference
+from vdiff_fast.ops.temporal_attention import cross, reference
 from vdiff_fast.ops.temporal_attention.config import holds
 
 MAX_FRAMES = 64
@@ -148,12 +148,47 @@ def _check_options(
             f"{op}: bias must be (heads, T, T) = ({heads}, {frames}, {frames}), got {tuple(bias.shape)}; slice it"
         )
     if mask is not None:
-        if mask.dtype != torch.bool:
-            raise TypeError(f"{op}: mask must be bool (True: the key is seen), got {mask.dtype}; use mask.bool()")
-        if mask.shape != (batch, frames):
-            raise ValueError(f"{op}: mask must be (B, T) = ({batch}, {frames}), got {tuple(mask.shape)}")
+        _check_mask(op, mask, (batch, frames), "(B, T)")
     check_norm(op, qk_norm, d)
     check_tables(op, rope, frames, d)
+
+
+def _cross_attention(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, qk_norm: Norm | None, scale: float | None, eps: float
+) -> Tensor:
+    """k and v (B, L, 1, heads, d) for every token of q; their gradients are summed over positions in a fixed order."""
+    grouped = cross.group(q, k, v, mask, limit=MAX_FRAMES)
+    # Where no group of queries fits, the shape itself tells the predicates: more frames than a kernel holds.
+    probe = q.flatten(1, 2).unsqueeze(2) if grouped is None else grouped[0]
+    backend = _dispatch.choose("temporal_attention", PREDICATES, probe, qk_norm is not None)
+    if backend == "reference" or grouped is None:
+        options = {"mask": mask, "qk_norm": qk_norm, "scale": scale, "eps": eps}
+        return _dispatch.call_reference(reference.temporal_attention, q, k, v, **options)
+    queries, keys, others, visible = grouped
+    values = _kernel_options(queries, None, False, visible, qk_norm, None, scale, eps)
+    return cross.ungroup(_Attention.apply(_rows(queries), _rows(keys), _rows(others), backend, *values), q)
+
+
+def _check_context(
+    op: str, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, qk_norm: Norm | None, frame_options: bool
+) -> None:
+    if k.shape != v.shape or (k.shape[0], *k.shape[3:]) != (q.shape[0], *q.shape[3:]):
+        raise ValueError(
+            f"{op}: k {tuple(k.shape)} and v {tuple(v.shape)} of a context must be (B, L, 1, heads, d) with the batch, "
+            f"heads and d of q {tuple(q.shape)}"
+        )
+    if frame_options:
+        raise ValueError(f"{op}: bias, causal and rope belong to frames; a context of {k.shape[1]} tokens takes a mask")
+    if mask is not None:
+        _check_mask(op, mask, (k.shape[0], k.shape[1]), "(B, L)")
+    check_norm(op, qk_norm, q.shape[-1])
+
+
+def _check_mask(op: str, mask: Tensor, shape: tuple[int, int], names: str) -> None:
+    if mask.dtype != torch.bool:
+        raise TypeError(f"{op}: mask must be bool (True: the key is seen), got {mask.dtype}; use mask.bool()")
+    if mask.shape != shape:
+        raise ValueError(f"{op}: mask must be {names} = ({shape[0]}, {shape[1]}), got {tuple(mask.shape)}")
 
 
 def _tables(q: Tensor, rope: float | Tables | None) -> Tables | None:
@@ -180,6 +215,9 @@ def temporal_attention(
     Args:
         q, k, v: (B, T, S, heads, d), any strides with unit stride in d (else one copy); d a multiple of 8 up to 128;
             float32, bfloat16, float16 (float64 on CPU). No limit on B * S * heads.
+            Cross-attention: k, v (B, L, 1, heads, d), a context that every frame and position attends to, by the same
+            kernels up to L = 64 (and a divisor of T * S from max(L, 8) to 64), else by the reference. Their gradients
+            are made per position and summed. Without bias, causal, rope; mask is (B, L).
         bias: (heads, T, T), added to the logits; differentiable.
         causal: a frame sees itself and the frames before it.
         mask: (B, T) bool, True where the key is seen. A query that sees no key gives 0.
@@ -200,6 +238,11 @@ def temporal_attention(
     op = "temporal_attention"
     for name, x in (("q", q), ("k", k), ("v", v)):
         check_tokens(op, name, x)
+    if k.shape[2] == v.shape[2] == 1 and k.shape != q.shape:
+        check_same_kind(op, q, k=k, v=v)
+        _check_context(op, q, k, v, mask, qk_norm, bias is not None or causal or rope is not None)
+        return _cross_attention(q, k, v, mask, qk_norm, scale, eps)
+    for name, x in (("k", k), ("v", v)):
         if x.shape != q.shape:
             what = f"{x.shape[3]} heads, q has {q.shape[3]}" if x.shape[3] != q.shape[3] else f"{tuple(x.shape)}"
             raise ValueError(f"{op}: {name} has {what}; all three must be (B, T, S, heads, d) = {tuple(q.shape)}")

@@ -1,7 +1,8 @@
 """Attention over the frames of every position (Vaswani et al. 2017, eq. 1), tokens (B, T, S, heads, d).
 
 out[t] = sum_u softmax_u(scale * q'[t] . k'[u] + bias[t, u]) v[u], q' and k' after QK-norm and RoPE. Keys that the
-causal or the key mask hides have weight 0; a query that sees no key gives 0.
+causal or the key mask hides have weight 0; a query that sees no key gives 0. k and v (B, L, 1, heads, d), a context
+that all positions share, broadcast over S.
 """
 
 from __future__ import annotations
@@ -26,12 +27,12 @@ def temporal_attention(
     scale: float | None = None,
     eps: float = 1e-6,
 ) -> Tensor:
-    frames = q.shape[1]
+    frames, keys = q.shape[1], k.shape[1]
     q, k = qk.qk_norm_rope(q, k, qk_norm=qk_norm, rope=rope, eps=eps, axis=1)
     logits = torch.einsum("btshd,bushd->bshtu", q, k) * (q.shape[-1] ** -0.5 if scale is None else scale)
     if bias is not None:
         logits = logits + bias.to(logits.dtype)
-    visible = torch.ones(frames, frames, dtype=torch.bool, device=q.device)
+    visible = torch.ones(frames, keys, dtype=torch.bool, device=q.device)
     if causal:
         visible = visible.tril()
     if mask is not None:

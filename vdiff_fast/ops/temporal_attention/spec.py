@@ -73,6 +73,9 @@ def samples(device: torch.device, dtype: torch.dtype) -> Iterator[Sample]:
     blind = torch.zeros(2, 4, dtype=torch.bool, device=device)
     blind[1, 2] = True
     yield Sample("blind", _tokens((2, 4, 3, 2, 8), device, dtype), {"mask": blind, "causal": True})
+    for keys, kwargs in ((8, {}), (5, {"mask": torch.arange(5, device=device).expand(2, 5) < 4, "scale": 0.3})):
+        context = (randn((2, keys, 1, 2, 8), device, dtype, seed=i) for i in (1, 2))
+        yield Sample(f"context-L{keys}", (randn((2, 4, 6, 2, 8), device, dtype), *context), kwargs)
     yield Sample("empty", _tokens((1, 4, 0, 2, 8), device, dtype))
     yield Sample("no-frames", _tokens((1, 0, 3, 2, 8), device, dtype))
     strided = tuple(x.detach().transpose(1, 2).requires_grad_() for x in _tokens((1, 5, 7, 2, 8), device, dtype))
@@ -95,6 +98,13 @@ def invalid() -> Iterator[Invalid]:
     yield Invalid("integer", lambda: call(x.long(), x, x), TypeError, "q must be floating point, got torch.int64")
     yield Invalid("dtypes", lambda: call(x, x.half(), x), TypeError, "k is torch.float16")
     yield Invalid("tables", lambda: call(x, x, x, rope=rope_tables(3, 8)), ValueError, r"= \(4, 4\), got \(3, 4\)")
+    context = torch.zeros(1, 5, 1, 2, 8)
+    yield Invalid(
+        "context", lambda: call(x, context, context, causal=True), ValueError, "belong to frames; a context of 5"
+    )
+    yield Invalid(
+        "context-heads", lambda: call(x, context[..., :1, :], context[..., :1, :]), ValueError, "of a context"
+    )
     packed = api.temporal_attention_qkv
     yield Invalid("packed", lambda: packed(x), ValueError, r"qkv must be \(B, T, S, 3, heads, d\)")
 
@@ -150,8 +160,6 @@ def _aot_case(kernel: str, frames: int, d: int, dtype: str, options: str) -> Aot
         constants=shape | flags,
         divisible=(*pointers, *(x for x in strides if d % 16 == 0 or not x.endswith("_h"))),
         num_warps=config.num_warps,
-        # Triton 3.6.0 alone spills 400 bytes (newer: none); the reference, next in line, reads all of it several times.
-        max_spills=512 if frames > 32 and kernel == "backward_kernel" else 0,
     )
 
 
@@ -166,6 +174,7 @@ AOT_CASES = (
     (32, 64, "bf16", "all"),
     (16, 64, "fp32", "all"),
     (32, 64, "fp32", "bias"),
+    (64, 16, "fp32", "bias"),
 )
 
 
@@ -188,6 +197,7 @@ SPEC = OpSpec(
     aot=aot,
     dtypes={"cuda": (torch.bfloat16, torch.float16)},
     error_multiple=1.3,
-    error_reason="float32 sums of a few dozen products scatter: 1.25 x eager's error at worst, half of it in bf16",
+    # Root mean square of the error over 60 seeds in units of eager's, six shapes: fp32 0.75-1.01, bf16 0.31-0.66.
+    error_reason="no loss on average; one draw scatters up to 1.24 x eager's error (two frames of d = 8: 2.25 x)",
     summary="attention over the frames of every position, options fused",
 )

@@ -117,12 +117,24 @@ def _store_gradient(
 
 
 @triton.jit
+def _dot(a, b):
+    """a b of every tile; a single one as plain matrices, whose layouts spill less than batched ones."""
+    if a.shape[0] == 1:
+        x = tl.reshape(a, (a.shape[1], a.shape[2]))
+        y = tl.reshape(b, (b.shape[1], b.shape[2]))
+        product = tl.dot(x, y, input_precision="ieee")
+        return tl.reshape(product, (1, a.shape[1], b.shape[2]))
+    else:
+        return tl.dot(a, b, input_precision="ieee")
+
+
+@triton.jit
 def _softmax(
     q, k, bias, mask, b, h, T, scale,
     ROWS: tl.constexpr, FRAMES: tl.constexpr, BIAS: tl.constexpr, MASK: tl.constexpr, CAUSAL: tl.constexpr,
 ):  # fmt: skip
     """Weights [TILES, ROWS, ROWS]; rows of different positions do not see each other."""
-    logits = tl.dot(q, tl.permute(k, (0, 2, 1)), input_precision="ieee") * tl.cast(scale, tl.float32)
+    logits = _dot(q, tl.permute(k, (0, 2, 1))) * tl.cast(scale, tl.float32)
     i = tl.arange(0, ROWS)[None, :, None]
     j = tl.arange(0, ROWS)[None, None, :]
     t, u = i % FRAMES, j % FRAMES
@@ -161,7 +173,7 @@ def forward_kernel(
     element = q_ptr.dtype.element_ty
     v = _load(v_ptr, b, h, s, t, v_b, v_t, v_s, v_h, S, T, d, WIDTH).to(element)
     weights = _softmax(q, k, bias_ptr, mask_ptr, b, h, T, scale, ROWS, FRAMES, BIAS, MASK, CAUSAL)
-    out = tl.dot(weights.to(element), v, input_precision="ieee")
+    out = _dot(weights.to(element), v)
     _store(out_ptr, out, b, h, s, t, o_b, o_t, o_s, o_h, S, T, d, WIDTH)
 
 
@@ -186,22 +198,32 @@ def backward_kernel(
     element = q_ptr.dtype.element_ty
     weights = _softmax(q, k, bias_ptr, mask_ptr, b, h, T, scale, ROWS, FRAMES, BIAS, MASK, CAUSAL)
     dout = _load(dout_ptr, b, h, s, t, o_b, o_t, o_s, o_h, S, T, d, WIDTH).to(element)
-    dv = tl.dot(tl.permute(weights, (0, 2, 1)).to(element), dout, input_precision="ieee")
+    dv = _dot(tl.permute(weights, (0, 2, 1)).to(element), dout)
     _store(dv_ptr, dv, b, h, s, t, g_b, g_t, g_s, g_h, S, T, d, WIDTH)
     v = _load(v_ptr, b, h, s, t, v_b, v_t, v_s, v_h, S, T, d, WIDTH).to(element)
-    dweights = tl.dot(dout, tl.permute(v, (0, 2, 1)), input_precision="ieee")
+    dweights = _dot(dout, tl.permute(v, (0, 2, 1)))
     dlogits = weights * (dweights - tl.sum(weights * dweights, axis=2, keep_dims=True))
     if BIAS:
         i, j = tl.arange(0, ROWS)[:, None], tl.arange(0, ROWS)[None, :]
         at = dbias_ptr + (tl.program_id(0).to(tl.int64) * ROWS + i) * ROWS + j
         tl.store(at, tl.sum(dlogits, axis=0))
     dlogits = (dlogits * tl.cast(scale, tl.float32)).to(element)
-    dq = tl.dot(dlogits, k, input_precision="ieee")
+    if ROWS > 32:  # from cache, rather than kept in registers that spill
+        k = _prepared(
+            k_ptr, kw_ptr, cos_ptr, sin_ptr, eps, b, h, s, t, k_b, k_t, k_s, k_h, S, T, d,
+            TILES, ROWS, FRAMES, WIDTH, NORM, ROPE,
+        )  # fmt: skip
+    dq = _dot(dlogits, k)
     _store_gradient(
         dq_ptr, dq, q_ptr, qw_ptr, dqw_ptr, cos_ptr, sin_ptr, eps, b, h, s, t, q_b, q_t, q_s, q_h, g_b, g_t, g_s, g_h,
         S, T, d, TILES, ROWS, FRAMES, WIDTH, NORM, ROPE,
     )  # fmt: skip
-    dk = tl.dot(tl.permute(dlogits, (0, 2, 1)), q, input_precision="ieee")
+    if ROWS > 32:  # from cache, rather than kept in registers that spill
+        q = _prepared(
+            q_ptr, qw_ptr, cos_ptr, sin_ptr, eps, b, h, s, t, q_b, q_t, q_s, q_h, S, T, d,
+            TILES, ROWS, FRAMES, WIDTH, NORM, ROPE,
+        )  # fmt: skip
+    dk = _dot(tl.permute(dlogits, (0, 2, 1)), q)
     _store_gradient(
         dk_ptr, dk, k_ptr, kw_ptr, dkw_ptr, cos_ptr, sin_ptr, eps, b, h, s, t, k_b, k_t, k_s, k_h, g_b, g_t, g_s, g_h,
         S, T, d, TILES, ROWS, FRAMES, WIDTH, NORM, ROPE,
