@@ -99,8 +99,9 @@ SPEC = OpSpec(
     invalid=invalid,
     bench=bench,
     aot=aot,
-    error_multiple=2.0,
-    error_reason="in float32 both are a roundoff or two off, so their ratio scatters: 1.0 on average, 2.0 at most, on "
-    "AVX2 with exact divisions too; in bfloat16 and float16 0.4 on average, 0.8 at most",
+    error_multiple=1.5,
+    error_reason="in float32 both are a roundoff or two off: the medians of their errors over 300 seeds are 1.0 on "
+    "the CPU and 0.9 in Triton, and the ratio scatters over 16 draws of the roundings of one sample; in bfloat16 and "
+    "float16 0.4 on average, 0.8 at most",
     summary="RMSNorm over channels, scale and shift, SiLU in one pass",
 )
