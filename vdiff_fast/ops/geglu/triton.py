@@ -8,7 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from vdiff_fast import _library
-from vdiff_fast.ops._biased_rows_config import tile_config
+from vdiff_fast.ops._biased_rows_triton import launch_backward, launch_forward
 from vdiff_fast.ops.geglu.native import fake_backward, fake_forward
 
 
@@ -66,32 +66,11 @@ def backward_kernel(
 
 
 def _launch_forward(x: Tensor, bias: Tensor | None) -> Tensor:
-    y = fake_forward(x, bias)
-    if y.numel():
-        width = y.shape[-1]
-        config = tile_config(width)
-        tiles = triton.cdiv(width, config.block)
-        forward_kernel[(y.numel() // width * tiles,)](
-            x, x if bias is None else bias, y, width, tiles,
-            HAS_BIAS=bias is not None, BLOCK=config.block, num_warps=config.num_warps,
-        )  # fmt: skip
-    return y
+    return launch_forward(forward_kernel, x, bias, fake_forward(x, bias))
 
 
 def _launch_backward(dy: Tensor, x: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
-    dx, dbias = fake_backward(dy, x, bias)
-    if dx.numel() == 0:
-        return dx, dbias.zero_()
-    width = dy.shape[-1]
-    rows = dy.numel() // width
-    config = tile_config(width, rows)
-    tiles, chunks = triton.cdiv(width, config.block), triton.cdiv(rows, config.rows)
-    partial = dx if bias is None else bias.new_empty((chunks, 2 * width))
-    backward_kernel[(chunks * tiles,)](
-        dy, x, x if bias is None else bias, dx, partial, rows, width, tiles, config.rows,
-        HAS_BIAS=bias is not None, BLOCK=config.block, num_warps=config.num_warps,
-    )  # fmt: skip
-    return dx, dbias if bias is None else partial.sum(0, dtype=torch.float64).to(bias.dtype)
+    return launch_backward(backward_kernel, dy, x, bias, *fake_backward(dy, x, bias))
 
 
 _library.define_triton("geglu_forward(Tensor x, Tensor? bias) -> Tensor", _launch_forward, fake_forward)
