@@ -232,3 +232,16 @@ def call_reference(function: Callable[..., Any], x: Tensor, *args: Any, **kwargs
         with torch.autocast(x.device.type, enabled=False):
             return function(x, *args, **kwargs)
     return function(x, *args, **kwargs)
+
+
+def apply(function: type[torch.autograd.Function], *args: Any) -> Any:
+    """function.apply(*args), every argument given, without what costs a small call most of its time.
+
+    `apply` binds the arguments to forward's signature anew at every call; and where autograd does not follow, forward
+    alone is enough.
+    """
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        return function.apply(*args)
+    if not torch.is_grad_enabled() or not any(isinstance(a, Tensor) and a.requires_grad for a in args):
+        return function.forward(*args)
+    return super(torch.autograd.Function, function).apply(*args)  # type: ignore[misc]  # of its C++ base

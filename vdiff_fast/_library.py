@@ -115,6 +115,24 @@ def isa() -> str | None:
     return str(function().decode())
 
 
+def idle_memory() -> int:
+    """Bytes of memory that outputs of CPU kernels left for later outputs: VDIFF_FAST_KEEP_MB (1024) MB at most.
+
+    The system may take the pages back whenever it needs them; until then they count as this process's.
+    """
+    if CPU.reason is not None:
+        return 0
+    function = ctypes.CDLL(str(CPU.path)).vdiff_fast_idle_memory
+    function.restype = ctypes.c_uint64
+    return int(function())
+
+
+def release_memory() -> None:
+    """Give the idle memory back to the system now."""
+    if CPU.reason is None:
+        ctypes.CDLL(str(CPU.path)).vdiff_fast_release_memory()
+
+
 def set_isa(name: str) -> None:
     """Use a lesser instruction set (tests; the environment variable VDIFF_FAST_ISA does the same at start).
 

@@ -3,7 +3,7 @@
 
 #include <algorithm>
 
-#include "cpu/huge_pages.h"
+#include "cpu/output_memory.h"
 #include "cpu/runs.h"
 #include "cpu/tensor.h"
 
@@ -17,12 +17,6 @@ inline RunVectors run_vectors(const Tensor& v) { return {v.data_ptr(), v.stride(
 
 inline ScalarType wide_type(const Tensor& x) {
   return x.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
-}
-
-inline Tensor like_activation(const Tensor& x) {
-  Tensor t = torch::stable::empty_like(x);
-  with_huge_pages(t);
-  return t;
 }
 
 // The gradient of a modulating vector: contiguous, whatever its strides.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 
@@ -58,8 +57,3 @@ def for_reference(value: Tensor | None, x: Tensor) -> Tensor | None:
 def laid_out(t: Tensor, contiguous: bool) -> Tensor:
     """t contiguous, or channels-last: a view where it is already."""
     return t.contiguous() if contiguous else t.movedim(1, -1).contiguous().movedim(-1, 1)
-
-
-def records_gradients(*tensors: Tensor | None) -> bool:
-    """Whether autograd follows a call with these inputs."""
-    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)

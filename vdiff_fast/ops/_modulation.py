@@ -62,7 +62,9 @@ def modulation(op: str, name: str, value: Tensor, x: Tensor) -> Tensor:
             f"{op}: {name} must have shape ({batch}, {width}), or ({batch}, F, {width}) with F a divisor of the "
             f"{count} tokens, for x of shape {tuple(x.shape)}, got {tuple(value.shape)}"
         )
-    value = value.to(x.dtype).reshape(batch, math.prod(value.shape[1:-1]), width)
+    value = value.to(x.dtype)
+    if value.dim() != 3:
+        value = value.reshape(batch, math.prod(value.shape[1:-1]), width)
     return value if value.stride(-1) == 1 else value.contiguous()
 
 

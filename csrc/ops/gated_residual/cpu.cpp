@@ -15,7 +15,7 @@ GatedResidualKernels kernels_for(const Tensor& x) {
 }
 
 Tensor forward(const Tensor& residual, const Tensor& branch, const Tensor& gate) {
-  Tensor y = vdiff::like_activation(residual);
+  Tensor y = vdiff::output_like(residual);
   const GatedResidual a{vdiff::runs_of(residual, gate),
                         residual.data_ptr(),
                         branch.data_ptr(),
@@ -29,7 +29,7 @@ Tensor forward(const Tensor& residual, const Tensor& branch, const Tensor& gate)
 
 std::tuple<Tensor, Tensor> backward(const Tensor& dy, const Tensor& branch, const Tensor& gate) {
   const Runs runs = vdiff::runs_of(branch, gate);
-  Tensor dbranch = vdiff::like_activation(branch), dgate = vdiff::vector_gradient_of(gate, runs);
+  Tensor dbranch = vdiff::output_like(branch), dgate = vdiff::vector_gradient_of(gate, runs);
   const Tensor partial = vdiff::partial_sums(branch, runs.cuts > 1 ? runs.parts() : 0, 1);
   const GatedResidual a{runs,
                         dy.data_ptr(),

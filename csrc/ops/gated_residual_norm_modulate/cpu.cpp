@@ -15,7 +15,7 @@ LayerNormKernels kernels_for(const Tensor& x) {
 
 std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& residual, const Tensor& branch, const Tensor& gate,
                                            const Tensor& shift, const Tensor& scale, double eps) {
-  Tensor h = vdiff::like_activation(residual), y = vdiff::like_activation(residual);
+  Tensor h = vdiff::output_like(residual), y = vdiff::output_like(residual);
   Tensor statistics = vdiff::row_statistics(residual);
   vdiff::LayerNormForward a{};
   a.runs = vdiff::runs_of(residual, gate), a.eps = eps;
@@ -30,7 +30,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> backward(const Tensor& dy, co
                                                             const Tensor& h, const Tensor& branch, const Tensor& gate,
                                                             const Tensor& scale, const Tensor& statistics) {
   const Runs runs = vdiff::runs_of(h, gate);
-  Tensor dresidual = vdiff::like_activation(h), dbranch = vdiff::like_activation(h);
+  Tensor dresidual = vdiff::output_like(h), dbranch = vdiff::output_like(h);
   Tensor dgate = vdiff::vector_gradient_of(gate, runs);
   Tensor dshift = vdiff::vector_gradient_of(scale, runs), dscale = vdiff::vector_gradient_of(scale, runs);
   const Tensor partial = vdiff::partial_sums(h, runs.cuts > 1 ? runs.parts() : 0, 3);

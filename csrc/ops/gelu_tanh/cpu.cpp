@@ -15,7 +15,7 @@ BiasedRowsKernels kernels_for(const Tensor& x) {
 }
 
 Tensor forward(const Tensor& x, const std::optional<Tensor>& bias) {
-  Tensor y = vdiff::like_activation(x);
+  Tensor y = vdiff::output_like(x);
   const BiasedRows a{vdiff::rows_of(x), nullptr, x.data_ptr(), vdiff::data<void>(bias), y.data_ptr(), nullptr};
   vdiff::run_forward(kernels_for(x), a);
   return y;
@@ -23,7 +23,7 @@ Tensor forward(const Tensor& x, const std::optional<Tensor>& bias) {
 
 std::tuple<Tensor, Tensor> backward(const Tensor& dy, const Tensor& x, const std::optional<Tensor>& bias) {
   const Runs runs = vdiff::rows_of(x);
-  Tensor dx = vdiff::like_activation(x);
+  Tensor dx = vdiff::output_like(x);
   const Tensor partial = vdiff::partial_sums(x, bias.has_value() ? runs.parts() : 0, 1);
   const BiasedRows a{runs,          dy.data_ptr(),
                      x.data_ptr(),  vdiff::data<void>(bias),

@@ -1,6 +1,6 @@
 #include <cmath>
 
-#include "cpu/huge_pages.h"
+#include "cpu/output_memory.h"
 #include "cpu/vectors.h"
 #include "ops/group_norm_silu/kernel.h"
 #include "ops/group_norm_silu/plan.h"
@@ -131,12 +131,12 @@ struct Joint {
 
 // An output for [x | x2] in their layout.
 Tensor empty_joint(const Plan& plan, const Tensor& x, const MaybeTensor& x2) {
-  if (!x2.has_value()) return torch::stable::empty_like(x);
+  if (!x2.has_value()) return vdiff::output_like(x);
   std::vector<int64_t> shape(x.sizes().begin(), x.sizes().end());
   shape[1] = plan.channels;
-  if (!plan.channels_last) return torch::stable::new_empty(x, shape);
+  if (!plan.channels_last) return vdiff::new_output(x, shape);
   std::rotate(shape.begin() + 1, shape.begin() + 2, shape.end());
-  Tensor y = torch::stable::new_empty(x, shape);
+  Tensor y = vdiff::new_output(x, shape);
   for (int64_t d = x.dim() - 1; d > 1; --d) y = torch::stable::transpose(y, d, d - 1);
   return y;
 }
@@ -546,7 +546,6 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& x, const MaybeTensor& x
   const Plan plan(x, x2, {num_groups, per_frame, silu, frames_of(scale, shift)});
   Tensor y = empty_joint(plan, x, x2), mean = empty_statistics(plan, x), rstd = empty_statistics(plan, x);
   if (plan.empty()) return {y, torch::stable::zero_(mean), torch::stable::zero_(rstd)};
-  vdiff::with_huge_pages(y);
   const auto run = x.scalar_type() == vdiff::ScalarType::Double ? run_forward<double> : run_forward<float>;
   run(plan, x, x2, weight, bias, eps, scale, shift, add, y, mean, rstd);
   return {y, mean, rstd};
@@ -558,13 +557,9 @@ template <class Real>
 Gradients run_backward(const Plan& plan, const Tensor& dy, const Tensor& x, const MaybeTensor& x2,
                        const MaybeTensor& weight, const MaybeTensor& bias, const Tensor& mean, const Tensor& rstd,
                        const MaybeTensor& scale, const MaybeTensor& shift, const MaybeTensor& add) {
-  Tensor dx = torch::stable::empty_like(x);
+  Tensor dx = vdiff::output_like(x);
   MaybeTensor dx2;
-  vdiff::with_huge_pages(dx);
-  if (x2.has_value()) {
-    dx2 = torch::stable::empty_like(*x2);
-    vdiff::with_huge_pages(*dx2);
-  }
+  if (x2.has_value()) dx2 = vdiff::output_like(*x2);
   Coefficients<Real> coefficients(plan, weight, bias, scale, shift, add);
   Backward<Real> backward(plan, coefficients, dy, x, x2, mean, rstd, dx, dx2);
   if (!plan.empty()) backward.run();

@@ -18,7 +18,7 @@ const void* pointer(const MaybeTensor& t) { return t.has_value() ? t->data_ptr()
 
 std::tuple<Tensor, Tensor> forward(const Tensor& x, const Tensor& shift, const Tensor& scale, const MaybeTensor& weight,
                                    const MaybeTensor& bias, double eps) {
-  Tensor y = vdiff::like_activation(x), statistics = vdiff::row_statistics(x);
+  Tensor y = vdiff::output_like(x), statistics = vdiff::row_statistics(x);
   vdiff::LayerNormForward a{};
   a.runs = vdiff::runs_of(x, shift), a.eps = eps;
   a.residual = x.data_ptr(), a.shift = vdiff::run_vectors(shift), a.scale = vdiff::run_vectors(scale);
@@ -33,7 +33,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> backward(const Tensor& dy, co
                                                             const Tensor& statistics) {
   const Runs runs = vdiff::runs_of(x, scale);
   const bool affine = weight.has_value() || bias.has_value();
-  Tensor dx = vdiff::like_activation(x);
+  Tensor dx = vdiff::output_like(x);
   Tensor dshift = vdiff::vector_gradient_of(scale, runs), dscale = vdiff::vector_gradient_of(scale, runs);
   const Tensor partial = vdiff::partial_sums(x, runs.cuts > 1 ? runs.parts() : 0, 2);
   const Tensor affine_partial = vdiff::partial_sums(x, affine ? runs.parts() : 0, 2);

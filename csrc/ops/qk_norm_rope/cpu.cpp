@@ -1,4 +1,4 @@
-#include "cpu/huge_pages.h"
+#include "cpu/output_memory.h"
 #include "cpu/tensor.h"
 #include "cpu/vectors.h"
 #include "ops/qk_norm_rope/kernel.h"
@@ -17,8 +17,8 @@ Tokens tokens(const Tensor& x) { return {x.data_ptr(), x.stride(0), x.stride(1),
 const void* pointer(const Optional& t) { return t.has_value() ? t->data_ptr() : nullptr; }
 int64_t positions(const Tensor& x) { return x.size(0) * x.size(1) * x.size(2); }
 
-Tensor output_like(const Tensor& x) {
-  return vdiff::with_huge_pages(torch::stable::new_empty(x, std::vector<int64_t>(x.sizes().begin(), x.sizes().end())));
+Tensor contiguous_output(const Tensor& x) {
+  return vdiff::new_output(x, std::vector<int64_t>(x.sizes().begin(), x.sizes().end()));
 }
 
 QkNormRope arguments(const Tensor& x, const Optional& weight, const Optional& cos, const Optional& sin, double eps) {
@@ -43,7 +43,7 @@ void run_forward(const Tensor& x, const Tensor& y, const Optional& weight, const
 
 std::tuple<Tensor, Tensor> forward(const Tensor& q, const Tensor& k, const Optional& q_weight, const Optional& k_weight,
                                    const Optional& cos, const Optional& sin, double eps) {
-  const Tensor q_out = output_like(q), k_out = output_like(k);
+  const Tensor q_out = contiguous_output(q), k_out = contiguous_output(k);
   run_forward(q, q_out, q_weight, cos, sin, eps);
   run_forward(k, k_out, k_weight, cos, sin, eps);
   return {q_out, k_out};
@@ -57,7 +57,7 @@ void inplace(Tensor q, Tensor k, const Optional& q_weight, const Optional& k_wei
 
 std::tuple<Tensor, Tensor> backward_one(const Tensor& dy, const Optional& x, const Optional& weight,
                                         const Optional& cos, const Optional& sin, double eps) {
-  const Tensor dx = output_like(dy);
+  const Tensor dx = contiguous_output(dy);
   std::vector<double> dweight(weight.has_value() ? dy.size(4) : 0);
   if (dx.numel() > 0) {
     QkNormRope a = arguments(dy, weight, cos, sin, eps);

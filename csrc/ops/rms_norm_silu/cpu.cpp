@@ -1,6 +1,6 @@
 #include <algorithm>
 
-#include "cpu/huge_pages.h"
+#include "cpu/output_memory.h"
 #include "cpu/tensor.h"
 #include "cpu/vectors.h"
 #include "ops/rms_norm_silu/kernel.h"
@@ -119,11 +119,10 @@ std::tuple<Tensor, Tensor> forward(const Tensor& x, const MaybeTensor& weight, d
                                    const MaybeTensor& shift, bool silu) {
   const Plan plan(x, scale, shift, silu);
   const bool wide = x.scalar_type() == vdiff::ScalarType::Double;
-  Tensor y = torch::stable::empty_like(x);
+  Tensor y = vdiff::output_like(x);
   Tensor rstd = torch::stable::new_empty(x, std::vector<int64_t>{plan.batch, plan.segments * plan.length},
                                          wide ? vdiff::ScalarType::Double : vdiff::ScalarType::Float);
   if (plan.empty()) return {y, torch::stable::zero_(rstd)};
-  vdiff::with_huge_pages(y);
   (wide ? run_forward<double> : run_forward<float>)(plan, x, weight, eps, scale, shift, y, rstd);
   return {y, rstd};
 }
@@ -133,8 +132,7 @@ using Gradients = std::tuple<Tensor, Tensor, Tensor, Tensor>;
 template <class Real>
 Gradients run_backward(const Plan& plan, const Tensor& dy, const Tensor& x, const MaybeTensor& weight,
                        const Tensor& rstd, const MaybeTensor& scale, const MaybeTensor& shift) {
-  Tensor dx = torch::stable::empty_like(x);
-  vdiff::with_huge_pages(dx);
+  Tensor dx = vdiff::output_like(x);
   const Coefficients<Real> k(plan, weight, scale, shift);
   const auto kernels = kernels_for(x, Real{});
   const int64_t channels = plan.channels;

@@ -1,7 +1,7 @@
 #include <cstdlib>
 #include <memory>
 
-#include "cpu/huge_pages.h"
+#include "cpu/output_memory.h"
 #include "cpu/tensor.h"
 #include "ops/temporal_attention/kernel.h"
 
@@ -111,14 +111,14 @@ bool can_stream(const Tensor& out) {
          reinterpret_cast<uintptr_t>(out.data_ptr()) % 64 == 0;
 }
 
-Tensor output_like(const Tensor& x) {
-  return vdiff::with_huge_pages(torch::stable::new_empty(x, std::vector<int64_t>(x.sizes().begin(), x.sizes().end())));
+Tensor contiguous_output(const Tensor& x) {
+  return vdiff::new_output(x, std::vector<int64_t>(x.sizes().begin(), x.sizes().end()));
 }
 
 Tensor forward(const Tensor& q, const Tensor& k, const Tensor& v, const Optional& bias, const Optional& mask,
                const Optional& q_weight, const Optional& k_weight, const Optional& cos, const Optional& sin,
                bool causal, double scale, double eps) {
-  Tensor out = output_like(q);
+  Tensor out = contiguous_output(q);
   if (out.numel() == 0) return out;
   const DType dtype = vdiff::dtype_of(q);
   const Options options{bias, mask, q_weight, k_weight, cos, sin, causal, scale, eps};
@@ -200,7 +200,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> backward(const Tensor
                                                                     const Optional& q_weight, const Optional& k_weight,
                                                                     const Optional& cos, const Optional& sin,
                                                                     bool causal, double scale, double eps) {
-  Tensor dq = output_like(q), dk = output_like(q), dv = output_like(q);
+  Tensor dq = contiguous_output(q), dk = contiguous_output(q), dv = contiguous_output(q);
   const Options options{bias, mask, q_weight, k_weight, cos, sin, causal, scale, eps};
   TemporalAttention a{};
   set_sizes(a, q);
@@ -215,7 +215,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward_packed(const Tensor& dout, c
                                                            const Optional& mask, const Optional& q_weight,
                                                            const Optional& k_weight, const Optional& cos,
                                                            const Optional& sin, bool causal, double scale, double eps) {
-  Tensor dqkv = output_like(qkv);
+  Tensor dqkv = contiguous_output(qkv);
   const Options options{bias, mask, q_weight, k_weight, cos, sin, causal, scale, eps};
   TemporalAttention a{};
   set_sizes(a, qkv);

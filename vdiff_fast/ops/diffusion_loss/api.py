@@ -187,8 +187,8 @@ def diffusion_loss(
     if not any(o is not None and o.requires_grad for o in (prediction, used_x0, used_noise)):
         return _KERNELS[backend].loss(*arguments, *options, reduction == "mean")
     if gradient_first(backend, prediction, used_x0, used_noise):
-        return _GradientFirstLoss.apply(*arguments, options, reduction == "mean", backend)[0]
-    return _RedrawnLoss.apply(*arguments, options, reduction == "mean", backend)
+        return _dispatch.apply(_GradientFirstLoss, *arguments, options, reduction == "mean", backend)[0]
+    return _dispatch.apply(_RedrawnLoss, *arguments, options, reduction == "mean", backend)
 
 
 def _operands(prediction: Tensor, x0: Tensor | None, noise: Tensor | None) -> tuple[Tensor | None, Tensor | None]:

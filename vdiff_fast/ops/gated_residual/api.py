@@ -26,7 +26,7 @@ class _GatedResidual(torch.autograd.Function):
 
     @staticmethod
     def forward(residual: Tensor, branch: Tensor, gate: Tensor, backend: str) -> Tensor:
-        return _KERNELS[backend].forward(residual, branch, gate)
+        return _KERNELS[backend].forward(tokens(residual), tokens(branch), gate).view(residual.shape)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -35,8 +35,9 @@ class _GatedResidual(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        dbranch, dgate = _KERNELS[ctx.backend].backward(dy.contiguous(), *ctx.saved_tensors)
-        return dy, dbranch, dgate, None
+        branch, gate = ctx.saved_tensors
+        dbranch, dgate = _KERNELS[ctx.backend].backward(tokens(dy), tokens(branch), gate)
+        return dy, dbranch.view(branch.shape), dgate, None
 
 
 def gated_residual(residual: Tensor, branch: Tensor, gate: Tensor) -> Tensor:
@@ -65,4 +66,4 @@ def gated_residual(residual: Tensor, branch: Tensor, gate: Tensor) -> Tensor:
     backend = _dispatch.choose(_OP, PREDICATES, residual)
     if backend == "reference":
         return _dispatch.call_reference(reference.gated_residual, residual, branch, gate)
-    return _GatedResidual.apply(tokens(residual), tokens(branch), vector, backend).reshape(residual.shape)
+    return _dispatch.apply(_GatedResidual, residual.contiguous(), branch.contiguous(), vector, backend)

@@ -29,7 +29,8 @@ class _GatedResidualNormModulate(torch.autograd.Function):
     def forward(
         residual: Tensor, branch: Tensor, gate: Tensor, shift: Tensor, scale: Tensor, eps: float, backend: str
     ) -> tuple[Tensor, Tensor, Tensor]:
-        return _KERNELS[backend].forward(residual, branch, gate, shift, scale, eps)
+        h, y, statistics = _KERNELS[backend].forward(tokens(residual), tokens(branch), gate, shift, scale, eps)
+        return h.view(residual.shape), y.view(residual.shape), statistics
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
@@ -44,11 +45,11 @@ class _GatedResidualNormModulate(torch.autograd.Function):
         if dh is None and dy is None:
             return (None,) * 7
         h, branch, gate, scale, statistics = ctx.saved_tensors
-        dy = torch.zeros_like(h) if dy is None else dy.contiguous()
-        gradients = _KERNELS[ctx.backend].backward(
-            dy, None if dh is None else dh.contiguous(), h, branch, gate, scale, statistics
+        dy = torch.zeros_like(h) if dy is None else dy
+        dresidual, dbranch, *vectors = _KERNELS[ctx.backend].backward(
+            tokens(dy), None if dh is None else tokens(dh), tokens(h), tokens(branch), gate, scale, statistics
         )
-        return *gradients, None, None
+        return dresidual.view(h.shape), dbranch.view(h.shape), *vectors, None, None
 
 
 def gated_residual_norm_modulate(
@@ -84,5 +85,6 @@ def gated_residual_norm_modulate(
         return _dispatch.call_reference(
             reference.gated_residual_norm_modulate, residual, branch, gate, shift, scale, eps=eps
         )
-    h, y, _ = _GatedResidualNormModulate.apply(tokens(residual), tokens(branch), *vectors, float(eps), backend)
-    return h.reshape(residual.shape), y.reshape(residual.shape)
+    tensors = (residual.contiguous(), branch.contiguous(), *vectors)
+    h, y, _ = _dispatch.apply(_GatedResidualNormModulate, *tensors, float(eps), backend)
+    return h, y

@@ -58,4 +58,4 @@ def geglu(x: Tensor, bias: Tensor | None = None) -> Tensor:
     backend = _dispatch.choose("geglu", PREDICATES, x)
     if backend == "reference":
         return _dispatch.call_reference(reference.geglu, x, bias)
-    return _GEGLU.apply(x.contiguous(), wide_bias, backend)
+    return _dispatch.apply(_GEGLU, x.contiguous(), wide_bias, backend)

@@ -64,4 +64,4 @@ def gelu_tanh(x: Tensor, bias: Tensor | None = None) -> Tensor:
     backend = _dispatch.choose(_OP, PREDICATES, x)
     if backend == "reference":
         return _dispatch.call_reference(reference.gelu_tanh, x, bias)
-    return _GELUTanh.apply(x.contiguous(), wide_bias, backend)
+    return _dispatch.apply(_GELUTanh, x.contiguous(), wide_bias, backend)

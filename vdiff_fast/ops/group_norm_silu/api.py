@@ -14,7 +14,6 @@ from vdiff_fast.ops._channel_vectors import (
     for_reference,
     laid_out,
     modulation,
-    records_gradients,
     three_axes,
 )
 from vdiff_fast.ops.group_norm_silu import reference
@@ -54,10 +53,13 @@ class _GroupNormSiLU(torch.autograd.Function):
         x, x2, weight, bias, scale, shift, add, ctx.num_groups, _, ctx.per_frame, ctx.silu, ctx.backend = inputs
         _, mean, rstd = output
         ctx.mark_non_differentiable(mean, rstd)
+        ctx.set_materialize_grads(False)
         ctx.save_for_backward(x, x2, weight, bias, mean, rstd, scale, shift, add)
 
     @staticmethod
-    def backward(ctx: Any, dy: Tensor, dmean: Tensor, drstd: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, dy: Tensor | None, dmean: None, drstd: None) -> tuple[Tensor | None, ...]:
+        if dy is None:
+            return (None,) * 12
         x, x2, weight, bias, mean, rstd, scale, shift, add = ctx.saved_tensors
         contiguous = x.is_contiguous() and (x2 is None or x2.is_contiguous())
         dx, dx2, dweight, dbias, dscale, dshift, dadd = _KERNELS[ctx.backend].backward(
@@ -195,7 +197,5 @@ def group_norm_silu(
         x, x2 = _native_pair(x, x2)
         vectors = (weight, bias, scale, shift, add)
         options = (num_groups, eps, per_frame, activation == "silu", backend)
-        # The autograd.Function's own cost is half of a small call's.
-        run = _GroupNormSiLU.apply if records_gradients(x, x2, *vectors) else _GroupNormSiLU.forward
-        y, _, _ = run(x, x2, *vectors, *options)
+        y, _, _ = _dispatch.apply(_GroupNormSiLU, x, x2, *vectors, *options)
     return y if y.dim() == len(shape) else y.reshape(shape)  # reshape changes strides of size-1 dims

@@ -94,5 +94,5 @@ def layer_norm_modulate(
         return _dispatch.call_reference(
             reference.layer_norm_modulate, x, shift, scale, weight=weight, bias=bias, eps=eps
         )
-    y, _ = _LayerNormModulate.apply(tokens(x), *vectors, wide_weight, wide_bias, float(eps), backend)
+    y, _ = _dispatch.apply(_LayerNormModulate, tokens(x), *vectors, wide_weight, wide_bias, float(eps), backend)
     return y.reshape(x.shape)

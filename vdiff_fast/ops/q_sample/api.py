@@ -116,7 +116,7 @@ def q_sample(
     steps = steps.contiguous()
     if not (torch.is_grad_enabled() and (x0.requires_grad or (noise is not None and noise.requires_grad))):
         return _KERNELS[backend].q_sample(x0, steps, signal, noise_scale, noise, key, offset, word, *frames)
-    return _QSample.apply(x0, noise, steps, signal, noise_scale, key, offset, word, frames, backend)
+    return _dispatch.apply(_QSample, x0, noise, steps, signal, noise_scale, key, offset, word, frames, backend)
 
 
 def check_video(op: str, name: str, x: Tensor) -> None:

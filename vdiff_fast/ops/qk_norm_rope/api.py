@@ -105,7 +105,7 @@ def qk_norm_rope(
         return (q.copy_(results[0]), k.copy_(results[1])) if inplace else results
     parameters = _parameters(q, qk_norm, rope, eps)
     if not inplace:
-        return _QkNormRope.apply(_rows(q), _rows(k), backend, *parameters)
+        return _dispatch.apply(_QkNormRope, _rows(q), _rows(k), backend, *parameters)
     dense = _rows(q), _rows(k)
     _KERNELS[backend].inplace(*dense, parameters)
     return tuple(x if x is y else x.copy_(y) for x, y in zip((q, k), dense))  # type: ignore[return-value]

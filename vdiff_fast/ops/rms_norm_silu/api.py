@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from vdiff_fast import _dispatch, layout
-from vdiff_fast.ops._channel_vectors import affine, for_reference, laid_out, modulation, records_gradients, three_axes
+from vdiff_fast.ops._channel_vectors import affine, for_reference, laid_out, modulation, three_axes
 from vdiff_fast.ops.rms_norm_silu import reference
 
 _OP = "rms_norm_silu"
@@ -50,10 +50,13 @@ class _RMSNormSiLU(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
         x, weight, scale, shift, _, ctx.silu, ctx.backend = inputs
         ctx.mark_non_differentiable(output[1])
+        ctx.set_materialize_grads(False)
         ctx.save_for_backward(x, weight, output[1], scale, shift)
 
     @staticmethod
-    def backward(ctx: Any, dy: Tensor, drstd: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, dy: Tensor | None, drstd: None) -> tuple[Tensor | None, ...]:
+        if dy is None:
+            return (None,) * 7
         x, weight, rstd, scale, shift = ctx.saved_tensors
         dx, dweight, dscale, dshift = _KERNELS[ctx.backend].backward(
             laid_out(dy, x.is_contiguous()), x, weight, rstd, scale, shift, ctx.silu
@@ -117,6 +120,5 @@ def rms_norm_silu(
         )  # fmt: skip
     else:
         x = x if layout.is_channels_last(x) else layout.native(x)
-        run = _RMSNormSiLU.apply if records_gradients(x, weight, scale, shift) else _RMSNormSiLU.forward
-        y, _ = run(x, weight, scale, shift, eps, activation == "silu", backend)
+        y, _ = _dispatch.apply(_RMSNormSiLU, x, weight, scale, shift, eps, activation == "silu", backend)
     return y if y.dim() == len(shape) else y.reshape(shape)  # reshape changes strides of size-1 dims

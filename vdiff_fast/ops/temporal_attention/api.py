@@ -254,7 +254,7 @@ def temporal_attention(
         options = {"bias": bias, "causal": causal, "mask": mask, "qk_norm": qk_norm, "rope": tables, "scale": scale}
         return _dispatch.call_reference(reference.temporal_attention, q, k, v, eps=eps, **options)
     values = _kernel_options(q, bias, causal, mask, qk_norm, tables, scale, eps)
-    return _Attention.apply(_rows(q), _rows(k), _rows(v), backend, *values)
+    return _dispatch.apply(_Attention, _rows(q), _rows(k), _rows(v), backend, *values)
 
 
 def temporal_attention_qkv(
@@ -292,4 +292,4 @@ def temporal_attention_qkv(
         options = {"bias": bias, "causal": causal, "mask": mask, "qk_norm": qk_norm, "rope": tables, "scale": scale}
         return _dispatch.call_reference(reference.temporal_attention_qkv, qkv, eps=eps, **options)
     values = _kernel_options(q, bias, causal, mask, qk_norm, tables, scale, eps)
-    return _PackedAttention.apply(_rows(qkv), backend, *values)
+    return _dispatch.apply(_PackedAttention, _rows(qkv), backend, *values)

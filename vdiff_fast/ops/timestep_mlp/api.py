@@ -130,5 +130,5 @@ def timestep_mlp(
     b1, b2 = (None if bias is None else bias.contiguous() for bias in (b1, b2))
     learned = any(weight is not None and weight.requires_grad for weight in (w1, b1, w2, b2))
     if learned and torch.is_grad_enabled():
-        return _TimestepMLP.apply(t, w1, b1, w2, b2, numbers, backend)[0]
+        return _dispatch.apply(_TimestepMLP, t, w1, b1, w2, b2, numbers, backend)[0]
     return _KERNELS[backend].timestep_mlp(t, w1, b1, w2, b2, *numbers)[0]

@@ -1,0 +1,13 @@
+// Memory of large outputs, kept for later ones: the first touch of a fresh page costs more than the kernel's own write.
+#pragma once
+
+#include "common/stable.h"
+
+namespace vdiff {
+
+// Uninitialised tensors on the CPU. From 4 MB on their memory comes in pages of 2 MB from blocks that earlier outputs
+// left; those idle hold VDIFF_FAST_KEEP_MB (1024) at most, and the system may take them back whenever it needs memory.
+Tensor output_like(const Tensor& x);  // x is dense; its strides are kept
+Tensor new_output(const Tensor& x, const std::vector<int64_t>& sizes);
+
+}  // namespace vdiff
