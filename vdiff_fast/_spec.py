@@ -89,6 +89,7 @@ class BenchCase:
     Attributes:
         bytes_forward, bytes_backward: minimum traffic in float32; other dtypes move in proportion to their size.
         tags: "gpu" where the shape is too large for a CPU.
+        cpu_dtypes: what is measured on a CPU where no dtypes are asked for; on a GPU it is bfloat16 and float32.
     """
 
     name: str
@@ -96,6 +97,7 @@ class BenchCase:
     bytes_forward: int | None = None
     bytes_backward: int | None = None
     tags: tuple[str, ...] = ()
+    cpu_dtypes: tuple[torch.dtype, ...] = (torch.float32,)
 
 
 @dataclass(frozen=True)

@@ -77,6 +77,39 @@ inline void store_first(fp16* p, vfloat v, int n) {
 }
 #endif
 
+// Past the caches: spares the read of the line that a store makes. p is aligned to the lanes' bytes, and whoever else
+// reads it waits for stores_done.
+template <class T>
+inline void store_past_cache(T* p, typename Lanes<T>::Vector v) {
+#if defined(__AVX512F__) || defined(__AVX2__)
+  T lanes[Lanes<T>::count];
+  store(lanes, v);
+  if constexpr (sizeof lanes == 16) _mm_stream_si128((__m128i*)p, _mm_loadu_si128((const __m128i*)lanes));
+  if constexpr (sizeof lanes == 32) _mm256_stream_si256((__m256i*)p, _mm256_loadu_si256((const __m256i*)lanes));
+#if defined(__AVX512F__)
+  if constexpr (sizeof lanes == 64) _mm512_stream_si512((__m512i*)p, _mm512_loadu_si512(lanes));
+#endif
+#else
+  store(p, v);
+#endif
+}
+inline void stores_done() {
+#if defined(__AVX512F__) || defined(__AVX2__)
+  _mm_sfence();
+#endif
+}
+template <bool kPastCache, class T>
+inline void store_output(T* p, typename Lanes<T>::Vector v, int lanes) {
+  if constexpr (kPastCache) return store_past_cache(p, v);
+  lanes == Lanes<T>::count ? store(p, v) : store_first(p, v, lanes);
+}
+// Whether rows of n elements from p on are whole vectors, all aligned.
+template <class T>
+inline bool whole_vectors(const T* p, int64_t n) {
+  constexpr int64_t bytes = Lanes<T>::count * sizeof(T);
+  return (uintptr_t)p % bytes == 0 && n * (int64_t)sizeof(T) % bytes == 0;
+}
+
 // Sum of the lanes in pairs, a fixed order.
 template <class V>
 inline auto sum_lanes(V v) {

@@ -47,6 +47,11 @@ struct LayerNorm : Columns<T> {
   }
 
   static void forward(const LayerNormForward& a, int64_t begin, int64_t end) {
+    const bool past = a.past_cache && whole_vectors((const T*)a.y, a.runs.width);
+    (past ? forward_as<true> : forward_as<false>)(a, begin, end);
+  }
+  template <bool kPast>
+  static void forward_as(const LayerNormForward& a, int64_t begin, int64_t end) {
     const int64_t n = a.runs.width;
     const Real *weight = (const Real*)a.weight, *bias = (const Real*)a.bias;
     Real* planes = (Real*)a.statistics;
@@ -64,9 +69,10 @@ struct LayerNorm : Columns<T> {
       each_vector(n, [&](int64_t i, int lanes) {
         V z = s.normed(get(x + i, lanes));
         if constexpr (kAffine) z = affine(z, weight, bias, i, lanes);
-        put(y + i, fma(z, get(scale + i, lanes) + 1, get(shift + i, lanes)), lanes);
+        store_output<kPast>(y + i, fma(z, get(scale + i, lanes) + 1, get(shift + i, lanes)), lanes);
       });
     }
+    if constexpr (kPast) stores_done();
   }
   static inline V affine(V z, const Real* weight, const Real* bias, int64_t i, int lanes) {
     const V w = weight ? get(weight + i, lanes) : V{} + 1;

@@ -16,6 +16,8 @@ struct LayerNormForward {
   RunVectors gate, shift, scale;
   const void *weight, *bias;
   void *h, *y, *statistics;
+  // Whether y leaves the cache before anybody reads it.
+  bool past_cache;
 };
 
 struct LayerNormBackward {

@@ -1,11 +1,13 @@
 #include "cpu/output_memory.h"
 
 #include <array>
+#include <atomic>
 #include <cstdlib>
 #include <mutex>
 
 #if defined(__linux__)
 #include <sys/mman.h>
+#include <unistd.h>
 #endif
 
 namespace vdiff {
@@ -134,6 +136,17 @@ std::optional<Tensor> from_block(const Tensor&, const std::vector<int64_t>&, con
 
 #endif
 
+std::atomic<int64_t>& last_cache() {
+  static std::atomic<int64_t> bytes = [] {
+    int64_t size = 0;
+#if defined(_SC_LEVEL3_CACHE_SIZE)
+    size = sysconf(_SC_LEVEL3_CACHE_SIZE);
+#endif
+    return size > 0 ? size : int64_t{32} << 20;
+  }();
+  return bytes;
+}
+
 template <class Array>
 std::vector<int64_t> vector_of(const Array& a) {
   return {a.begin(), a.end()};
@@ -153,6 +166,10 @@ Tensor new_output(const Tensor& x, const std::vector<int64_t>& sizes) {
   return t.has_value() ? *t : torch::stable::new_empty(x, sizes);
 }
 
+// Measured (EPYC 9005 VM, last cache 32 MB, op and a reader of its output, memory touched: time past the cache against
+// through it): 13.5 MB 1.03 warm, 0.94 cold; 27 MB 0.94, 0.85; 54 MB 0.84, 0.89; 108 MB 0.89, 0.87.
+bool beyond_cache(int64_t bytes) { return bytes >= last_cache().load(std::memory_order_relaxed) / 4 * 3; }
+
 }  // namespace vdiff
 
 // Plain C symbols for ctypes, not for the operator path.
@@ -170,5 +187,10 @@ __attribute__((visibility("default"))) void vdiff_fast_release_memory() {
 #if defined(__linux__)
   vdiff::IdleBlocks::get().release(0);
 #endif
+}
+
+// For tests: as if the last cache had this size; the size before.
+__attribute__((visibility("default"))) int64_t vdiff_fast_set_last_cache(int64_t bytes) {
+  return vdiff::last_cache().exchange(bytes);
 }
 }

@@ -10,4 +10,8 @@ namespace vdiff {
 Tensor output_like(const Tensor& x);  // x is dense; its strides are kept
 Tensor new_output(const Tensor& x, const std::vector<int64_t>& sizes);
 
+// Whether a call that reads and writes this many bytes leaves nothing of its output in the last cache for the next to
+// find: its stores can go past the cache then.
+bool beyond_cache(int64_t bytes);
+
 }  // namespace vdiff

@@ -78,15 +78,14 @@ class Row:
 def groups(
     device: torch.device, dtypes: tuple[torch.dtype, ...] | None = None, op: str | None = None
 ) -> Iterator[Group]:
-    """Every group of every op; float32 (and bfloat16 on a GPU) where no dtypes are given."""
-    chosen = dtypes or ((torch.bfloat16, torch.float32) if device.type == "cuda" else (torch.float32,))
+    """Every group of every op; where no dtypes are given, bfloat16 and float32 on a GPU, the case's own on a CPU."""
     for spec in ops.specs():
         if op is not None and spec.name != op:
             continue
         for case in spec.bench():
             if device.type == "cpu" and "gpu" in case.tags:
                 continue
-            for dtype in chosen:
+            for dtype in dtypes or ((torch.bfloat16, torch.float32) if device.type == "cuda" else case.cpu_dtypes):
                 for direction in DIRECTIONS:
                     yield Group(spec, case, dtype, direction)
 

@@ -22,7 +22,8 @@ Tensor forward(const Tensor& residual, const Tensor& branch, const Tensor& gate)
                         vdiff::run_vectors(gate),
                         y.data_ptr(),
                         nullptr,
-                        nullptr};
+                        nullptr,
+                        vdiff::beyond_cache(3 * y.numel() * y.element_size())};
   vdiff::run_forward(kernels_for(residual), a);
   return y;
 }
@@ -37,7 +38,8 @@ std::tuple<Tensor, Tensor> backward(const Tensor& dy, const Tensor& branch, cons
                         vdiff::run_vectors(gate),
                         dbranch.data_ptr(),
                         dgate.data_ptr(),
-                        partial.data_ptr()};
+                        partial.data_ptr(),
+                        vdiff::beyond_cache(3 * dbranch.numel() * dbranch.element_size())};
   vdiff::run_backward(kernels_for(branch), a);
   return {dbranch, dgate};
 }

@@ -8,25 +8,32 @@ namespace {
 template <class T>
 struct Kernels : Columns<T> {
   using Base = Columns<T>;
-  using Base::each_vector, Base::get, Base::put;
+  using Base::each_vector, Base::get;
   using typename Base::Real;
   using typename Base::V;
   // Rows that share a pass over the column sums.
   static constexpr int kBlock = 4;
 
-  static void forward(const GatedResidual& a, int64_t begin, int64_t end) {
+  static bool past_cache(const GatedResidual& a) { return a.past_cache && whole_vectors((const T*)a.y, a.runs.width); }
+
+  template <bool kPast>
+  static void forward_as(const GatedResidual& a, int64_t begin, int64_t end) {
     const int64_t n = a.runs.width;
     for (int64_t row = begin; row < end; ++row) {
       const T *residual = (const T*)a.residual + row * n, *branch = (const T*)a.branch + row * n;
       const T* gate = a.gate.at<T>(a.runs, row / a.runs.length);
       T* y = (T*)a.y + row * n;
       each_vector(n, [&](int64_t i, int lanes) {
-        put(y + i, fma(get(gate + i, lanes), get(branch + i, lanes), get(residual + i, lanes)), lanes);
+        store_output<kPast>(y + i, fma(get(gate + i, lanes), get(branch + i, lanes), get(residual + i, lanes)), lanes);
       });
     }
+    if constexpr (kPast) stores_done();
+  }
+  static void forward(const GatedResidual& a, int64_t begin, int64_t end) {
+    (past_cache(a) ? forward_as<true> : forward_as<false>)(a, begin, end);
   }
 
-  template <int kRows>
+  template <int kRows, bool kPast>
   static void backward_rows(const GatedResidual& a, int64_t row, int64_t run, Real* sums) {
     const int64_t n = a.runs.width, at = row * n;
     const T *dy = (const T*)a.residual + at, *branch = (const T*)a.branch + at, *gate = a.gate.at<T>(a.runs, run);
@@ -36,7 +43,7 @@ struct Kernels : Columns<T> {
       V sum{};
       for (int r = 0; r < kRows; ++r) {
         const V g = get(dy + r * n + i, lanes);
-        put(dbranch + r * n + i, g * k, lanes);
+        store_output<kPast>(dbranch + r * n + i, g * k, lanes);
         sum = fma(g, get(branch + r * n + i, lanes), sum);
       }
       store(sums + i, load(sums + i) + sum);
@@ -45,18 +52,23 @@ struct Kernels : Columns<T> {
 
   static int64_t scratch(int64_t width) { return Base::padded(width) * static_cast<int64_t>(sizeof(Real)); }
 
-  static void backward(const GatedResidual& a, int64_t part, void* memory) {
+  template <bool kPast>
+  static void backward_as(const GatedResidual& a, int64_t part, void* memory) {
     const Runs& runs = a.runs;
     const int64_t n = runs.width, end = runs.first_row(part + 1);
     Real* sums = (Real*)memory;
     for (int64_t row = runs.first_row(part); row < end;) {
       const int64_t run = row / runs.length, stop = (run + 1) * runs.length < end ? (run + 1) * runs.length : end;
       Base::clear(sums, Base::padded(n));
-      for (; row + kBlock <= stop; row += kBlock) backward_rows<kBlock>(a, row, run, sums);
-      for (; row < stop; ++row) backward_rows<1>(a, row, run, sums);
+      for (; row + kBlock <= stop; row += kBlock) backward_rows<kBlock, kPast>(a, row, run, sums);
+      for (; row < stop; ++row) backward_rows<1, kPast>(a, row, run, sums);
       if (runs.cuts == 1) write_run(a, run, sums);
     }
     if (runs.cuts > 1) __builtin_memcpy((Real*)a.partial + part * n, sums, n * sizeof(Real));
+    if constexpr (kPast) stores_done();
+  }
+  static void backward(const GatedResidual& a, int64_t part, void* memory) {
+    (past_cache(a) ? backward_as<true> : backward_as<false>)(a, part, memory);
   }
 
   template <class Sum>

@@ -14,6 +14,8 @@ struct GatedResidual {
   void *y, *dgate;
   // Sums of dy * branch per part where runs are cut.
   void* partial;
+  // Whether y leaves the cache before anybody reads it.
+  bool past_cache;
 };
 
 struct GatedResidualKernels {

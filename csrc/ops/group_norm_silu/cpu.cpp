@@ -172,6 +172,7 @@ class Forward {
         mean_(vdiff::mutable_data<Real>(mean)),
         rstd_(vdiff::mutable_data<Real>(rstd)),
         eps_(eps),
+        past_cache_(vdiff::beyond_cache(2 * y.numel() * plan.element)),
         runs_(plan.channels_last ? 0 : plan.blocks * plan.parts),
         columns_(plan.channels_last ? plan.blocks * plan.parts * 2 * plan.channels : 0) {}
 
@@ -227,7 +228,7 @@ class Forward {
   void apply_runs(int64_t block, int64_t part) {
     vdiff::group_norm::each_chunk(plan_, block, part, [&](const Chunk& k) {
       kernels_.apply_runs(x_.run(k), y_.run(k), plan_.row_stride(), k.rows, k.end - k.begin,
-                          coefficients_.affine(k.segment, k.c), plan_.silu, plan_.group_bytes());
+                          coefficients_.affine(k.segment, k.c), plan_.silu, plan_.group_bytes(), past_cache_);
     });
   }
 
@@ -279,7 +280,7 @@ class Forward {
       const int64_t channels = plan_.source_channels[s];
       kernels_.apply_columns(x_.row(s, rows.segment, rows.begin), channels,
                              y_.row(rows.segment, rows.begin, x_.first(s)), plan_.channels, rows.end - rows.begin,
-                             channels, coefficients_.affine(rows.segment, x_.first(s)), plan_.silu);
+                             channels, coefficients_.affine(rows.segment, x_.first(s)), plan_.silu, past_cache_);
     }
   }
 
@@ -297,6 +298,7 @@ class Forward {
   Joint y_;
   Real *mean_, *rstd_;
   double eps_;
+  bool past_cache_;
   std::vector<Moments> runs_;
   std::vector<double> columns_;
 };

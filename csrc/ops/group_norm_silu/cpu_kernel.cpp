@@ -156,20 +156,23 @@ struct Kernels {
     __builtin_prefetch(reinterpret_cast<const char*>(p) + ahead, 0, 2);
   }
 
-  template <bool kSilu>
+  template <bool kSilu, bool kPast>
   static void apply_runs_as(const T* x, T* y, int64_t stride, int64_t rows, int64_t n, Affine<Real> affine,
                             int64_t ahead) {
     for (int64_t row = 0; row < rows; ++row, x += stride, y += stride) {
       const V center = V{} + affine.center[row], slope = V{} + affine.slope[row], offset = V{} + affine.offset[row];
       each_vector(n, [&](int64_t i, int lanes) {
         fetch(x + i, ahead);
-        put(y + i, activate<kSilu, kNarrow>(fma(get(x + i, lanes) - center, slope, offset)), lanes);
+        store_output<kPast>(y + i, activate<kSilu, kNarrow>(fma(get(x + i, lanes) - center, slope, offset)), lanes);
       });
     }
+    if constexpr (kPast) stores_done();
   }
   static void apply_runs(const void* x, void* y, int64_t stride, int64_t rows, int64_t n, Affine<Real> affine,
-                         bool silu, int64_t ahead) {
-    (silu ? apply_runs_as<true> : apply_runs_as<false>)((const T*)x, (T*)y, stride, rows, n, affine, ahead);
+                         bool silu, int64_t ahead, bool past_cache) {
+    const bool past = past_cache && whole_vectors((const T*)y, n) && whole_vectors((const T*)y, stride);
+    (silu ? past ? apply_runs_as<true, true> : apply_runs_as<true, false>
+          : apply_runs_as<false, false>)((const T*)x, (T*)y, stride, rows, n, affine, ahead);
   }
 
   static inline V preactivation(V x, Affine<Real> affine, int64_t c, int lanes, V& centered) {
@@ -177,7 +180,7 @@ struct Kernels {
     return fma(centered, get_real(affine.slope + c, lanes), get_real(affine.offset + c, lanes));
   }
 
-  template <bool kSilu>
+  template <bool kSilu, bool kPast>
   static void apply_columns_as(const T* x, int64_t stride, T* y, int64_t y_stride, int64_t rows, int64_t n,
                                Affine<Real> affine) {
     for (int64_t row = 0; row < rows; ++row) {
@@ -185,13 +188,17 @@ struct Kernels {
       T* to = y + row * y_stride;
       each_vector(n, [&](int64_t c, int lanes) {
         V centered;
-        put(to + c, activate<kSilu, kNarrow>(preactivation(get(from + c, lanes), affine, c, lanes, centered)), lanes);
+        const V z = preactivation(get(from + c, lanes), affine, c, lanes, centered);
+        store_output<kPast>(to + c, activate<kSilu, kNarrow>(z), lanes);
       });
     }
+    if constexpr (kPast) stores_done();
   }
   static void apply_columns(const void* x, int64_t stride, void* y, int64_t y_stride, int64_t rows, int64_t n,
-                            Affine<Real> affine, bool silu) {
-    (silu ? apply_columns_as<true> : apply_columns_as<false>)((const T*)x, stride, (T*)y, y_stride, rows, n, affine);
+                            Affine<Real> affine, bool silu, bool past_cache) {
+    const bool past = past_cache && whole_vectors((const T*)y, n) && whole_vectors((const T*)y, y_stride);
+    (silu ? past ? apply_columns_as<true, true> : apply_columns_as<true, false>
+          : apply_columns_as<false, false>)((const T*)x, stride, (T*)y, y_stride, rows, n, affine);
   }
 
   // --- backward

@@ -27,11 +27,12 @@ struct GroupNormKernels {
   void (*moments_run)(const void* x, int64_t n, double* moments);
   void (*moments_columns)(const void* x, int64_t stride, int64_t rows, int64_t n, double* mean, double* squares,
                           Real* scratch);
+  // `past_cache`: nobody finds y in the cache anyway.
   // `ahead` bytes further lies what is read next: it is fetched into cache meanwhile.
   void (*apply_runs)(const void* x, void* y, int64_t stride, int64_t rows, int64_t n, Affine<Real> affine, bool silu,
-                     int64_t ahead);
+                     int64_t ahead, bool past_cache);
   void (*apply_columns)(const void* x, int64_t stride, void* y, int64_t y_stride, int64_t rows, int64_t n,
-                        Affine<Real> affine, bool silu);
+                        Affine<Real> affine, bool silu, bool past_cache);
   // Adds sum g, sum g * (x - center), sum (x - center): three sums a row of runs, three arrays for columns. Where dx
   // holds a Real and there is a SiLU, g is left in dx, and the gradient kernels take it from there.
   void (*sums_runs)(const void* dy, const void* x, void* dx, int64_t stride, int64_t rows, int64_t n,

@@ -148,6 +148,7 @@ def bench() -> Iterator[BenchCase]:
                 bytes_forward=2 * 4 * elements,
                 bytes_backward=3 * 4 * elements,
                 tags=("gpu",) if layer.gpu else (),
+                cpu_dtypes=(torch.float32, torch.bfloat16),
             )
 
 
