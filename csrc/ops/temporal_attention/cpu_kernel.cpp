@@ -119,7 +119,7 @@ struct Problem {
       item = after;
     }
     traffic.move(buffers[(end - begin - 1) & 1], &before, nullptr, 0, rows);
-    if (args.streamed) finish_stream();
+    if (args.streamed) stores_done();
   }
 
   // RMS norm and rotation of the rows of q or k; unit rows and their scales are kept where asked for.

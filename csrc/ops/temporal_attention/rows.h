@@ -37,32 +37,10 @@ inline void read_row(const T* from, float* to, int64_t d) {
 }
 inline void read_row(const double* from, double* to, int64_t d) { __builtin_memcpy(to, from, d * sizeof(double)); }
 
-// Past the caches, which then do not read the line first.
-inline void stream(float* p, vfloat v) {
-#if defined(__AVX512F__)
-  _mm512_stream_ps(p, (__m512)v);
-#elif defined(__AVX2__)
-  _mm256_stream_ps(p, (__m256)v);
-#else
-  store(p, v);
-#endif
-}
-template <class T>
-inline void stream(T* p, vfloat v) {
-  store(p, v);
-}
-
-// Makes streamed rows visible to the threads that come after.
-inline void finish_stream() {
-#if defined(__AVX2__)
-  _mm_sfence();
-#endif
-}
-
 template <class T>
 inline void write_row(const float* from, T* to, int64_t d, bool streamed) {
   if (streamed) {
-    for (int64_t i = 0; i < d; i += kLanes) stream(to + i, load(from + i));
+    for (int64_t i = 0; i < d; i += kLanes) store_past_cache(to + i, load(from + i));
     return;
   }
   int64_t i = 0;
