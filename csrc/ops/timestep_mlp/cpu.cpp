@@ -1,7 +1,7 @@
 #include <tuple>
 #include <vector>
 
-#include "cpu/huge_pages.h"
+#include "cpu/output_memory.h"
 #include "cpu/tensor.h"
 #include "ops/timestep_embedding/times.h"
 #include "ops/timestep_mlp/kernel.h"
@@ -95,7 +95,7 @@ void run(const vdiff::LinearGradient& args, void* dx, int64_t share_bytes) {
 
 Tensor gradient_of(const Tensor& w, bool needed, std::vector<int64_t> shape) {
   if (!needed) shape = {0};
-  return vdiff::with_huge_pages(torch::stable::new_empty(w, shape));
+  return vdiff::new_output(w, shape);
 }
 
 void* place(const Tensor& t) { return t.numel() == 0 ? nullptr : t.data_ptr(); }

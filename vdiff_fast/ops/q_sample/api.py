@@ -114,8 +114,6 @@ def q_sample(
     steps = t.float() if t.is_floating_point() else t
     signal, noise_scale = schedule.sqrt_alphas_cumprod, schedule.sqrt_one_minus_alphas_cumprod
     steps = steps.contiguous()
-    if not (torch.is_grad_enabled() and (x0.requires_grad or (noise is not None and noise.requires_grad))):
-        return _KERNELS[backend].q_sample(x0, steps, signal, noise_scale, noise, key, offset, word, *frames)
     return _dispatch.apply(_QSample, x0, noise, steps, signal, noise_scale, key, offset, word, frames, backend)
 
 
