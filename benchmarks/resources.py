@@ -63,7 +63,9 @@ def _demangled(names: list[str]) -> list[str]:
     if filter_ is None or not names:
         return names
     out = subprocess.run([filter_], input="\n".join(names), capture_output=True, text=True, check=True).stdout
-    return [re.sub(r"\(anonymous namespace\)::|^void ", "", name).split("(")[0] for name in out.splitlines()]
+    # Also the type of an enumeration's value, whose parenthesis is not that of the parameters.
+    noise = r"\(anonymous namespace\)::|^void |\([\w:]+\)(?=\d)|\(bool\)"
+    return [re.sub(noise, "", name).split("(")[0] for name in out.splitlines()]
 
 
 def library_usage(path: Path) -> list[Usage]:

@@ -11,6 +11,7 @@ using namespace norm;
 constexpr int kMostChannels = 512, kMostRows = 128;  // that a block takes of channels-last rows, of contiguous ones
 constexpr int kMostShares = 8;                       // the largest portable cluster
 constexpr int kDepth = 4;                            // packs of a lane between two reductions over a contiguous row
+constexpr int64_t kReservedBytes = 1 << 10;          // of shared memory, that the chip takes for every block
 constexpr int64_t kSplitBytes = 32 << 10;            // of x that a block takes where no cluster holds the unit
 constexpr int64_t kFewBytes = 16 << 10;              // a block with less is cut no further
 
@@ -186,7 +187,7 @@ inline void choose(Shape& s, const Device& device, bool backward, bool on_packs)
     const bool fills = one.blocks() >= device.multiprocessors, few = one.data_bytes(backward) <= kFewBytes;
     if (!device.clusters && !fills && !few) break;
     best = one, best.resident = true;
-    if (few || (fills && 2 * bytes <= device.shared_bytes)) break;
+    if (few || (fills && 2 * bytes + kReservedBytes <= device.shared_bytes)) break;
   }
   if (best.resident) {
     s = best;
