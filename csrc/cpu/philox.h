@@ -16,6 +16,9 @@ struct Four {
   vfloat v[4];
 };
 
+// A call would spill the vectors around it and end the overlap of one counter's chain with the next one's.
+#define VDIFF_INLINE inline __attribute__((always_inline))
+
 // Product of the low halves; whatever lies in the high halves is ignored.
 inline vulong multiply(vulong a, uint32_t m) {
   const vulong b = vulong{} + m;
@@ -84,14 +87,14 @@ inline vfloat horner(vfloat x, const float (&coefficients)[N]) {
   return value;
 }
 
-inline vfloat radius(vuint word) {
+VDIFF_INLINE vfloat radius(vuint word) {
   const vfloat u = to_float(word) * 0x1p-32f + 0x1p-33f;
   const vint b = bits(u), exponent = (b - kTwoThirds) >> 23;
   const vfloat f = from_bits(b - (exponent << 23)) - 1.0f;
   return square_root(f * horner(f, kLog) + __builtin_convertvector(exponent, vfloat) * kMinus2Ln2);
 }
 
-inline void polar(vfloat r, vuint word, vfloat& first, vfloat& second) {
+VDIFF_INLINE void polar(vfloat r, vuint word, vfloat& first, vfloat& second) {
   const vuint quadrant = (word + (1u << 29)) >> 30;
   const vfloat x = __builtin_convertvector((vint)(word - (quadrant << 30)), vfloat) * kAngle, z = x * x;
   const vint sine = bits(x + (x * z) * horner(z, kSin));
@@ -119,7 +122,7 @@ class Draw {
   }
 
   // Lane i holds the four normals of counter quad + (its place) * stride.
-  Four operator()(uint64_t quad) const {
+  VDIFF_INLINE Four operator()(uint64_t quad) const {
     vulong a[4] = {even_ + quad, (even_ + quad) >> 32, vulong{} + sample_, vulong{} + stream_};
     vulong b[4] = {odd_ + quad, (odd_ + quad) >> 32, vulong{} + sample_, vulong{} + stream_};
 #pragma GCC unroll 10
