@@ -98,6 +98,14 @@ def _cell(value: float | None, pattern: str = "{:.2f}") -> str:
     return "not measured" if value is None else pattern.format(value)
 
 
+def _peer_cell(group: dict[str, dict[str, Any]], peer: str) -> str:
+    """Ours against a peer; where it has no time, whether it was wrong or cannot run."""
+    if peer not in group:
+        return ""
+    note = str(group[peer].get("note") or "")
+    return note.split(":")[0] if note else _cell(ratio(group, peer))
+
+
 def markdown_table(rows: Iterable[dict[str, Any]]) -> str:
     """One line a group: our time, the ratio to each peer, GB/s, % of copy, error in units of eager's."""
     groups = by_group(rows)
@@ -109,7 +117,7 @@ def markdown_table(rows: Iterable[dict[str, Any]]) -> str:
         ours = group.get(OURS, {})
         cells = [op, case, dtype, direction, ours.get("backend", "")]
         cells.append(ours["note"] if ours.get("note") else _cell(ours.get("median_ms"), "{:.3f}"))
-        cells += [_cell(ratio(group, peer)) if peer in group else "" for peer in (EAGER, COMPILE, *peers)]
+        cells += [_peer_cell(group, peer) for peer in (EAGER, COMPILE, *peers)]
         cells += [_cell(ours.get("gb_per_s"), "{:.1f}"), _cell(ours.get("percent_of_copy"), "{:.0f}")]
         cells.append(_cell(ours.get("error_in_eager_units")))
         lines.append("| " + " | ".join(cells) + " |")
