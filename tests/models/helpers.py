@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 import vdiff_fast as vf
+from tests.checks import relative_error, unit_roundoff
 
 SMALL: dict[str, Any] = {
     "channels": (16, 32),
@@ -59,3 +61,20 @@ def gradients(model: torch.nn.Module, x: Tensor, t: Tensor, **conditions: Any) -
     y = model(x, t, **conditions)
     cotangent = torch.randn(y.shape, generator=torch.Generator().manual_seed(9), dtype=torch.float64).to(y.dtype)
     return y.detach(), list(torch.autograd.grad(y, [x, *model.parameters()], cotangent))
+
+
+def assert_as_close_as_the_reference(
+    model: torch.nn.Module, part: Callable[[str, Tensor], Tensor] = lambda _, value: value
+) -> None:
+    """Output and every gradient (`part` of it) of the fused backends, in units of the reference's error in float32."""
+    x, t = video(), steps()
+    fused = gradients(model, x, t)
+    with vf.use_backend("reference"):
+        eager = gradients(model, x, t)
+        exact = gradients(model.double(), x.double(), t)
+    names = ["output", "x", *(name for name, _ in model.named_parameters())]
+    floor = 8 * unit_roundoff(torch.float32)
+    for name, *values in zip(names, *([result, *grads] for result, grads in (fused, eager, exact))):
+        f, e, z = (part(name, value) for value in values)
+        error, allowed = relative_error(f, z), 2 * max(relative_error(e, z), floor)
+        assert error <= allowed, f"{name}: relative error {error:.2e} > {allowed:.2e}"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -12,8 +14,6 @@ from tests.models.helpers import SMALL, SMALL_DIT, small_dit, small_unet, steps,
 from vdiff_fast import _library
 
 SHAPE = (2, 3, 4, 24, 16)
-# The smallest activation of the network; the video itself has fewer elements, and may be copied into place once.
-SMALLEST = SMALL["channels"][1] * 2 * 4 * 12 * 8
 
 needs_kernels = pytest.mark.skipif(_library.CPU.reason is not None, reason="the CPU kernels are not built")
 
@@ -37,43 +37,25 @@ def test_the_counter_sees_copies_and_overlooks_casts_and_biases() -> None:
     assert layout_copies(lambda: (x.bfloat16(), linear(x)), 1) == []
 
 
-@needs_kernels
-@pytest.mark.parametrize("injection", ["input", "blocks"])
-@pytest.mark.parametrize("expanded", [False, True], ids=["dense_gradient", "expanded_gradient"])
-@pytest.mark.parametrize("channels_last", [True, False], ids=["channels_last", "ncthw"])
-@pytest.mark.parametrize("autocast", [False, True], ids=["fp32", "bf16_autocast"])
-def test_no_layout_copies(autocast: bool, channels_last: bool, expanded: bool, injection: str) -> None:
-    model = small_unet(num_classes=3, context_dim=6, cond_channels=4, condition_injection=injection, grid=True)
-    x, t, labels = video(SHAPE), steps(), torch.tensor([0, 3])
-    context, cond = video((2, 5, 6), 1), video((2, 4, *SHAPE[2:]), 2)
-    if channels_last:
-        x = x.contiguous(memory_format=torch.channels_last_3d)
-
-    def run() -> None:
-        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-            y = model(x, t, y=labels, context=context, cond=cond)
-        loss = y.sum() if expanded else y.square().mean()
-        loss.backward()
-
-    run()
-    assert layout_copies(run, SMALLEST) == []
+UNETS = [{"condition_injection": injection, "grid": True} for injection in ("input", "blocks")]
+TRANSFORMERS = [
+    {"attention": "interleaved", "patch": (1, 2, 2), "condition_injection": "blocks"},
+    {"attention": "divided", "patch": (2, 2, 2), "condition_injection": "input"},
+    {"attention": "joint", "patch": (1, 2, 2), "condition_injection": "blocks"},
+]
+CASES = [(small_unet, options) for options in UNETS]
+CASES += [(small_dit, {"positions": "rope", "qk_norm": True} | options) for options in TRANSFORMERS]
 
 
 @needs_kernels
 @pytest.mark.parametrize("expanded", [False, True], ids=["dense_gradient", "expanded_gradient"])
 @pytest.mark.parametrize("channels_last", [True, False], ids=["channels_last", "ncthw"])
 @pytest.mark.parametrize("autocast", [False, True], ids=["fp32", "bf16_autocast"])
-@pytest.mark.parametrize(
-    ("attention", "patch", "injection"),
-    [("interleaved", (1, 2, 2), "blocks"), ("divided", (2, 2, 2), "input"), ("joint", (1, 2, 2), "blocks")],
-)
-def test_no_layout_copies_in_a_transformer(
-    attention: str, patch: tuple[int, int, int], injection: str, autocast: bool, channels_last: bool, expanded: bool
+@pytest.mark.parametrize(("make", "options"), CASES)
+def test_no_layout_copies(
+    make: Any, options: dict[str, Any], autocast: bool, channels_last: bool, expanded: bool
 ) -> None:
-    model = small_dit(
-        attention=attention, patch=patch, positions="rope", qk_norm=True, num_classes=3, context_dim=6, cond_channels=4,
-        condition_injection=injection,
-    )  # fmt: skip
+    model = make(num_classes=3, context_dim=6, cond_channels=4, **options)
     x, t, labels = video(SHAPE), steps(), torch.tensor([0, 3])
     context, cond = video((2, 5, 6), 1), video((2, 4, *SHAPE[2:]), 2)
     if channels_last:
@@ -86,5 +68,12 @@ def test_no_layout_copies_in_a_transformer(
         loss.backward()
 
     run()
-    tokens = x[:, 0].numel() // (patch[0] * patch[1] * patch[2])
-    assert layout_copies(run, tokens * SMALL_DIT["width"]) == []
+    assert layout_copies(run, smallest_activation(options)) == []
+
+
+def smallest_activation(options: dict[str, Any]) -> int:
+    """Elements; the video itself has fewer, and may be copied into place once."""
+    b, _, t, h, w = SHAPE
+    if "patch" in options:
+        return b * t * h * w // math.prod(options["patch"]) * SMALL_DIT["width"]
+    return SMALL["channels"][1] * b * t * (h // 2) * (w // 2)

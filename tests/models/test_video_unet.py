@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import vdiff_fast as vf
-from tests.checks import relative_error, unit_roundoff
-from tests.models.helpers import gradients, small_unet, steps, video
+from tests.checks import relative_error
+from tests.models.helpers import assert_as_close_as_the_reference, gradients, small_unet, steps, video
 from vdiff_fast.models import VideoUNet
 
 
@@ -107,17 +107,7 @@ def test_gradient_checkpointing_changes_no_gradient() -> None:
 
 
 def test_fused_backends_are_as_close_to_float64_as_the_reference() -> None:
-    """Output and every gradient, in units of the error that the reference makes in float32."""
-    model, x, t = small_unet(), video(), steps()
-    fused = gradients(model, x, t)
-    with vf.use_backend("reference"):
-        eager = gradients(model, x, t)
-        exact = gradients(model.double(), x.double(), t)
-    names = ["output", "x", *(name for name, _ in model.named_parameters())]
-    floor = 8 * unit_roundoff(torch.float32)
-    for name, f, e, z in zip(names, [fused[0], *fused[1]], [eager[0], *eager[1]], [exact[0], *exact[1]]):
-        error, allowed = relative_error(f, z), 2 * max(relative_error(e, z), floor)
-        assert error <= allowed, f"{name}: relative error {error:.2e} > {allowed:.2e}"
+    assert_as_close_as_the_reference(small_unet())
 
 
 def test_bf16_autocast_returns_the_dtype_of_x() -> None:
