@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vdiff_fast.bench.report import environment
+from vdiff_fast.data import to_unit_range
 from vdiff_fast.training.build import build_dataset
 from vdiff_fast.training.generate import TrainedRun, class_labels, draw_samples, load_run
 
@@ -56,10 +57,13 @@ def measure(run: TrainedRun, count: int, steps: int, guidance: float, seed: int)
         )  # fmt: skip
     digits, likeness = read(videos.cpu(), *handwriting(run))
     right = digits == labels.cpu()[:, None]
+    dataset: Any = build_dataset(run.config.data, run.config.seed)
+    clips = to_unit_range(torch.stack([dataset[i]["video"] for i in range(min(count, len(dataset)))]))
     return {
         "step": run.step, "videos": count, "sampling_steps": steps, "guidance": guidance, "seed": seed,
         "frames_right": float(right.double().mean()), "videos_right": float(right.all(1).double().mean()),
         "likeness_mean": float(likeness.mean()), "likeness_lowest": float(likeness.min()),
+        "likeness_of_training_clips": float(read(clips, *handwriting(run))[1].mean()),
     }  # fmt: skip
 
 
