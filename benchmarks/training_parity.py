@@ -37,7 +37,7 @@ def losses(backend: str | None, steps: int, *, frames: int, size: int, batch: in
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
-            history.append(float(loss))
+            history.append(float(loss.detach()))
     return history
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 import vdiff_fast as vf
 from vdiff_fast import _library
+from vdiff_fast.bench.measure import peak_bytes
 
 pytestmark = pytest.mark.skipif(_library.CPU.reason is not None, reason=f"needs CPU kernels: {_library.CPU.reason}")
 
@@ -122,3 +123,10 @@ def test_threads_share_it() -> None:
     with ThreadPoolExecutor(4) as pool:
         assert all(pool.map(work, range(1, 5)))
     assert _library.idle_memory() <= 1024 * MB
+
+
+def test_measured_memory_counts_large_outputs() -> None:
+    x = torch.zeros(8, 4, MB // 16)
+    assert peak_bytes(lambda: vf.ops.group_norm_silu(x, 4), x.device) >= x.nbytes
+    assert output(8).data_ptr() % (2 * MB) == 0
+    assert _library.idle_memory() == 8 * MB

@@ -15,6 +15,9 @@ namespace {
 
 constexpr size_t kPage = size_t{2} << 20, kSmallest = 2 * kPage;
 
+// Off while memory is measured: torch's profiler sees only what torch itself hands out.
+std::atomic<bool> own_blocks{true};
+
 #if defined(__linux__)
 
 struct Block {
@@ -116,7 +119,7 @@ std::optional<Tensor> from_block(const Tensor& x, const std::vector<int64_t>& si
                                  const std::vector<int64_t>& strides) {
   size_t bytes = x.element_size();
   for (const int64_t size : sizes) bytes *= static_cast<size_t>(size);
-  if (bytes < kSmallest) return std::nullopt;
+  if (bytes < kSmallest || !own_blocks.load(std::memory_order_relaxed)) return std::nullopt;
   bytes = (bytes + kPage - 1) / kPage * kPage;
   IdleBlocks& idle = IdleBlocks::get();
   Block block = idle.take(bytes);
@@ -187,6 +190,11 @@ __attribute__((visibility("default"))) void vdiff_fast_release_memory() {
 #if defined(__linux__)
   vdiff::IdleBlocks::get().release(0);
 #endif
+}
+
+// Whether large outputs come from blocks of this library; what held before.
+__attribute__((visibility("default"))) int vdiff_fast_set_own_blocks(int on) {
+  return vdiff::own_blocks.exchange(on != 0);
 }
 
 // For tests: as if the last cache had this size; the size before.

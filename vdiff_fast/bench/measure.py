@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from vdiff_fast import _library
+
 Call = Callable[[], object]
 
 
@@ -126,7 +128,8 @@ def peak_bytes(call: Call, device: torch.device) -> int:
 def _host_peak_bytes(call: Call) -> int:
     """The profiler's records of the CPU allocator, added up in their order: kernels in C++ allocate through it too."""
     activities = [torch.profiler.ProfilerActivity.CPU]
-    with torch.profiler.profile(activities=activities, profile_memory=True, acc_events=True) as profile:
+    profiler = torch.profiler.profile(activities=activities, profile_memory=True, acc_events=True)
+    with _library.torch_memory(), profiler as profile:
         result = call()
     del result
     records = profile.profiler.kineto_results.events()  # type: ignore[union-attr]
