@@ -355,7 +355,7 @@ def test_guidance_of_higher_order(name: str, rescale: float) -> None:
     theirs = exact_tables(kinds[name](beta_start=1e-4, beta_end=0.02), LINEAR)
     theirs.set_timesteps(8)
     theirs.sigmas = theirs.sigmas.double()
-    table = sampler_table(LINEAR, name, 8, guidance=lambda done: 7.5 - 5 * done)
+    table = sampler_table(LINEAR, name, 8, spacing="linspace", guidance=lambda done: 7.5 - 5 * done)
     scale = (1 + theirs.sigmas**2).sqrt() if name == "heun" else torch.ones(table.steps + 1, dtype=torch.float64)
     generator = torch.Generator().manual_seed(2)
     x, axes = torch.randn(SHAPE, generator=generator), (1, 2, 3, 4)

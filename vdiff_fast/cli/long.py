@@ -16,7 +16,7 @@ Run = Annotated[Path, typer.Argument(help="Folder of a run trained with masks.")
 Out = Annotated[Path, typer.Option(help="File to write: .mp4 or .gif.")]
 Steps = Annotated[int, typer.Option(min=1, help="Sampling steps of every clip.")]
 Sampler = Annotated[str, typer.Option(help="ddim, ddpm, dpmpp_2m, euler, ...")]
-Spacing = Annotated[str, typer.Option(help="leading, trailing, linspace or karras.")]
+Spacing = Annotated[str, typer.Option(help="leading, trailing, linspace, karras or edm.")]
 Seed = Annotated[int, typer.Option(help="The same seed gives the same video.")]
 Label = Annotated[int | None, typer.Option(help="Class label, for a run with labels.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Clips denoised side by side.")]

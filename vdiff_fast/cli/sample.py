@@ -22,7 +22,7 @@ def sample(
     num: Annotated[int, typer.Option(min=1, help="How many videos.")] = 1,
     steps: Annotated[int, typer.Option(min=1, help="Sampling steps.")] = 50,
     sampler: Annotated[str, typer.Option(help="ddim, ddpm, dpmpp_2m, dpmpp_2m_sde, unipc, euler or heun.")] = "ddim",
-    spacing: Annotated[str | None, typer.Option(help="leading, trailing, linspace or karras.")] = None,
+    spacing: Annotated[str | None, typer.Option(help="leading, trailing, linspace, karras or edm.")] = None,
     churn: Annotated[
         str | None, typer.Option(help="S_CHURN[:S_TMIN:S_TMAX[:S_NOISE]], noise that heun and euler put back (EDM).")
     ] = None,

@@ -26,6 +26,13 @@ DEFAULT_SPACING = {
     "euler": "linspace",
     "heun": "linspace",
 }
+
+
+def default_spacing(sampler: str, schedule: NoiseSchedule) -> str:
+    """That of diffusers' scheduler; of Heun, which is EDM's, the paper's where sigma / signal has no other bound."""
+    return "edm" if sampler == "heun" and schedule.kind != "flow" else DEFAULT_SPACING[sampler]
+
+
 VARIANCES = ("fixed_small", "fixed_large")
 Guidance = float | Sequence[float] | Callable[[float], float]
 
@@ -282,7 +289,8 @@ def sampler_table(
         target: what the model predicts: "noise", "v", "x0", "flow".
         eta: share of DDPM's noise that ddim and euler add: 0 none, 1 ancestral.
         churn: noise that euler and heun put back before every step, see `Churn`.
-        spacing: "leading", "trailing", "linspace", "karras"; by default what diffusers takes for the sampler.
+        spacing: "leading", "trailing", "linspace", "karras", "edm"; by default what diffusers takes for the sampler,
+            but "edm", its paper's, for heun unless it solves a flow.
         timesteps: times of one's own instead, falling, within [0, schedule.timesteps - 1].
         guidance: scale of classifier-free guidance: one number, one per step, or a function of the share of the
             sampling that is done, from 0 to 1.
@@ -298,13 +306,13 @@ def sampler_table(
     _check(sampler, target, eta, variance, churn)
     if continuous_time and schedule.kind != "flow":
         raise ValueError(f"continuous_time is for flow schedules, whose t is s in [0, 1]; this one is {schedule.name}")
-    chosen = DEFAULT_SPACING[sampler] if spacing is None else spacing
+    chosen = default_spacing(sampler, schedule) if spacing is None else spacing
     if timesteps is not None:
         times = spaced.given_times(schedule, timesteps)
     else:
         times = spaced.spaced_times(schedule, steps, chosen, sampler, steps_offset)
-    rates = _rates_of(schedule, times, log_levels=chosen == "karras")
-    starts = churned(churn, schedule, times, rates.signal, rates.sigma, log_levels=chosen == "karras")
+    rates = _rates_of(schedule, times, log_levels=chosen in spaced.LOG_LEVELS)
+    starts = churned(churn, schedule, times, rates.signal, rates.sigma, log_levels=chosen in spaced.LOG_LEVELS)
     scales = _within(_guidance_of_steps(guidance, len(times)), guidance_interval, rates)
     from_start = replace(rates, signal=starts.signal, sigma=starts.sigma)
     update = _update(schedule, sampler, from_start, target, eta, variance, use_clipped_model_output)

@@ -9,8 +9,13 @@ from torch import Tensor
 
 from vdiff_fast.diffusion.schedule import NoiseSchedule, shifted
 
-SPACINGS = ("leading", "trailing", "linspace", "karras")
+SPACINGS = ("leading", "trailing", "linspace", "karras", "edm")
 KARRAS_RHO = 7.0
+# Karras et al. 2022, table 1. Above 80 a video is nothing but noise, yet Heun's mean of two derivatives over a step
+# that starts at a cosine schedule's sigma / signal of 20,000 ruins it.
+EDM_LEVELS = (0.002, 80.0)
+# Spacings whose times are found between steps by the logarithm of sigma / signal.
+LOG_LEVELS = ("karras", "edm")
 # Solvers whose last interval ends at the clean video, so that linspace and leading leave the first time out.
 _OPEN_ENDED = ("dpmpp_2m", "dpmpp_2m_sde", "unipc")
 # Samplers that diffusers lets visit fractional times.
@@ -22,8 +27,9 @@ def spaced_times(schedule: NoiseSchedule, steps: int, spacing: str, sampler: str
 
     leading: offset + i * (timesteps // steps); trailing: from the last step down by timesteps / steps; linspace: from
     the last step to the first, which DPM-Solver++ and UniPC leave out (their last interval ends at the clean video
-    instead); karras: (Karras et al. 2022, eq. 5) over sigma / signal, of a flow over s. Only Euler, Heun and flow
-    schedules visit fractional positions with linspace and trailing.
+    instead); karras: (Karras et al. 2022, eq. 5) over sigma / signal, of a flow over s; edm: the same within the
+    paper's 0.002 and 80, which schedules of pure noise can take too. Only Euler, Heun and flow schedules visit
+    fractional positions with linspace and trailing.
     """
     total = schedule.timesteps
     if not isinstance(steps, int) or not 1 <= steps <= total:
@@ -40,8 +46,8 @@ def spaced_times(schedule: NoiseSchedule, steps: int, spacing: str, sampler: str
         return times if flow else times.round()
     if spacing == "linspace":
         return _linspace(schedule, steps, open_ended, rounded=not flow and sampler not in _FRACTIONAL)
-    if spacing == "karras":
-        return _karras_times(schedule, steps)
+    if spacing in LOG_LEVELS:
+        return _karras_times(schedule, steps, EDM_LEVELS if spacing == "edm" and not flow else None)
     raise ValueError(f"unknown spacing {spacing!r}; choose from {', '.join(SPACINGS)}")
 
 
@@ -53,13 +59,15 @@ def _linspace(schedule: NoiseSchedule, steps: int, open_ended: bool, rounded: bo
     return times.round() if rounded else times
 
 
-def _karras_times(schedule: NoiseSchedule, steps: int) -> Tensor:
+def _karras_times(schedule: NoiseSchedule, steps: int, bounds: tuple[float, float] | None) -> Tensor:
     flow = schedule.kind == "flow"
     levels = schedule.exact_sigma if flow else schedule.exact_sigma / schedule.exact_signal
+    if bounds is not None:
+        levels = levels.clamp(max(bounds[0], float(levels[0])), bounds[1])
     if not bool(levels.isfinite().all()):
         raise ValueError(
             f"spacing 'karras' needs a signal at every step, but this {schedule.name} schedule ends in pure noise; "
-            "use 'trailing' or 'linspace'"
+            "use 'edm', 'trailing' or 'linspace'"
         )
     inverse = 1 / KARRAS_RHO
     ramp = torch.linspace(0, 1, steps, dtype=torch.float64)
