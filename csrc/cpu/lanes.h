@@ -126,6 +126,21 @@ inline auto sum_lanes(V v) {
   return lanes.at[0];
 }
 
+#if defined(__AVX512F__) || defined(__AVX2__)
+// The same order in registers: through memory it is a chain of stores and loads.
+inline float sum_lanes(vfloat v) {
+#if defined(__AVX512F__)
+  const __m256 high = _mm256_castpd_ps(_mm512_extractf64x4_pd(_mm512_castps_pd((__m512)v), 1));
+  const __m256 eight = _mm256_add_ps(_mm512_castps512_ps256((__m512)v), high);
+#else
+  const __m256 eight = (__m256)v;
+#endif
+  const __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+  const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+  return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
+}
+#endif
+
 #if defined(__AVX512F__)
 // Bits of 2^(i / 32) as float, less i << 18.
 constexpr vint kPowers[2] = {

@@ -380,7 +380,8 @@ class Backward {
     const int64_t first = block % plan_.groups * plan_.per_group;
     vdiff::group_norm::each_chunk(plan_, block, part, [&](const Chunk& k) {
       kernels_.sums_runs(dy_.run(k), x_.run(k), dx_.run(k), plan_.row_stride(), k.rows, k.end - k.begin,
-                         coefficients_.affine(k.segment, k.c), plan_.silu, sums + run_index(k.frame, k.c - first));
+                         coefficients_.affine(k.segment, k.c), plan_.silu, plan_.keeps(),
+                         sums + run_index(k.frame, k.c - first));
     });
   }
 
@@ -405,7 +406,7 @@ class Backward {
       kernels_.sums_columns(dy_.row(rows.segment, rows.begin, first), plan_.channels,
                             x_.row(s, rows.segment, rows.begin), dx_.row(s, rows.segment, rows.begin), channels,
                             rows.end - rows.begin, channels, coefficients_.affine(rows.segment, first), plan_.silu,
-                            sums, sums + plan_.channels, sums + 2 * plan_.channels, scratch.data());
+                            plan_.keeps(), sums, sums + plan_.channels, sums + 2 * plan_.channels, scratch.data());
     }
   }
 
@@ -484,7 +485,7 @@ class Backward {
   void apply_runs(int64_t block, int64_t part) {
     vdiff::group_norm::each_chunk(plan_, block, part, [&](const Chunk& k) {
       kernels_.gradient_runs(dy_.run(k), x_.run(k), dx_.run(k), plan_.row_stride(), k.rows, k.end - k.begin,
-                             coefficients_.affine(k.segment, k.c), gradient(k.segment, k.c), plan_.silu,
+                             coefficients_.affine(k.segment, k.c), gradient(k.segment, k.c), plan_.silu, plan_.keeps(),
                              plan_.group_bytes());
     });
   }
@@ -496,7 +497,7 @@ class Backward {
       kernels_.gradient_columns(dy_.row(rows.segment, rows.begin, first), plan_.channels,
                                 x_.row(s, rows.segment, rows.begin), dx_.row(s, rows.segment, rows.begin), channels,
                                 rows.end - rows.begin, channels, coefficients_.affine(rows.segment, first),
-                                gradient(rows.segment, first), plan_.silu);
+                                gradient(rows.segment, first), plan_.silu, plan_.keeps());
     }
   }
 

@@ -203,30 +203,34 @@ struct Kernels {
 
   // --- backward
 
-  // A SiLU's slope costs most of a pass: g is kept in dx where that rounds nothing.
-  template <bool kSilu>
-  static constexpr bool kKeep = kSilu && !kNarrow;
+  // Where g of the second pass comes from: dy itself, dy times the slope of a SiLU, or dx, where the first pass left
+  // it.
+  enum Source { kPlain, kComputed, kKept };
+  template <class Function>
+  static Function pick(Function plain, Function computed, Function kept, bool silu, bool keep) {
+    return !silu ? plain : keep && !kNarrow ? kept : computed;
+  }
 
-  template <bool kSilu>
+  template <Source kSource>
   static inline V incoming(const T* dy, T* dx, V z, int lanes) {
-    const V g = get(dy, lanes) * activation_slope<kSilu, kNarrow>(z);
-    if constexpr (kKeep<kSilu>) put(dx, g, lanes);
+    const V g = get(dy, lanes) * activation_slope<kSource != kPlain, kNarrow>(z);
+    if constexpr (kSource == kKept) put(dx, g, lanes);
     return g;
   }
-  template <bool kSilu>
+  template <Source kSource>
   static inline V outgoing(const T* dy, const T* dx, V z, int lanes) {
-    if constexpr (kKeep<kSilu>) return get(dx, lanes);
-    return get(dy, lanes) * activation_slope<kSilu, kNarrow>(z);
+    if constexpr (kSource == kKept) return get(dx, lanes);
+    return get(dy, lanes) * activation_slope<kSource != kPlain, kNarrow>(z);
   }
 
-  template <bool kSilu>
+  template <Source kSource>
   static void sums_run(const T* dy, const T* x, T* dx, int64_t n, V center, V slope, V offset, double* sums) {
     for (int64_t done = 0; done < n; done += kRunChunk) {
       V g_sum{}, gx_sum{}, x_sum{};
       each_vector(n - done < kRunChunk ? n - done : kRunChunk, [&](int64_t i, int lanes) {
         V centered = get(x + done + i, lanes) - center;
         if (lanes < kCount) centered = zero_after(centered, lanes);
-        const V g = incoming<kSilu>(dy + done + i, dx + done + i, fma(centered, slope, offset), lanes);
+        const V g = incoming<kSource>(dy + done + i, dx + done + i, fma(centered, slope, offset), lanes);
         g_sum += g;
         gx_sum = fma(g, centered, gx_sum);
         x_sum += centered;
@@ -236,21 +240,22 @@ struct Kernels {
       sums[2] += sum_lanes(x_sum);
     }
   }
-  template <bool kSilu>
+  template <Source kSource>
   static void sums_runs_as(const T* dy, const T* x, T* dx, int64_t stride, int64_t rows, int64_t n, Affine<Real> affine,
                            double* sums) {
     for (int64_t row = 0; row < rows; ++row) {
-      sums_run<kSilu>(dy + row * stride, x + row * stride, dx + row * stride, n, V{} + affine.center[row],
-                      V{} + affine.slope[row], V{} + affine.offset[row], sums + 3 * row);
+      sums_run<kSource>(dy + row * stride, x + row * stride, dx + row * stride, n, V{} + affine.center[row],
+                        V{} + affine.slope[row], V{} + affine.offset[row], sums + 3 * row);
     }
   }
   static void sums_runs(const void* dy, const void* x, void* dx, int64_t stride, int64_t rows, int64_t n,
-                        Affine<Real> affine, bool silu, double* sums) {
-    (silu ? sums_runs_as<true> : sums_runs_as<false>)((const T*)dy, (const T*)x, (T*)dx, stride, rows, n, affine, sums);
+                        Affine<Real> affine, bool silu, bool keep, double* sums) {
+    pick(sums_runs_as<kPlain>, sums_runs_as<kComputed>, sums_runs_as<kKept>, silu, keep)(
+        (const T*)dy, (const T*)x, (T*)dx, stride, rows, n, affine, sums);
   }
 
   // Adds kRows rows to the sums, in pairs: fewer roundings and fewer stores.
-  template <bool kSilu, int kRows>
+  template <Source kSource, int kRows>
   static inline void sums_rows(const T* dy, int64_t dy_stride, const T* x, T* dx, int64_t stride, int64_t n,
                                Affine<Real> affine, Real* g_sum, Real* gx_sum, Real* x_sum) {
     each_vector(n, [&](int64_t c, int lanes) {
@@ -260,7 +265,7 @@ struct Kernels {
       for (int i = 0; i < kRows; ++i) {
         centered[i] = get(x + i * stride + c, lanes) - center;
         const V z = fma(centered[i], slope, offset);
-        g[i] = incoming<kSilu>(dy + i * dy_stride + c, dx + i * stride + c, z, lanes);
+        g[i] = incoming<kSource>(dy + i * dy_stride + c, dx + i * stride + c, z, lanes);
         gx[i] = g[i] * centered[i];
       }
       for (int half = kRows / 2; half > 0; half /= 2) {
@@ -272,33 +277,33 @@ struct Kernels {
     });
   }
 
-  template <bool kSilu>
+  template <Source kSource>
   static void sums_block(const T* dy, int64_t dy_stride, const T* x, T* dx, int64_t stride, int64_t rows, int64_t n,
                          Affine<Real> affine, Real* g_sum, Real* gx_sum, Real* x_sum) {
     each_vector(n, [&](int64_t c, int) { store(g_sum + c, V{}), store(gx_sum + c, V{}), store(x_sum + c, V{}); });
     const auto add = [&]<int kRows>(int64_t row) {
-      sums_rows<kSilu, kRows>(dy + row * dy_stride, dy_stride, x + row * stride, dx + row * stride, stride, n, affine,
-                              g_sum, gx_sum, x_sum);
+      sums_rows<kSource, kRows>(dy + row * dy_stride, dy_stride, x + row * stride, dx + row * stride, stride, n, affine,
+                                g_sum, gx_sum, x_sum);
     };
     each_row(
         rows, [&](int64_t row) { add.template operator()<4>(row); },
         [&](int64_t row) { add.template operator()<1>(row); });
   }
   static void sums_columns(const void* dy, int64_t dy_stride, const void* x, void* dx, int64_t stride, int64_t rows,
-                           int64_t n, Affine<Real> affine, bool silu, double* g, double* gx, double* xs,
+                           int64_t n, Affine<Real> affine, bool silu, bool keep, double* g, double* gx, double* xs,
                            Real* scratch) {
+    const auto block = pick(sums_block<kPlain>, sums_block<kComputed>, sums_block<kKept>, silu, keep);
     const int64_t padded = n + 16, step = 256;
     Real *g_sum = scratch, *gx_sum = scratch + padded, *x_sum = gx_sum + padded;
     for (int64_t done = 0; done < rows; done += step) {
       const int64_t count = rows - done < step ? rows - done : step;
-      (silu ? sums_block<true> : sums_block<false>)((const T*)dy + done * dy_stride, dy_stride,
-                                                    (const T*)x + done * stride, (T*)dx + done * stride, stride, count,
-                                                    n, affine, g_sum, gx_sum, x_sum);
+      block((const T*)dy + done * dy_stride, dy_stride, (const T*)x + done * stride, (T*)dx + done * stride, stride,
+            count, n, affine, g_sum, gx_sum, x_sum);
       for (int64_t c = 0; c < n; ++c) g[c] += g_sum[c], gx[c] += gx_sum[c], xs[c] += x_sum[c];
     }
   }
 
-  template <bool kSilu>
+  template <Source kSource>
   static void gradient_runs_as(const T* dy, const T* x, T* dx, int64_t stride, int64_t rows, int64_t n,
                                Affine<Real> affine, Gradient<Real> gradient, int64_t ahead) {
     for (int64_t row = 0; row < rows; ++row, dy += stride, x += stride, dx += stride) {
@@ -308,18 +313,18 @@ struct Kernels {
         fetch(x + i, ahead);
         fetch(dy + i, ahead);
         const V centered = get(x + i, lanes) - center;
-        const V g = outgoing<kSilu>(dy + i, dx + i, fma(centered, slope, offset), lanes);
+        const V g = outgoing<kSource>(dy + i, dx + i, fma(centered, slope, offset), lanes);
         put(dx + i, fma(g, gain, fma(centered, tilt, level)), lanes);
       });
     }
   }
   static void gradient_runs(const void* dy, const void* x, void* dx, int64_t stride, int64_t rows, int64_t n,
-                            Affine<Real> affine, Gradient<Real> gradient, bool silu, int64_t ahead) {
-    (silu ? gradient_runs_as<true> : gradient_runs_as<false>)((const T*)dy, (const T*)x, (T*)dx, stride, rows, n,
-                                                              affine, gradient, ahead);
+                            Affine<Real> affine, Gradient<Real> gradient, bool silu, bool keep, int64_t ahead) {
+    pick(gradient_runs_as<kPlain>, gradient_runs_as<kComputed>, gradient_runs_as<kKept>, silu, keep)(
+        (const T*)dy, (const T*)x, (T*)dx, stride, rows, n, affine, gradient, ahead);
   }
 
-  template <bool kSilu>
+  template <Source kSource>
   static void gradient_columns_as(const T* dy, int64_t dy_stride, const T* x, T* dx, int64_t stride, int64_t rows,
                                   int64_t n, Affine<Real> affine, Gradient<Real> gradient) {
     for (int64_t row = 0; row < rows; ++row) {
@@ -328,16 +333,16 @@ struct Kernels {
       each_vector(n, [&](int64_t c, int lanes) {
         V centered;
         const V z = preactivation(get(from + c, lanes), affine, c, lanes, centered);
-        const V g = outgoing<kSilu>(dy + row * dy_stride + c, to + c, z, lanes);
+        const V g = outgoing<kSource>(dy + row * dy_stride + c, to + c, z, lanes);
         const V flat = fma(centered, get_real(gradient.tilt + c, lanes), get_real(gradient.level + c, lanes));
         put(to + c, fma(g, get_real(gradient.gain + c, lanes), flat), lanes);
       });
     }
   }
   static void gradient_columns(const void* dy, int64_t dy_stride, const void* x, void* dx, int64_t stride, int64_t rows,
-                               int64_t n, Affine<Real> affine, Gradient<Real> gradient, bool silu) {
-    (silu ? gradient_columns_as<true> : gradient_columns_as<false>)((const T*)dy, dy_stride, (const T*)x, (T*)dx,
-                                                                    stride, rows, n, affine, gradient);
+                               int64_t n, Affine<Real> affine, Gradient<Real> gradient, bool silu, bool keep) {
+    pick(gradient_columns_as<kPlain>, gradient_columns_as<kComputed>, gradient_columns_as<kKept>, silu, keep)(
+        (const T*)dy, dy_stride, (const T*)x, (T*)dx, stride, rows, n, affine, gradient);
   }
 
   static GroupNormKernels<Real> table() {

@@ -33,16 +33,17 @@ struct GroupNormKernels {
                      int64_t ahead, bool past_cache);
   void (*apply_columns)(const void* x, int64_t stride, void* y, int64_t y_stride, int64_t rows, int64_t n,
                         Affine<Real> affine, bool silu, bool past_cache);
-  // Adds sum g, sum g * (x - center), sum (x - center): three sums a row of runs, three arrays for columns. Where dx
-  // holds a Real and there is a SiLU, g is left in dx, and the gradient kernels take it from there.
+  // Adds sum g, sum g * (x - center), sum (x - center): three sums a row of runs, three arrays for columns. `keep`
+  // (of a SiLU's g, where dx holds a Real) leaves g in dx, and the gradient kernels take it from there.
   void (*sums_runs)(const void* dy, const void* x, void* dx, int64_t stride, int64_t rows, int64_t n,
-                    Affine<Real> affine, bool silu, double* sums);
+                    Affine<Real> affine, bool silu, bool keep, double* sums);
   void (*sums_columns)(const void* dy, int64_t dy_stride, const void* x, void* dx, int64_t stride, int64_t rows,
-                       int64_t n, Affine<Real> affine, bool silu, double* g, double* gx, double* xs, Real* scratch);
+                       int64_t n, Affine<Real> affine, bool silu, bool keep, double* g, double* gx, double* xs,
+                       Real* scratch);
   void (*gradient_runs)(const void* dy, const void* x, void* dx, int64_t stride, int64_t rows, int64_t n,
-                        Affine<Real> affine, Gradient<Real> gradient, bool silu, int64_t ahead);
+                        Affine<Real> affine, Gradient<Real> gradient, bool silu, bool keep, int64_t ahead);
   void (*gradient_columns)(const void* dy, int64_t dy_stride, const void* x, void* dx, int64_t stride, int64_t rows,
-                           int64_t n, Affine<Real> affine, Gradient<Real> gradient, bool silu);
+                           int64_t n, Affine<Real> affine, Gradient<Real> gradient, bool silu, bool keep);
 };
 
 // Reals of scratch that the column kernels need for n channels.

@@ -9,6 +9,9 @@ namespace vdiff::group_norm {
 
 // Bytes of x between a block's statistics and its second read: what the last-level cache holds beside the output.
 constexpr int64_t kWaveBytes = 8 << 20;
+// Bytes of x in a block up to which the backward keeps a SiLU's g in dx between its passes; beyond, three tensors
+// instead of two leave the caches meanwhile, and the slope is no dearer the second time.
+constexpr int64_t kKeepBytes = 1 << 20;
 // Elements of one contiguous chunk, the unit in which a group is cut between threads.
 constexpr int64_t kChunk = 16384;
 // Elements of a part where threads have blocks enough: the apply pass goes through the parts in reverse.
@@ -54,6 +57,8 @@ struct Plan {
     const int64_t values = per_group * (channels_last ? parts : unit_segments);
     return 1 + kGrain / 16 / std::max<int64_t>(values, 1);
   }
+
+  bool keeps() const { return block_elements * element <= kKeepBytes; }
 
   // Elements between the runs of neighbouring channels, and bytes between neighbouring groups of one source.
   int64_t row_stride() const { return segments * length; }
