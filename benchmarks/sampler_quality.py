@@ -101,21 +101,25 @@ def plot(results: list[Result], floor: float, path: Path) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib import pyplot, ticker
 
     figure, axes = pyplot.subplots(1, 2, figsize=(11, 4.2))
-    for sampler in SAMPLERS:
+    for number, sampler in enumerate(SAMPLERS):
         own = [r for r in results if r.sampler == sampler]
+        look = {"marker": "o", "label": sampler, "color": f"C{number}"}
         calls = [r.calls for r in own]
-        axes[0].plot(calls, [r.to_data for r in own], marker="o", label=sampler)
+        axes[0].plot(calls, [r.to_data for r in own], **look)
         if sampler not in STOCHASTIC:
-            axes[1].plot(calls, [r.to_converged for r in own], marker="o", label=sampler)
+            axes[1].plot(calls, [r.to_converged for r in own], **look)
     axes[0].axhline(floor, color="grey", linestyle="--", label="data against data")
     axes[0].set(title="energy distance to the data", xscale="log", xlabel="calls of the model")
     axes[1].set(title="RMSE to the converged video", xscale="log", yscale="log", xlabel="calls of the model")
     for axis in axes:
         axis.grid(True, alpha=0.3)
-    axes[0].legend(fontsize=8)
+        axis.xaxis.set_major_formatter(ticker.ScalarFormatter())
+        axis.xaxis.set_minor_formatter(ticker.NullFormatter())
+        axis.set_xticks(sorted({r.steps for r in results} | {max(r.calls for r in results)}))
+    axes[0].legend(fontsize=8, framealpha=0.4)
     figure.tight_layout()
     figure.savefig(path, dpi=120)
     pyplot.close(figure)
