@@ -43,7 +43,9 @@ def test_split_statistics(name: str, tiles: int, monkeypatch: pytest.MonkeyPatch
     seen = _force(monkeypatch, Split(config.Tile(4, 16, 1), tiles))
     with vf.use_backend("triton", ops=[SPEC.name]):
         assert_as_close_as_eager(SPEC, _sample(name), torch.float32)
-    assert len(seen) == 2
+    # Forward and backward, of every draw that the sample was judged by.
+    assert seen
+    assert len(seen) % 2 == 0
 
 
 @pytest.mark.interpreter
