@@ -101,16 +101,26 @@ struct Kernels {
 
   // --- contiguous: kWide vectors of positions, all channels of which stay in cache between the two passes
 
+  // body(first, last) for every 16 channels: 384 squares added one by one were 3 times as far from float64 as eager's.
+  template <class Body>
+  static inline void each_chain(int64_t channels, Body body) {
+    for (int64_t c = 0; c < channels; c += 16) body(c, channels - c < 16 ? channels : c + 16);
+  }
+
   template <int kVectors, bool kSilu>
   static void forward_block(const RmsNormSlab& slab, const T* x, T* y, Real* rstd, const Real* slope,
                             const Real* offset, Real eps, int lanes) {
     V squares[kVectors] = {};
-    for (int64_t c = 0; c < slab.channels; ++c) {
-      for (int j = 0; j < kVectors; ++j) {
-        const V v = get(x + c * slab.channel_stride + j * kCount, lanes);
-        squares[j] = fma(v, v, squares[j]);
+    each_chain(slab.channels, [&](int64_t first, int64_t last) {
+      V part[kVectors] = {};
+      for (int64_t c = first; c < last; ++c) {
+        for (int j = 0; j < kVectors; ++j) {
+          const V v = get(x + c * slab.channel_stride + j * kCount, lanes);
+          part[j] = fma(v, v, part[j]);
+        }
       }
-    }
+      for (int j = 0; j < kVectors; ++j) squares[j] += part[j];
+    });
     for (int j = 0; j < kVectors; ++j) {
       squares[j] = 1 / root(squares[j] / (V{} + static_cast<Real>(slab.channels)) + eps);
       put(rstd + j * kCount, squares[j], lanes);
@@ -133,21 +143,25 @@ struct Kernels {
                              const Real* slope, const Real* offset, double* g_sums, double* gn_sums, int lanes) {
     V dot[kVectors] = {}, inverse[kVectors];
     for (int j = 0; j < kVectors; ++j) inverse[j] = get(rstd + j * kCount, lanes);
-    for (int64_t c = 0; c < slab.channels; ++c) {
-      const V s = V{} + slope[c], o = V{} + offset[c];
-      V g_sum{}, gn_sum{};
-      for (int j = 0; j < kVectors; ++j) {
-        const int64_t at = c * slab.channel_stride + j * kCount;
-        const V normed = get(x + at, lanes) * inverse[j];
-        const V g = get(dy + at, lanes) * activation_slope<kSilu, kNarrow>(fma(normed, s, o));
-        if constexpr (kKeep<kSilu>) put(dx + at, g, lanes);
-        g_sum += g;
-        gn_sum = fma(g, normed, gn_sum);
-        dot[j] = fma(g * s, normed, dot[j]);
+    each_chain(slab.channels, [&](int64_t first, int64_t last) {
+      V part[kVectors] = {};
+      for (int64_t c = first; c < last; ++c) {
+        const V s = V{} + slope[c], o = V{} + offset[c];
+        V g_sum{}, gn_sum{};
+        for (int j = 0; j < kVectors; ++j) {
+          const int64_t at = c * slab.channel_stride + j * kCount;
+          const V normed = get(x + at, lanes) * inverse[j];
+          const V g = get(dy + at, lanes) * activation_slope<kSilu, kNarrow>(fma(normed, s, o));
+          if constexpr (kKeep<kSilu>) put(dx + at, g, lanes);
+          g_sum += g;
+          gn_sum = fma(g, normed, gn_sum);
+          part[j] = fma(g * s, normed, part[j]);
+        }
+        g_sums[c] += sum_lanes(g_sum);
+        gn_sums[c] += sum_lanes(gn_sum);
       }
-      g_sums[c] += sum_lanes(g_sum);
-      gn_sums[c] += sum_lanes(gn_sum);
-    }
+      for (int j = 0; j < kVectors; ++j) dot[j] += part[j];
+    });
     for (int j = 0; j < kVectors; ++j) dot[j] = dot[j] / (V{} + static_cast<Real>(slab.channels));
     for (int64_t c = 0; c < slab.channels; ++c) {
       const V s = V{} + slope[c], o = V{} + offset[c];

@@ -24,6 +24,14 @@ inline vfloat exp_negative(vfloat x) {
   const vfloat power = (vfloat)_mm512_add_epi32(mantissa, _mm512_slli_epi32(index, 18));
   const vfloat slope = fma(fma(splat(0.166666667f), r, splat(0.5f)), r, splat(1.0f));
   return select(x < low, splat(0.0f), fma(slope * r, power, power));
+#elif defined(__AVX2__)
+  const vfloat low = splat(-87.0f), magic = splat(1572864.0f), clamped = vmax(low, x);
+  const vfloat shifted = fma(clamped, splat(1.44269504f), magic);
+  const vfloat r = fma(shifted - magic, splat(-0.693147182f), clamped);
+  const __m256i index = (__m256i)shifted, mantissa = _mm256_permutevar8x32_epi32((__m256i)kPowers, index);
+  const vfloat power = (vfloat)_mm256_add_epi32(mantissa, _mm256_slli_epi32(index, 20));
+  const vfloat slope = fma(fma(splat(0.16666857f), r, splat(0.50006446f)), r * r, r);
+  return select(x < low, splat(0.0f), fma(power, slope, power));
 #else
   return vexp(x);
 #endif

@@ -6,8 +6,9 @@
 namespace vdiff::VDIFF_ISA {
 namespace {
 
-// Sums of kRows x kSamples dots stay in registers; a weight is loaded once per kSamples samples.
-constexpr int kRows = kVectorBytes == 64 ? 8 : 4, kSamples = 2;
+// Sums of kRows x kSamples dots stay in registers; a weight is loaded once per kSamples samples. In the backward sums
+// of kRows x kColumns vectors do; with 8 rows one column keeps both multipliers busy.
+constexpr int kRows = kVectorBytes == 64 ? 8 : 4, kSamples = 2, kColumns = kVectorBytes == 64 ? 1 : 3;
 
 #if defined(__AVX512F__)
 inline __m512 add_pairs(vfloat a, vfloat b) {
@@ -33,7 +34,7 @@ inline void sum_each(const vfloat (&v)[N], float* out) {
 #else
 template <int N>
 inline void sum_each(const vfloat (&v)[N], float* out) {
-  for (int i = 0; i < N; ++i) out[i] = sum(v[i]);
+  for (int i = 0; i < N; ++i) out[i] = sum_lanes(v[i]);
 }
 #endif
 
@@ -109,32 +110,67 @@ void silu(const void* pre, void* out, int64_t batch, int64_t from, int64_t to, i
   }
 }
 
-// R rows of dw, and what they add to dx, which they begin where `first`. A is the type of dy, x and dx.
+// R rows of dw in N vectors of columns from `at` on, and what they add to dx, which they begin where `first`. A is the
+// type of dy, x and dx.
+template <int R, int N, class T, class A>
+__attribute__((always_inline)) inline void gradient_tile(const LinearGradient& args, A* dx, bool first, int64_t row,
+                                                         int64_t at, int lanes) {
+  typedef Columns<A> C;
+  typedef typename C::V V;
+  const A *dy = (const A*)args.dy + row, *x = (const A*)args.x + at;
+  const T* w = (const T*)args.w + row * args.columns + at;
+  if (args.dw != nullptr) {
+    V sums[R][N] = {};
+    for (int64_t b = 0; b < args.batch; ++b) {
+      V values[N];
+#pragma GCC unroll 8
+      for (int i = 0; i < N; ++i) values[i] = load(x + b * args.stride + i * C::kCount);
+#pragma GCC unroll 8
+      for (int r = 0; r < R; ++r) {
+        const V factor = V{} + dy[b * args.dy_stride + r];
+#pragma GCC unroll 8
+        for (int i = 0; i < N; ++i) sums[r][i] = fma(factor, values[i], sums[r][i]);
+      }
+    }
+    T* dw = (T*)args.dw + row * args.columns + at;
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 8
+      for (int i = 0; i < N; ++i) C::put(dw + r * args.columns + i * C::kCount, sums[r][i], lanes);
+    }
+  }
+  if (dx == nullptr) return;
+  V weights[R][N];
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 8
+    for (int i = 0; i < N; ++i) weights[r][i] = C::get(w + r * args.columns + i * C::kCount, lanes);
+  }
+  for (int64_t b = 0; b < args.batch; ++b) {
+    A* to = dx + b * args.stride + at;
+    V sums[N];
+#pragma GCC unroll 8
+    for (int i = 0; i < N; ++i) sums[i] = first ? V{} : load(to + i * C::kCount);
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) {
+      const V factor = V{} + dy[b * args.dy_stride + r];
+#pragma GCC unroll 8
+      for (int i = 0; i < N; ++i) sums[i] = fma(factor, weights[r][i], sums[i]);
+    }
+#pragma GCC unroll 8
+    for (int i = 0; i < N; ++i) store(to + i * C::kCount, sums[i]);
+  }
+}
+
 template <int R, class T, class A>
 inline void gradient_rows(const LinearGradient& args, A* dx, bool first, int64_t row) {
   typedef Columns<A> C;
-  typedef typename C::V V;
-  const A *dy = (const A*)args.dy + row, *x = (const A*)args.x;
-  const T* w = (const T*)args.w + row * args.columns;
-  T* dw = (T*)args.dw + row * args.columns;
-  C::each_vector(args.columns, [&](int64_t at, int lanes) {
-    if (args.dw != nullptr) {
-      V sums[R] = {};
-      for (int64_t b = 0; b < args.batch; ++b) {
-        const V value = load(x + b * args.stride + at);
-        for (int r = 0; r < R; ++r) sums[r] = fma(V{} + dy[b * args.dy_stride + r], value, sums[r]);
-      }
-      for (int r = 0; r < R; ++r) C::put(dw + r * args.columns + at, sums[r], lanes);
-    }
-    if (dx == nullptr) return;
-    V weights[R];
-    for (int r = 0; r < R; ++r) weights[r] = C::get(w + r * args.columns + at, lanes);
-    for (int64_t b = 0; b < args.batch; ++b) {
-      V sum = first ? V{} : load(dx + b * args.stride + at);
-      for (int r = 0; r < R; ++r) sum = fma(V{} + dy[b * args.dy_stride + r], weights[r], sum);
-      store(dx + b * args.stride + at, sum);
-    }
-  });
+  int64_t at = 0;
+  for (constexpr int step = kColumns * C::kCount; at + step <= args.columns; at += step) {
+    gradient_tile<R, kColumns, T>(args, dx, first, row, at, C::kCount);
+  }
+  C::each_vector(args.columns - at,
+                 [&](int64_t rest, int lanes) { gradient_tile<R, 1, T>(args, dx, first, row, at + rest, lanes); });
 }
 
 template <class T, class A>

@@ -43,6 +43,7 @@ def samples(device: torch.device, dtype: torch.dtype) -> Iterator[Sample]:
         yield make("wide" + suffix, (1, 70, 3, 5), last=last, eps=1e-12)
         yield make("ada_frame" + suffix, (2, 6, 3, 3, 4), last=last, frames=3, modulated=("scale", "shift"))
         yield make("ada_sample" + suffix, (2, 20, 33), last=last, modulated=("scale", "shift"), activation="none")
+    yield make("many_channels", (1, 384, 2, 9))
     yield make("no_weight", (2, 5, 3, 3), last=True, weight=False)
     yield make("shift_only", (2, 6, 9), modulated=("shift",))
     yield make("one_channel", (2, 1, 3, 3))
