@@ -14,15 +14,16 @@ from typing import Any
 
 import torch
 
+from vdiff_fast import _library
 from vdiff_fast._version import __version__
 from vdiff_fast.bench.cases import COMPILE, EAGER, OURS, Row
 
 
 def machine_name(device: torch.device) -> str:
-    """Folder name of a machine's results: "nvidia-h200", "cpu-amd-epyc-2"."""
+    """Folder name of a machine's results: "nvidia-h200", "cpu-amd-epyc-avx2-2" (what the kernels use, threads)."""
     if device.type == "cuda":
         return torch.cuda.get_device_name().lower().replace(" ", "-")
-    return f"cpu-{_cpu_model().lower().replace(' ', '-')}-{torch.get_num_threads()}"
+    return f"cpu-{_cpu_model().lower().replace(' ', '-')}-{_library.isa() or 'no-kernels'}-{torch.get_num_threads()}"
 
 
 def _cpu_model() -> str:
