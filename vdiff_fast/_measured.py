@@ -52,6 +52,8 @@ _CPU_TABLE = _TABLES.get(architecture(torch.device("cpu")), {})
 def order(op: str, x: Tensor) -> tuple[str, ...]:
     """Backends from fastest to slowest for this call, empty where nothing was measured."""
     table = _CPU_TABLE if x.device.type == "cpu" else _TABLES.get(architecture(x.device), {}) if _TABLES else {}
+    if not table:
+        return ()
     modes = table.get(op, {}).get(str(x.dtype).removeprefix("torch."))
     if modes is None:
         return ()

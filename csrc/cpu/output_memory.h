@@ -5,8 +5,9 @@
 
 namespace vdiff {
 
-// Uninitialised tensors on the CPU. From 4 MB on their memory comes in pages of 2 MB from blocks that earlier outputs
-// left; those idle hold VDIFF_FAST_KEEP_MB (1024) at most, and the system may take them back whenever it needs memory.
+// Uninitialised tensors on the CPU. From 1 MB on their memory comes from blocks that earlier outputs left; those idle
+// hold VDIFF_FAST_KEEP_MB (1024) at most. Blocks of 4 MB and more are in pages of 2 MB, and the system may take idle
+// ones back whenever it needs memory.
 Tensor output_like(const Tensor& x);  // x is dense; its strides are kept
 Tensor new_output(const Tensor& x, const std::vector<int64_t>& sizes);
 

@@ -29,7 +29,7 @@ def like_tokens(op: str, name: str, value: Tensor, x: Tensor) -> Tensor:
     check_vector(op, name, value, x)
     if value.shape != x.shape:
         raise ValueError(f"{op}: {name} must have the residual's shape {tuple(x.shape)}, got {tuple(value.shape)}")
-    return value.to(x.dtype)
+    return value if value.dtype == x.dtype else value.to(x.dtype)
 
 
 def tokens(x: Tensor) -> Tensor:
@@ -62,7 +62,8 @@ def modulation(op: str, name: str, value: Tensor, x: Tensor) -> Tensor:
             f"{op}: {name} must have shape ({batch}, {width}), or ({batch}, F, {width}) with F a divisor of the "
             f"{count} tokens, for x of shape {tuple(x.shape)}, got {tuple(value.shape)}"
         )
-    value = value.to(x.dtype)
+    if value.dtype != x.dtype:
+        value = value.to(x.dtype)
     if value.dim() != 3:
         value = value.reshape(batch, math.prod(value.shape[1:-1]), width)
     return value if value.stride(-1) == 1 else value.contiguous()
