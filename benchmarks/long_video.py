@@ -50,15 +50,18 @@ def training_video(run: TrainedRun, frames: int) -> Tensor:
     return data.to_unit_range(build_dataset(config, run.config.seed)[0]["video"][None])
 
 
-def compare(run: TrainedRun, levels: int, steps: int, batch_size: int, seed: int, label: int) -> dict[str, Any]:
-    """Both ways from the same first clip: seconds, joints and identity."""
+def compare(run: TrainedRun, length: int, steps: int, batch_size: int, seed: int, label: int) -> dict[str, Any]:
+    """Both ways from the same first clip: seconds, joints and identity.
+
+    A level for each trained stride, whatever the length: fewer would put the key frames closer than in training.
+    """
     clip, channels, size = run.config.data.frames, run.config.data.channels, run.config.data.size
     height, width = (size, size) if isinstance(size, int) else size
     y = torch.tensor([label]) if run.num_classes else None
     options: dict[str, Any] = {
         "seed": seed, "steps": steps, "target": run.config.diffusion.target, "clip": 1.0, "spacing": "trailing", "y": y,
     }  # fmt: skip
-    plan = long_video_plan(clip, levels)
+    plan = long_video_plan(clip, len(set(run.config.data.all_strides)), length=length)
     start = time.perf_counter()
     hierarchy = sample_long(
         run.model, plan, run.schedule, frame_shape=(channels, height, width), batch_size=batch_size, progress=True,
@@ -93,7 +96,7 @@ def compare(run: TrainedRun, levels: int, steps: int, batch_size: int, seed: int
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("run", type=Path, help="folder of a run trained with masks")
-    parser.add_argument("--levels", type=int, nargs="+", default=[2, 3])
+    parser.add_argument("--lengths", type=int, nargs="+", default=[50, 344])
     parser.add_argument("--steps", type=int, default=25)
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--seed", type=int, default=0)
@@ -102,8 +105,8 @@ def main() -> None:
     arguments = parser.parse_args()
     run = load_run(arguments.run)
     cases = [
-        compare(run, levels, arguments.steps, arguments.batch_size, arguments.seed, arguments.label)
-        for levels in arguments.levels
+        compare(run, length, arguments.steps, arguments.batch_size, arguments.seed, arguments.label)
+        for length in arguments.lengths
     ]
     device = run.schedule.device
     out = arguments.out or Path(__file__).parent / "results" / machine_name(device) / "long_video.json"

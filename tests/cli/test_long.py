@@ -79,11 +79,24 @@ def test_long_says_what_it_makes_and_goes_on(trained: Path, tmp_path: Path) -> N
     run("long", trained, "--out", out, "--steps", "1", "--levels", "2")
     assert out.read_bytes() == first
     assert all(path.stat().st_mtime_ns == written for path, written in kept.items())
-    # Three trained strides are three levels; a length finds its own.
-    assert "28 frames: 3 levels" in run("long", trained, "--out", tmp_path / "b.gif", "--steps", "1").output
-    cut = run("long", trained, "--out", tmp_path / "c.mp4", "--steps", "1", "--length", "6", "--upscale", "2")
-    assert "6 frames: 2 levels" in cut.output
+    # Two levels of a run of three strides make key frames 9 apart and place them 3 apart.
+    assert "warning: strides [1, 3, 9] do not match 2 level(s) of 4-frame clips: [1, 3]; it plays 3 times as fast" in (
+        " ".join(result.output.split())
+    )
+    assert "--levels 3 --length 10 keeps their speed" in " ".join(result.output.split())
+
+
+def test_a_short_video_is_the_beginning_of_the_long_one(trained: Path, tmp_path: Path) -> None:
+    """Three trained strides are three levels, whatever the length: fewer would change the speed."""
+    whole = run("long", trained, "--out", tmp_path / "b.gif", "--steps", "1").output
+    assert "28 frames: 3 levels of 4-frame clips, 13 clips in 3 rounds" in whole
+    cut = run("long", trained, "--out", tmp_path / "c.mp4", "--steps", "1", "--length", "6", "--upscale", "2").output
+    assert "6 frames: 3 levels of 4-frame clips, 4 clips in 3 rounds" in cut
+    assert "warning" not in whole + cut
     assert (data.scan(tmp_path / "c.mp4").decoded, data.scan(tmp_path / "c.mp4").width) == (6, 16)
+    short, long = clips(tmp_path / "c.mp4.segments"), clips(tmp_path / "b.gif.segments")
+    assert len(short) == 4
+    assert short.items() <= long.items()
 
 
 def test_autoregressive_begins_alike(trained: Path, tmp_path: Path) -> None:
@@ -97,6 +110,38 @@ def test_autoregressive_begins_alike(trained: Path, tmp_path: Path) -> None:
     same = [(tmp_path / f"{n}.gif.segments" / name).read_bytes() for name in names for n in "ab"]
     assert same[0] == same[1]
     assert same[2] == same[3]
+
+
+def test_autoregressive_from_a_picture_has_neighbouring_frames(trained: Path, picture: Path, tmp_path: Path) -> None:
+    """A known first frame was trained at stride 1: the first clip is one of these, and a chain may be of any length."""
+    begun = ["long", trained, "--steps", "1", "--first-frame", picture, "--out"]
+    result = run(*begun, tmp_path / "a.gif", "--autoregressive", "--length", "31")
+    assert "4 frames: 1 levels of 4-frame clips, 1 clips" in result.output
+    assert "then 31 frames by clips that continue 2 frames" in result.output
+    assert "warning" not in result.output
+    assert data.scan(tmp_path / "a.gif").decoded == 31
+    result = run(*begun, tmp_path / "b.gif", "--length", "6")
+    assert "a known first frame was trained at 1 alone; it plays 9 times slower than" in " ".join(result.output.split())
+
+
+def test_training_warns_of_strides_that_are_no_levels(tmp_path: Path) -> None:
+    roles = ["--masks", "global,local", "--strides", "1,4", "--steps", "1"]
+    result = run(*TRAIN, *MODELS["unet"], "--out", tmp_path / "run", *roles)
+    assert "warning: strides [1, 4] do not match clips of 4 frames for vdiff-fast long: [1, 3] do" in (
+        " ".join(result.output.split())
+    )
+
+
+def test_a_run_without_the_roles_says_which_it_needs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    only, out = tmp_path / "first", tmp_path / "a.gif"
+    run(*TRAIN, *MODELS["unet"], "--out", only, "--masks", "first", "--steps", "1")
+    line = error_line(capsys, "long", only, "--out", out)
+    assert "trained with --masks first; long needs global and local: train it with --masks first,global,local" in line
+    assert line.endswith("as it is, it can sample --first-frame")
+    line = error_line(capsys, "long", only, "--out", out, "--autoregressive")
+    assert "long --autoregressive needs global and prediction" in line
+    assert "interpolate needs local" in error_line(capsys, "interpolate", only, out, "--out", out)
+    assert not out.with_name("a.gif.segments").exists()
 
 
 @both

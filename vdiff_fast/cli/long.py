@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import torch
 import typer
@@ -11,6 +12,11 @@ from torch import Tensor
 
 from vdiff_fast.cli.known import read_picture, read_video
 from vdiff_fast.cli.options import check_guidance
+
+if TYPE_CHECKING:
+    from vdiff_fast.diffusion import LongVideoPlan
+    from vdiff_fast.training.generate import TrainedRun
+    from vdiff_fast.training.masks import Role
 
 Run = Annotated[Path, typer.Argument(help="Folder of a run trained with masks.")]
 Out = Annotated[Path, typer.Option(help="File to write: .mp4 or .gif.")]
@@ -31,7 +37,7 @@ def long(
     out: Out,
     clip: Annotated[int | None, typer.Option(help="Frames of a clip; as trained if left out.")] = None,
     levels: Annotated[
-        int | None, typer.Option(help="How deep; as many as trained strides, or as --length needs.")
+        int | None, typer.Option(help="How deep; as many as trained strides, more where --length needs them.")
     ] = None,
     length: Annotated[int | None, typer.Option(help="Frames; all that the levels make if left out.")] = None,
     seed: Seed = 0,
@@ -44,7 +50,7 @@ def long(
     autoregressive: Annotated[
         bool, typer.Option("--autoregressive", help="After the first clip, continue the last frames, clip by clip.")
     ] = False,
-    overlap: Annotated[int | None, typer.Option(help="Frames that such a clip continues; half a clip.")] = None,
+    overlap: Annotated[int | None, typer.Option(min=1, help="Frames that such a clip continues; half a clip.")] = None,
     batch_size: BatchSize = 8,
     segments: Segments = None,
     fps: Fps = 8.0,
@@ -60,22 +66,21 @@ def long(
     check_guidance(guidance, trained.num_classes, run)
     known = None if first_frame is None else read_picture(first_frame, frame_shape)
     clip = trained.config.data.frames if clip is None else clip
-    plan = diffusion.long_video_plan(clip, _levels(trained, clip, levels, length), length=length)
+    frames, plan = _plan(trained, clip, levels, length, autoregressive, known is not None)
+    overlap = (clip // 2 if overlap is None else overlap) if autoregressive else 0
+    _check_training(run, trained, plan, known is not None, overlap)
     options: dict[str, Any] = {
         "seed": seed, "y": _label(label, trained.num_classes), "progress": True, "steps": steps, "sampler": sampler,
         "spacing": spacing, "guidance": guidance, "target": trained.config.diffusion.target, "clip": 1.0,
     }  # fmt: skip
     parts = out.with_name(out.name + ".segments") if segments is None else segments
-    beginning = diffusion.long_video_plan(clip, plan.levels, length=min(clip, plan.frames))
-    _say(f"{beginning if autoregressive else plan} -> {parts}")
+    _say(f"{plan} -> {parts}")
     hierarchy: dict[str, Any] = {"frame_shape": frame_shape, "first_frame": known, "batch_size": batch_size}
-    wanted = beginning if autoregressive else plan
-    video = diffusion.sample_long(trained.model, wanted, trained.schedule, out=parts, **hierarchy, **options)
+    video = diffusion.sample_long(trained.model, plan, trained.schedule, out=parts, **hierarchy, **options)
     if autoregressive:
-        overlap = clip // 2 if overlap is None else overlap
-        _say(f"then {plan.frames} frames by clips that continue {overlap} frames, one after the other")
+        _say(f"then {frames} frames by clips that continue {overlap} frames, one after the other")
         video = diffusion.sample_autoregressive(
-            trained.model, plan.frames, trained.schedule, start=video[0], clip_frames=clip, overlap=overlap,
+            trained.model, frames, trained.schedule, start=video[0], clip_frames=clip, overlap=overlap,
             out=parts / "autoregressive", **options,
         )  # fmt: skip
     _write(video, out, fps, upscale)
@@ -99,8 +104,10 @@ def interpolate(
 ) -> None:
     """Make new frames between those of a video."""
     from vdiff_fast import diffusion
+    from vdiff_fast.training.long_runs import require_roles
 
     trained, frame_shape = _load(run, out, device)
+    require_roles(run, trained.config.diffusion.masks, ["local"], "interpolate")
     keys = read_video(video, frame_shape)
     clip = trained.config.data.frames if clip is None else clip
     result = diffusion.interpolate(
@@ -112,7 +119,7 @@ def interpolate(
     _write(result, out, fps, upscale)
 
 
-def _load(run: Path, out: Path, device: str) -> tuple[Any, tuple[int, int, int]]:
+def _load(run: Path, out: Path, device: str) -> tuple[TrainedRun, tuple[int, int, int]]:
     """The run, on this rank's device, and (C, H, W) of its frames."""
     from vdiff_fast.training import distributed
     from vdiff_fast.training.generate import load_run
@@ -131,14 +138,44 @@ def _load(run: Path, out: Path, device: str) -> tuple[Any, tuple[int, int, int]]
     return trained, (trained.config.data.channels, height, width)
 
 
-def _levels(trained: Any, clip: int, levels: int | None, length: int | None) -> int:
-    from vdiff_fast.diffusion import LongVideoPlan
+def _plan(
+    trained: TrainedRun, clip: int, levels: int | None, length: int | None, autoregressive: bool, first_frame: bool
+) -> tuple[int, LongVideoPlan]:
+    """Frames of the video, and the plan of what diffusion over diffusion makes of it: all, or the first clip.
 
-    if levels is not None:
-        return levels
-    if length is not None and clip >= 3:
-        return LongVideoPlan.levels_for(clip, length)
-    return max(1, len(set(trained.config.data.strides)))
+    One level for each trained stride makes a video move as in training; more where the length asks for them. A chain
+    of clips may be of any length, and one that begins with a picture has neighbouring frames from the start.
+    """
+    from vdiff_fast.diffusion import LongVideoPlan, long_video_plan
+
+    if levels is None:
+        levels = len(set(trained.config.data.all_strides))
+        if length is not None and clip >= 3 and not autoregressive:
+            levels = max(levels, LongVideoPlan.levels_for(clip, length))
+    if not autoregressive:
+        plan = long_video_plan(clip, levels, length=length)
+        return plan.frames, plan
+    frames = long_video_plan(clip, levels).frames if length is None else length
+    return frames, long_video_plan(clip, 1 if first_frame else levels, length=min(clip, frames))
+
+
+def _check_training(run: Path, trained: TrainedRun, plan: LongVideoPlan, first_frame: bool, overlap: int) -> None:
+    """Raise where the run lacks a role that the video needs; warn where it will not move as in training.
+
+    `overlap` is that of the clips that follow the plan's, 0 where there are none.
+    """
+    from vdiff_fast.training.long_runs import require_roles, time_scale_note
+
+    needed: list[Role] = ["first" if first_frame else "global"]
+    if plan.levels > 1 or not overlap:
+        needed.append("local")
+    if overlap:
+        needed.append("first" if overlap == 1 else "prediction")
+    command = "long" + " --autoregressive" * bool(overlap) + " --first-frame" * first_frame
+    require_roles(run, trained.config.diffusion.masks, list(dict.fromkeys(needed)), command)
+    note = time_scale_note(plan, trained.config.data.all_strides, first_frame)
+    if note is not None:
+        _say(f"warning: {note}", sys.stderr)
 
 
 def _label(label: int | None, num_classes: int | None) -> Tensor | None:
@@ -151,11 +188,11 @@ def _label(label: int | None, num_classes: int | None) -> Tensor | None:
     return torch.tensor([label])
 
 
-def _say(text: str) -> None:
+def _say(text: str, file: TextIO | None = None) -> None:
     from vdiff_fast.training import distributed
 
     if distributed.rank() == 0:
-        print(text, flush=True)
+        print(text, file=file, flush=True)
 
 
 def _write(video: Tensor, out: Path, fps: float, upscale: int) -> None:

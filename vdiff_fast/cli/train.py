@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -36,6 +37,7 @@ def train(
     try:
         trainer = Trainer(chosen, out, resume=resume, force=force)
         if trainer.rank == 0:
+            _warn(trainer.config)
             print(_summary(trainer))
         trainer.fit()
     finally:
@@ -55,6 +57,14 @@ def _configuration(
         return configuration.load_config(saved / "config.yaml", overrides) if overrides else None
     started = out / "config.yaml"
     return configuration.load_config(started if started.is_file() else None, overrides)
+
+
+def _warn(config: configuration.TrainConfig) -> None:
+    from vdiff_fast.training.long_runs import strides_note
+
+    note = strides_note(config.data.frames, config.data.all_strides, config.diffusion.masks)
+    if note is not None:
+        print(f"warning: {note}", file=sys.stderr)
 
 
 def _summary(trainer: Any) -> str:
