@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -27,6 +28,21 @@ def _repair_interpreter() -> None:
 
 if _library.INTERPRETING:
     _repair_interpreter()
+
+
+def pytest_configure() -> None:
+    """Workers share the cores."""
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    torch.set_num_threads(max(1, torch.get_num_threads() // workers))
+
+
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    """For kernels, which cut their work between threads: not one thread because workers share the cores."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(autouse=True)

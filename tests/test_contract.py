@@ -14,6 +14,7 @@ from tests.checks import CallRecorder, as_tuple, assert_as_close_as_eager, fresh
 from vdiff_fast import _dispatch, _library
 from vdiff_fast._spec import OpSpec, Sample
 
+pytestmark = pytest.mark.usefixtures("two_threads")
 CPU = torch.device("cpu")
 SPECS = vf.ops.specs()
 
@@ -187,8 +188,10 @@ def test_compiles_without_a_graph_break(spec: OpSpec, backend: str) -> None:
     traced_samples = 3 if backend == "reference" else None
     with vf.use_backend(backend, ops=[spec.name]):
         dtype = _dtypes(backend, spec)[0]
+        torch._dynamo.reset()
         for sample in itertools.islice(spec.samples(_device(backend), dtype), traced_samples):
-            torch._dynamo.reset()
+            # What dynamo knows of the floats stays: else it traces every sample twice to learn that they are constants.
+            torch._dynamo.reset_code_caches()
             compiled = torch.compile(spec.function, fullgraph=True, dynamic=True, backend="aot_eager")
             eager = run(spec.function, fresh(sample), dtype)
             traced = run(compiled, fresh(sample), dtype)

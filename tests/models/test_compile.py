@@ -28,7 +28,8 @@ def test_one_graph_of_a_transformer_serves_three_resolutions_and_two_numbers_of_
 
 def assert_one_graph(model: torch.nn.Module, shapes: list[tuple[int, ...]]) -> None:
     """Outputs and gradients of the compiled model are the eager ones, and the first shape's graph serves all."""
-    torch._dynamo.reset()
+    # Not a whole reset, after which every float would be traced as a symbol first, and all of the model twice.
+    torch._dynamo.reset_code_caches()
     counter = CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(model, fullgraph=True, dynamic=True, backend=counter)
     for shape in shapes:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -15,16 +14,9 @@ from vdiff_fast import _library
 
 SHAPE = (2, 3, 4, 24, 16)
 
+# With one thread torch computes 1x1 convolutions of fewer than 16 frames by im2col, which is a copy of its own.
+pytestmark = pytest.mark.usefixtures("two_threads")
 needs_kernels = pytest.mark.skipif(_library.CPU.reason is not None, reason="the CPU kernels are not built")
-
-
-@pytest.fixture(autouse=True)
-def two_threads() -> Iterator[None]:
-    """With one thread torch computes 1x1 convolutions of fewer than 16 frames by im2col, which is a copy of its own."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
 
 
 def test_the_counter_sees_copies_and_overlooks_casts_and_biases() -> None:
