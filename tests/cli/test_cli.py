@@ -113,7 +113,12 @@ def test_errors_are_one_line(trained: Path, tmp_path: Path, capsys: pytest.Captu
     assert "optimizer.lr: 0.001 saved, 0.5 now" in error_line(
         capsys, "train", "--out", trained, "--resume", "--lr", "0.5"
     )
-    assert "no checkpoint" in error_line(capsys, "sample", tmp_path, "--out", tmp_path / "a.gif")
+    line = error_line(capsys, "sample", tmp_path, "--out", tmp_path / "a.gif")
+    assert line.endswith("no checkpoint (there are: none); give the folder that vdiff-fast train --out made")
+    line = error_line(capsys, "sample", trained, "--out", tmp_path / "a.gif", "--checkpoint", "0")
+    assert "no checkpoint of step 0 (there are: step_" in line
+    line = error_line(capsys, "sample", trained, "--out", tmp_path / "a.gif", "--device", "gpu")
+    assert "device 'gpu': there is no such kind; give auto, cpu, cuda or cuda:1" in line
     assert "cannot write .avi" in error_line(capsys, "sample", trained, "--out", tmp_path / "a.avi")
     line = error_line(capsys, "sample", trained, "--out", tmp_path / "a.gif", "--churn", "1:2")
     assert "--churn '1:2': give S_CHURN, S_CHURN:S_TMIN:S_TMAX or all four" in line

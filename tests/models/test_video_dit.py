@@ -118,8 +118,8 @@ def test_one_frame_is_an_image(attention: str, patch: tuple[int, int, int]) -> N
 @pytest.mark.parametrize(
     ("shape", "message"),
     [
-        ((2, 3, 4, 63, 64), "frame 63x64: height must be a multiple of 4, the patch; use --resize 64 or --pad"),
-        ((2, 3, 4, 64, 31), "frame 64x31: width must be a multiple of 2, the patch; use --resize 32 or --pad"),
+        ((2, 3, 4, 63, 64), r"frame 63x64: height must be a multiple of 4, the patch; use 64 \(--size\), or pad"),
+        ((2, 3, 4, 64, 31), r"frame 64x31: width must be a multiple of 2, the patch; use 32 \(--size\), or pad"),
         ((2, 3, 5, 8, 8), "5 frames are not a multiple of the patch's 2; use 6, 4, or 1, an image"),
         ((2, 4, 4, 8, 8), r"x must be \(B, 3, T, H, W\), got \(2, 4, 4, 8, 8\)"),
         ((2, 3, 8, 8), r"x must be \(B, 3, T, H, W\), got \(2, 3, 8, 8\)"),

@@ -62,8 +62,8 @@ def test_one_frame_is_an_image() -> None:
 @pytest.mark.parametrize(
     ("shape", "message"),
     [
-        ((2, 3, 4, 63, 64), "frame 63x64: height must be a multiple of 4; use --resize 64 or --pad"),
-        ((2, 3, 4, 64, 30), "frame 64x30: width must be a multiple of 4; use --resize 32 or --pad"),
+        ((2, 3, 4, 63, 64), r"frame 63x64: height must be a multiple of 4; use 64 \(--size\), or pad"),
+        ((2, 3, 4, 64, 30), r"frame 64x30: width must be a multiple of 4; use 32 \(--size\), or pad"),
         ((2, 3, 36, 8, 8), "36 frames > 32 learned positions; use sample_long or a RoPE model"),
         ((2, 4, 4, 8, 8), r"x must be \(B, 3, T, H, W\), got \(2, 4, 4, 8, 8\)"),
         ((2, 3, 8, 8), r"x must be \(B, 3, T, H, W\), got \(2, 3, 8, 8\)"),

@@ -57,8 +57,8 @@ class SkipPolicy:
             shown = "\n  ".join(reasons[:5])
             more = f"\n  ... and {len(reasons) - 5} more" if len(reasons) > 5 else ""
             raise TooManyBadVideosError(
-                f"{self.summary(len(reasons))}:\n  {shown}{more}\n"
-                "check the folder with `vdiff-fast check-data`, remove the files or raise skip_limit"
+                f"{self.summary(len(reasons))}:\n  {shown}{more};\n"
+                "check the folder with `vdiff-fast check-data`, remove the files or raise data.skip_limit"
             )
 
 

@@ -36,7 +36,7 @@ def check_video(x: Tensor, channels: int, multiples: tuple[int, int], reason: st
         if size % multiple:
             raise ValueError(
                 f"frame {height}x{width}: {name} must be a multiple of {multiple}{reason}; "
-                f"use --resize {-(-size // multiple) * multiple} or --pad"
+                f"use {-(-size // multiple) * multiple} (--size), or pad the frames"
             )
 
 

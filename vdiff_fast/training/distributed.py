@@ -43,11 +43,14 @@ def choose_device(name: str) -> torch.device:
     """ "auto" is CUDA where there is a device, else the CPU; each rank of a node takes its own device.
 
     Raises:
-        ValueError: a CUDA device was asked for and there is none.
+        ValueError: the name is no device, or a CUDA device was asked for and there is none.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    device = torch.device(name)
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"device {name!r}: there is no such kind; give auto, cpu, cuda or cuda:1") from None
     if device.type == "cuda":
         if not torch.cuda.is_available():
             raise ValueError(f"device {name!r}: this machine has no usable CUDA device; use --device cpu")

@@ -47,7 +47,9 @@ def load_run(
         if not Path(run).is_dir():
             raise ckpt.CheckpointError(f"{run}: no such run; give the folder that vdiff-fast train --out made")
         have = ", ".join(p.name for p in ckpt.checkpoints(folder)) or "none"
-        raise ckpt.CheckpointError(f"{run}: no checkpoint{f' of step {step}' if step else ''} (there are: {have})")
+        of_step = f" of step {step}" if step is not None else ""
+        fix = "give another --checkpoint" if have != "none" else "give the folder that vdiff-fast train --out made"
+        raise ckpt.CheckpointError(f"{run}: no checkpoint{of_step} (there are: {have}); {fix}")
     saved = ckpt.load_checkpoint(path)
     config = configuration.from_mapping(configuration.parse_value(saved.config_yaml))
     chosen = distributed.choose_device(str(device))
