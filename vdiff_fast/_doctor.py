@@ -109,6 +109,8 @@ def _warnings() -> Iterator[str]:
         yield f"torch {torch.__version__} has CUDA, but no device is usable: check the driver with nvidia-smi"
     if torch.cuda.is_available() and torch.cuda.get_device_capability() < (8, 0):
         yield "this GPU is older than sm_80: the CUDA kernels are not built for it and bf16 is slow"
+    if torch.backends.cpu.get_cpu_capability() == "AVX2":
+        yield "this CPU has no AVX-512: torch's bf16 products and convolutions take several times as long as fp32's"
     if _library.CPU.reason is not None:
         yield f"CPU ops run on the reference: {_library.CPU.reason}"
 

@@ -17,6 +17,7 @@ from vdiff_fast.training.build import build_model, build_schedule
 from vdiff_fast.training.compare import StepUnderTest
 from vdiff_fast.training.ema import Ema
 from vdiff_fast.training.metrics import MetricsLog, plot_loss, read_metrics, smooth
+from vdiff_fast.training.objective import resolved_precision
 from vdiff_fast.training.optimizer import build_optimizer, learning_rate
 
 
@@ -147,3 +148,10 @@ def test_continuous_time_reaches_the_networks_sinusoids_in_steps(name: str) -> N
 def test_continuous_time_is_refused_without_a_flow() -> None:
     with pytest.raises(ValueError, match="for the flow schedule, not linear"):
         build_schedule(small_config(diffusion__continuous_time=True).diffusion)
+
+
+@pytest.mark.parametrize("fast", [False, True])
+def test_auto_precision_is_bf16_only_where_the_cpu_multiplies_it(monkeypatch: pytest.MonkeyPatch, fast: bool) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: fast)
+    assert resolved_precision("auto", torch.device("cpu")) == ("bf16" if fast else "fp32")
+    assert resolved_precision("fp16", torch.device("cpu")) == "fp16"

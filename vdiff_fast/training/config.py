@@ -7,7 +7,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -126,8 +126,8 @@ class RuntimeConfig(_Section):
     """How the same mathematics is computed."""
 
     device: str = Field(default="auto", description="auto, cpu, cuda, cuda:1, ...", json_schema_extra=_FREE)
-    precision: Literal["fp32", "bf16", "fp16"] = Field(
-        default="fp32", description="autocast dtype; fp16 scales the loss"
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+        default="fp32", description="autocast dtype; fp16 scales the loss, auto is bf16 where the device is fast in it"
     )
     compile: bool = Field(default=False, description="torch.compile the model")
     activation_checkpointing: bool = Field(
@@ -347,6 +347,3 @@ def changed_keys(saved: TrainConfig, now: TrainConfig) -> list[str]:
         if not free and before != after:
             changed.append(f"{key}: {before} saved, {after} now")
     return changed
-
-
-PRECISIONS = get_args(RuntimeConfig.model_fields["precision"].annotation)

@@ -22,6 +22,15 @@ if TYPE_CHECKING:
 AUTOCAST_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
+def resolved_precision(precision: str, device: torch.device) -> str:
+    """ "auto" as bf16 where the device multiplies it, else fp32: on a CPU with AVX2 alone bf16 takes 7 times as long."""
+    if precision != "auto":
+        return precision
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp32"
+    return "bf16" if torch.cpu._is_avx512_bf16_supported() else "fp32"
+
+
 @dataclass(frozen=True)
 class Batch:
     """Clips on the device, their timesteps, and what else the loss needs."""
@@ -99,7 +108,7 @@ class Objective:
         )  # fmt: skip
 
     def autocast(self) -> AbstractContextManager[Any]:
-        precision = self.config.runtime.precision
+        precision = resolved_precision(self.config.runtime.precision, self.device)
         if precision == "fp32":
             return nullcontext()
         return torch.autocast(self.device.type, AUTOCAST_DTYPES[precision])

@@ -24,7 +24,7 @@ from vdiff_fast.training.build import build_dataset, build_model, build_schedule
 from vdiff_fast.training.ema import Ema
 from vdiff_fast.training.generate import write_samples
 from vdiff_fast.training.metrics import MetricsLog, Progress, plot_loss, read_metrics
-from vdiff_fast.training.objective import Batch, Objective
+from vdiff_fast.training.objective import Batch, Objective, resolved_precision
 from vdiff_fast.training.optimizer import build_optimizer, learning_rate, set_learning_rate
 
 if TYPE_CHECKING:
@@ -267,7 +267,7 @@ class Trainer:
         worst = reports[culprits[0]]
         raise nonfinite.NonFiniteLossError(
             what, value, step=self.step, timesteps=worst["t"], files=worst["files"], module=worst["module"],
-            advice=nonfinite.advice(self.config.runtime.precision), dump=dump,
+            advice=nonfinite.advice(resolved_precision(self.config.runtime.precision, self.device)), dump=dump,
         )  # fmt: skip
 
     def _prepare_run(self) -> None:
