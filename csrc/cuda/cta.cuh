@@ -67,6 +67,22 @@ struct DeviceCta {
 #endif
   }
 
+  // Blocks that all run at once meet at a counter, zero before: what a block wrote before it arrived is read by those
+  // that awaited it.
+  static __device__ __forceinline__ void arrive(unsigned* counter) {
+    __syncthreads();
+    if (threadIdx.x == 0) asm volatile("red.release.gpu.global.add.u32 [%0], 1;\n" ::"l"(counter) : "memory");
+  }
+  static __device__ __forceinline__ void await(const unsigned* counter, unsigned blocks) {
+    if (threadIdx.x == 0) {
+      unsigned arrived;
+      do {
+        asm volatile("ld.acquire.gpu.global.u32 %0, [%1];\n" : "=r"(arrived) : "l"(counter) : "memory");
+      } while (arrived < blocks);
+    }
+    __syncthreads();
+  }
+
   template <class T>
   static __device__ __forceinline__ float to_float(T x) {
     return vdiff::to_float(x);

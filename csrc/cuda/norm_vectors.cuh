@@ -51,18 +51,29 @@ inline int device_attribute(const Tensor& x, cudaDeviceAttr which) {
   return value;
 }
 
-// Starts `kernel` with as much shared memory as one block may ask for, in clusters of `cluster` blocks.
-template <class Problem>
-void start(void (*kernel)(Problem), const Problem& p, int64_t blocks, int64_t cluster, int64_t bytes,
-           cudaStream_t stream) {
-  cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes));
+// How the blocks of a launch belong together: in clusters, or as one grid that all runs at once.
+inline cudaLaunchAttribute in_clusters(int64_t blocks) {
   cudaLaunchAttribute attribute{};
+  if (blocks == 1) return attribute;
   attribute.id = cudaLaunchAttributeClusterDimension;
-  attribute.val.clusterDim = {static_cast<unsigned>(cluster), 1, 1};
+  attribute.val.clusterDim = {static_cast<unsigned>(blocks), 1, 1};
+  return attribute;
+}
+inline cudaLaunchAttribute at_once() {
+  cudaLaunchAttribute attribute{};
+  attribute.id = cudaLaunchAttributeCooperative, attribute.val.cooperative = 1;
+  return attribute;
+}
+
+// Starts `kernel` with as much shared memory as one block may ask for.
+template <class Problem>
+void start(void (*kernel)(Problem), const Problem& p, int64_t blocks, int64_t bytes, cudaStream_t stream,
+           cudaLaunchAttribute attribute = {}) {
+  cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes));
   cudaLaunchConfig_t config{};
   config.gridDim = dim3(static_cast<unsigned>(blocks)), config.blockDim = dim3(kThreads);
   config.dynamicSmemBytes = bytes, config.stream = stream;
-  config.attrs = &attribute, config.numAttrs = cluster > 1 ? 1 : 0;
+  config.attrs = &attribute, config.numAttrs = attribute.id == cudaLaunchAttributeIgnore ? 0 : 1;
   cudaLaunchKernelEx(&config, kernel, p);
   check_launch();
 }

@@ -1,13 +1,18 @@
-// csrc/cuda/cta.cuh played on the host: the threads of a block one after the other, the blocks of a cluster on threads
-// of their own. Copies into shared memory land no earlier than their thread waits for them.
+// csrc/cuda/cta.cuh played on the host: the threads of a block one after the other, the blocks of a cluster, or of a
+// grid that meets at counters, on threads of their own. Copies into shared memory land no earlier than their thread
+// waits for them, or at once.
 #pragma once
 
+#include <atomic>
 #include <barrier>
+#include <chrono>
 #include <cmath>
+#include <condition_variable>
 #include <cstdint>
 #include <cstring>
 #include <deque>
 #include <functional>
+#include <mutex>
 #include <thread>
 #include <vector>
 
@@ -29,6 +34,32 @@ struct HostCluster {
   }
 };
 
+// How a grid is played that must run at once: `held` blocks start, another where one ends. `eager` copies land at once;
+// `from` on, each lands `back` bytes before its place. Who waits longer than `patience` for a counter finds it stuck.
+struct HostGrid {
+  int64_t held;
+  bool eager = false;
+  int64_t from = 0, back = 0;
+  std::chrono::milliseconds patience{60000};
+
+  std::atomic<bool> stuck = false;
+  int64_t running = 0;
+  std::mutex mutex{};
+  std::condition_variable changed{};
+
+  template <class Ready>
+  void wait(Ready ready) {
+    std::unique_lock lock(mutex);
+    stuck = !changed.wait_for(lock, patience, [&] { return stuck || ready(); }) || stuck;
+  }
+  template <class Change>
+  void change(Change change) {
+    const std::lock_guard lock(mutex);
+    change();
+    changed.notify_all();
+  }
+};
+
 struct HostCta {
   struct Copy {
     void* to;
@@ -36,6 +67,7 @@ struct HostCta {
   };
   HostCluster& cluster;
   int rank, count;
+  HostGrid* grid = nullptr;
   int current = 0;
   std::vector<std::deque<std::vector<Copy>>> batches = std::vector<std::deque<std::vector<Copy>>>(count);
   std::vector<std::vector<Copy>> open = std::vector<std::vector<Copy>>(count);
@@ -72,7 +104,16 @@ struct HostCta {
     }
   }
 
-  void copy(void* to, const void* from) { open[current].push_back({to, from}); }
+  void copy(void* to, const void* from) {
+    if (grid != nullptr && grid->back > 0 && static_cast<char*>(to) - cluster.memory(rank) >= grid->from) {
+      to = static_cast<char*>(to) - grid->back;
+    }
+    if (grid != nullptr && grid->eager) {
+      std::memcpy(to, from, 16);
+    } else {
+      open[current].push_back({to, from});
+    }
+  }
   void commit() {
     batches[current].push_back(std::move(open[current]));
     open[current].clear();
@@ -88,6 +129,13 @@ struct HostCta {
   template <class P>
   P* peer(P* own, int other) {
     return reinterpret_cast<P*>(reinterpret_cast<char*>(own) - cluster.memory(rank) + cluster.memory(other));
+  }
+
+  void arrive(unsigned* counter) {
+    grid->change([&] { ++*counter; });
+  }
+  void await(const unsigned* counter, unsigned blocks) {
+    grid->wait([&] { return *counter >= blocks; });
   }
 
   static float to_float(float x) { return x; }
@@ -125,4 +173,22 @@ void run_grid(int64_t blocks, int cluster_size, int threads, int64_t shared_byte
     block(0);
     for (auto& other : others) other.join();
   }
+}
+
+// The same for a grid whose blocks meet at counters: each has a thread of the host. False where they wait in vain.
+template <class Body>
+bool run_at_once(int64_t blocks, int threads, int64_t shared_bytes, HostGrid& grid, Body body) {
+  std::vector<std::thread> all;
+  for (int64_t block = 0; block < blocks && !grid.stuck; ++block) {
+    grid.wait([&] { return grid.running < grid.held; });
+    grid.change([&] { ++grid.running; });
+    all.emplace_back([&, block] {
+      HostCluster alone(1, shared_bytes);
+      HostCta cta{alone, 0, threads, &grid};
+      body(cta, block, alone.memory(0));
+      grid.change([&] { --grid.running; });
+    });
+  }
+  for (auto& thread : all) thread.join();
+  return !grid.stuck;
 }

@@ -1,6 +1,7 @@
 // The blocks of both norms with a thread of the host for every thread of the device, under ThreadSanitizer: a missing
-// barrier is a data race. Lanes of a warp exchange values without ordering memory, as shuffles do. With an argument,
-// barriers of a block wait for nobody, and races must be found.
+// barrier is a data race. Lanes of a warp exchange values without ordering memory, as shuffles do. With the argument
+// "barriers", those of a block wait for nobody; with "meetings", nobody waits for a grid's counters: races must be
+// found.
 #include "ops/group_norm_silu/share.h"
 #include "ops/rms_norm_silu/tile.h"
 
@@ -17,7 +18,7 @@ namespace {
 
 using namespace vdiff::norm;
 
-bool barriers = true;
+bool barriers = true, meetings = true;
 
 struct Warp {
   std::atomic<uint32_t> words[kWarp][16];
@@ -104,6 +105,15 @@ struct ThreadCta {
   P* peer(P* own, int other) {
     return reinterpret_cast<P*>(reinterpret_cast<char*>(own) - cluster.memory(rank) + cluster.memory(other));
   }
+  void arrive(unsigned* counter) {
+    if (barriers) block().barrier.arrive_and_wait();
+    if (thread == 0) std::atomic_ref(*counter).fetch_add(1, std::memory_order_release);
+  }
+  void await(unsigned* counter, unsigned blocks) {
+    const std::atomic_ref arrived(*counter);
+    while (meetings && thread == 0 && arrived.load(std::memory_order_acquire) < blocks) std::this_thread::yield();
+    if (barriers) block().barrier.arrive_and_wait();
+  }
   static float to_float(float x) { return x; }
   template <class T>
   static T from_float(float x) {
@@ -121,6 +131,7 @@ void run_cluster(int64_t first, int size, int64_t bytes, Body body) {
     for (int t = 0; t < kThreads; ++t) {
       threads.emplace_back([&, rank, t] {
         ThreadCta cta{cluster, rank, t};
+        cluster.barrier.arrive_and_wait();  // or the first block is gone before the last begins
         body(cta, first + rank, cluster.memory(rank));
       });
     }
@@ -131,6 +142,7 @@ void run_cluster(int64_t first, int size, int64_t bytes, Body body) {
 struct Buffers {
   std::vector<float> x, dy, y, vectors, statistics, parts;
   std::vector<double> group_sums;
+  std::vector<unsigned> arrivals = std::vector<unsigned>(64);
   explicit Buffers(int64_t n)
       : x(n + 4), dy(n + 4), y(n + 4), vectors(4096), statistics(1 << 16, 1.0f), parts(1 << 16), group_sums(1 << 16) {
     for (int64_t i = 0; i < n; ++i) x[i] = std::sin(static_cast<float>(i)), dy[i] = std::cos(static_cast<float>(i));
@@ -147,33 +159,40 @@ void group_norm_phase(const vdiff::group_norm::Problem<float>& p) {
   const int size = static_cast<int>(p.shape.shares);
   const int64_t bytes = Layout(p.shape, kBackward).bytes;
   const auto body = [&](ThreadCta& cta, int64_t block, char* memory) {
-    const Block<ThreadCta, float, kLast, kBackward> one(cta, p, block, memory);
-    if constexpr (kBackward) {
-      one.template backward<kPhase>();
-    } else {
-      one.template forward<kPhase>();
-    }
+    Block<ThreadCta, float, kLast, kBackward>(cta, p, block, memory).template run<kPhase>();
   };
   if (kPhase == Phase::whole) return run_cluster(0, size, bytes, body);
   for (int64_t block = 0; block < 2; ++block) run_cluster(block, 1, bytes, body);
 }
 
+// With `buffers`, as a grid of two blocks.
 template <bool kLast, bool kBackward>
-void group_norm(const vdiff::group_norm::Device& device) {
+void group_norm(const vdiff::group_norm::Device& device, int buffers = 0) {
   using namespace vdiff::group_norm;
   Shape s{};
-  s.batch = 1, s.segments = 1, s.channels = s.c1 = 24, s.groups = 2, s.per_group = 12, s.length = 600;
-  s.unit_segments = 1, s.units = 1, s.channels_last = kLast, s.silu = true, s.element = 4;
+  s.batch = s.units = buffers > 0 ? 4 : 1, s.length = buffers > 0 ? 200 : 600;
+  s.segments = 1, s.channels = s.c1 = 24, s.groups = 2, s.per_group = 12;
+  s.unit_segments = 1, s.channels_last = kLast, s.silu = true, s.element = 4;
   choose(s, device, kBackward, true);
-  Buffers b(s.channels * s.length);
+  if (buffers > 0) {
+    s.way = Way::grid, s.teams = 1, s.buffers = buffers;
+    cut(s, 2);
+  }
+  Buffers b(s.batch * s.channels * s.length);
   Problem<float> p{s, {}, 1e-5};
   p.vectors.add = b.vectors.data(), p.vectors.scale_frames = p.vectors.shift_frames = 1;
   p.x = Buffers::aligned(b.x), p.dy = Buffers::aligned(b.dy), p.y = Buffers::aligned(b.y);
   p.mean = b.statistics.data(), p.rstd = b.statistics.data() + 64;
-  p.group_sums = b.group_sums.data(), p.channel_sums = b.parts.data();
-  std::printf("group_norm_silu last %d backward %d resident %d shares %d\n", kLast, kBackward, s.resident,
-              static_cast<int>(s.shares));
-  if (s.resident) return group_norm_phase<kLast, kBackward, Phase::whole>(p);
+  p.group_sums = b.group_sums.data(), p.channel_sums = b.parts.data(), p.arrivals = b.arrivals.data();
+  std::printf("group_norm_silu last %d backward %d way %d shares %d buffers %d\n", kLast, kBackward,
+              static_cast<int>(s.way), static_cast<int>(s.shares), s.buffers);
+  if (s.way == Way::cluster) return group_norm_phase<kLast, kBackward, Phase::whole>(p);
+  if (s.way == Way::grid) {
+    return run_cluster(0, static_cast<int>(s.blocks()), Layout(s, kBackward).bytes,
+                       [&](ThreadCta& cta, int64_t block, char* memory) {
+                         take_turns<ThreadCta, float, kLast, kBackward>(cta, p, block, memory);
+                       });
+  }
   group_norm_phase<kLast, kBackward, Phase::reduce>(p);
   group_norm_phase<kLast, kBackward, Phase::apply>(p);
 }
@@ -204,14 +223,17 @@ void rms_norm() {
 template <bool kLast>
 void all() {
   const vdiff::group_norm::Device one{1, 1 << 20, true}, cluster{3, 96 << 10, true}, split{1 << 20, 32 << 10, false};
+  for (int buffers : {1, 2}) group_norm<kLast, false>(split, buffers), group_norm<kLast, true>(split, buffers);
+  if (!meetings) return;
   for (const auto& device : {one, cluster, split}) group_norm<kLast, false>(device), group_norm<kLast, true>(device);
   rms_norm<kLast, false>(), rms_norm<kLast, true>();
 }
 
 }  // namespace
 
-int main(int count, char**) {
-  barriers = count == 1;
+int main(int count, char** names) {
+  barriers = count == 1 || std::strcmp(names[1], "barriers") != 0;
+  meetings = count == 1 || std::strcmp(names[1], "meetings") != 0;
   all<false>();
   all<true>();
 }

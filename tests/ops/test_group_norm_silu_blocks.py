@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import itertools
 import shutil
 from dataclasses import dataclass
 from typing import Any
@@ -22,28 +23,56 @@ pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="g++ is not 
 
 @dataclass(frozen=True)
 class Device:
-    """What the plan asks of a GPU; small ones make clusters and split statistics of small tensors."""
+    """What the plan asks of a GPU; small ones make clusters, grids and split statistics of small tensors."""
 
     multiprocessors: int
     shared_bytes: int
-    clusters: bool
+    clusters: bool = False
+    cooperative: bool = False
 
     def array(self) -> Any:
-        return (ctypes.c_int64 * 3)(self.multiprocessors, self.shared_bytes, int(self.clusters))
+        return (ctypes.c_int64 * 4)(
+            self.multiprocessors, self.shared_bytes, int(self.clusters), int(self.cooperative)
+        )  # fmt: skip
 
 
-H200 = Device(132, 227 << 10, True)
-A100 = Device(108, 163 << 10, False)
+H200 = Device(132, 227 << 10, True, True)
+A100 = Device(108, 163 << 10, cooperative=True)
 # One block holds every unit; four to eight are needed; no cluster holds one.
-ONE, CLUSTER, SPLIT = Device(1, 1 << 20, True), Device(1, 44 << 10, True), Device(108, 44 << 10, False)
+ONE, CLUSTER, SPLIT = Device(1, 1 << 20, True), Device(1, 44 << 10, True), Device(108, 44 << 10)
+GRID = Device(12, 64 << 10, cooperative=True)
 
 
 @dataclass(frozen=True)
 class Plan:
-    resident: bool
+    way: str
     shares: int
     aligned: bool
     shared_bytes: int
+    teams: int
+    buffers: int
+    turns: int
+
+
+def _plan_of(plan: Any) -> Plan:
+    return Plan(("cluster", "grid", "split")[plan[0]], plan[1], bool(plan[2]), *plan[3:])
+
+
+@dataclass(frozen=True)
+class Play:
+    """How the blocks of a grid are played.
+
+    `eager`: copies land at once, not as late as they may. `held`: blocks that run at once, 0 for all that the device
+    holds. `patience`: milliseconds until they are stuck. `one_buffer`: copies for the second buffer land in the first.
+    """
+
+    eager: bool = False
+    held: int = 0
+    patience: int = 60000
+    one_buffer: bool = False
+
+    def array(self) -> Any:
+        return (ctypes.c_int64 * 4)(int(self.eager), self.held, self.patience, int(self.one_buffer))
 
 
 @pytest.fixture(scope="module")
@@ -80,8 +109,12 @@ class Call:
             scale, shift, int(self.last), int(self.silu), self.x.element_size(), int(backward),
         )  # fmt: skip
 
-    def play(self, blocks: Any, device: Device) -> tuple[list[Tensor], Plan]:
-        """y and every gradient, and the forward's plan: NaN where a kernel writes nothing."""
+    def play(self, blocks: Any, device: Device, play: Play = Play()) -> tuple[list[Tensor], list[Plan]]:
+        """y and every gradient, NaN where a kernel writes nothing, and the plans of both directions.
+
+        Raises:
+            TimeoutError: blocks of a grid wait for others that cannot start.
+        """
         x, x2, dy = (_last(t) if self.last else t for t in (self.x, self.x2, self.dy))
         assert x is not None
         assert dy is not None
@@ -101,12 +134,14 @@ class Call:
             outputs = (dx, dx2) if backward else (y, None)
             tensors = [x, x2, dy, *outputs, *vectors, *statistics, *gradients]
             pointers = (ctypes.c_void_p * len(tensors))(*(None if t is None else t.data_ptr() for t in tensors))
-            plan = (ctypes.c_int64 * 4)()
-            blocks.group_norm_blocks(pointers, self.sizes(backward), ctypes.c_double(self.eps), device.array(), plan)
-            plans.append(Plan(bool(plan[0]), plan[1], bool(plan[2]), plan[3]))
+            plan = (ctypes.c_int64 * 7)()
+            sizes, eps = self.sizes(backward), ctypes.c_double(self.eps)
+            if not blocks.group_norm_blocks(pointers, sizes, eps, device.array(), play.array(), plan):
+                raise TimeoutError
+            plans.append(_plan_of(plan))
             assert plan[3] <= device.shared_bytes
         wanted = [g for k, g in zip(names, gradients) if k in self.vectors]
-        return [y, dx, *([] if dx2 is None else [dx2]), *wanted], plans[0]
+        return [y, dx, *([] if dx2 is None else [dx2]), *wanted], plans
 
     def expected(self, dtype: torch.dtype) -> list[Tensor]:
         def leaf(t: Tensor) -> Tensor:
@@ -173,17 +208,39 @@ CASES = {
     "ten_per_group": ((2, 320, 1, 64), 32, {"names": EVERYTHING}),
     "many_channels_in_a_group": ((1, 1200, 1, 24), 2, {"names": EVERYTHING}),
 }
+# Larger units on small devices, so that only a grid holds one, in both layouts and directions.
+GRID_CASES = {
+    "clip": (Device(8, 100 << 10, cooperative=True), (7, 12, 3, 1400), 2, {"names": EVERYTHING}),
+    "per_frame": (Device(16, 200 << 10, cooperative=True), (2, 32, 3, 2501), 2, {"per_frame": True}),
+    "skip": (Device(12, 160 << 10, cooperative=True), (5, 16, 1, 3000), 2, {"channels2": 16, "names": EVERYTHING}),
+    "skip_straddles_a_pack": (
+        Device(8, 120 << 10, cooperative=True), (4, 16, 2, 1345), 2, {"channels2": 10, "names": EVERYTHING},
+    ),
+    "frames_of_one_clip": (
+        Device(8, 200 << 10, cooperative=True), (3, 16, 3, 1100), 2, {"frames": 3, "names": EVERYTHING},
+    ),
+    "odd_frames_of_one_clip": (
+        Device(6, 200 << 10, cooperative=True), (3, 48, 3, 1001), 3, {"frames": 3, "names": EVERYTHING},
+    ),
+    "ten_per_group": (Device(16, 80 << 10, cooperative=True), (4, 80, 1, 2048), 8, {"names": EVERYTHING}),
+    "one_group": (Device(6, 200 << 10, cooperative=True), (5, 600, 1, 72), 1, {"silu": False}),
+    "many_channels_in_a_group": (
+        Device(8, 160 << 10, cooperative=True), (3, 1200, 1, 64), 2, {"names": EVERYTHING},
+    ),
+}  # fmt: skip
 
 
-def _assert_close(call: Call, blocks: Any, device: Device) -> Plan:
+def _assert_close(call: Call, blocks: Any, device: Device, *others: Play) -> list[Plan]:
+    """`others`: plays that must give the same bits."""
     exact, eager = call.expected(torch.float64), call.expected(call.x.dtype)
-    actual, plan = call.play(blocks, device)
-    again, _ = call.play(blocks, device)
-    for i, (a, e, g, same) in enumerate(zip(actual, exact, eager, again, strict=True)):
+    actual, plans = call.play(blocks, device)
+    for i, (a, e, g) in enumerate(zip(actual, exact, eager, strict=True)):
         allowed = 2 * max(relative_error(g, e), unit_roundoff(call.x.dtype))
-        assert relative_error(a, e) <= allowed, (i, relative_error(a, e), allowed, plan)
-        assert torch.equal(a, same)
-    return plan
+        assert relative_error(a, e) <= allowed, (i, relative_error(a, e), allowed, plans)
+    for play in (Play(), *others):
+        again, _ = call.play(blocks, device, play)
+        assert all(torch.equal(a, same) for a, same in zip(actual, again, strict=True))
+    return plans
 
 
 @pytest.mark.parametrize("device", [ONE, CLUSTER, SPLIT], ids=["one", "cluster", "split"])
@@ -198,14 +255,70 @@ def test_blocks_against_float64(blocks: Any, name: str, last: bool, device: Devi
 @pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels_last"])
 def test_bfloat16_against_float64(blocks: Any, last: bool, device: Device) -> None:
     call = _call((2, 40, 2, 520), 4, channels2=24, names=EVERYTHING, last=last, dtype=BF16)
-    assert _assert_close(call, blocks, device).aligned
+    assert all(plan.aligned for plan in _assert_close(call, blocks, device))
 
 
-@pytest.mark.parametrize("device", [ONE, CLUSTER, SPLIT], ids=["one", "cluster", "split"])
+@pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels_last"])
+@pytest.mark.parametrize("name", GRID_CASES)
+def test_grids_against_float64(blocks: Any, name: str, last: bool) -> None:
+    device, shape, groups, options = GRID_CASES[name]
+    plans = _assert_close(_call(shape, groups, last=last, **options), blocks, device, Play(eager=True))
+    assert [plan.way for plan in plans] == ["grid", "grid"]
+
+
+@pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels_last"])
+def test_bfloat16_grids_against_float64(blocks: Any, last: bool) -> None:
+    call = _call((4, 40, 1, 5200), 4, channels2=24, names=EVERYTHING, last=last, dtype=BF16)
+    plans = _assert_close(call, blocks, Device(16, 120 << 10, cooperative=True), Play(eager=True))
+    assert [(plan.way, plan.aligned) for plan in plans] == [("grid", True)] * 2
+
+
+@pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels_last"])
+def test_a_grid_of_the_h200_against_float64(blocks: Any, last: bool) -> None:
+    plans = _assert_close(_call((3, 16, 1, 40000), 1, last=last), blocks, H200)
+    assert [plan.way for plan in plans] == ["grid", "grid"]
+
+
+def test_grid_cases_reach_every_kind_of_grid(blocks: Any) -> None:
+    """One buffer and two, teams, more turns than buffers, in both layouts and directions."""
+    kinds = set()
+    for device, shape, groups, options in GRID_CASES.values():
+        for last in (False, True):
+            call = _call(shape, groups, last=last, **options)
+            for backward in (False, True):
+                plan = _plan(blocks, call.sizes(backward), device)
+                kinds.add((last, backward, plan.buffers, plan.turns > plan.buffers))
+                kinds.add((last, backward, "teams", plan.teams > 1))
+    wanted = itertools.product((False, True), (False, True), ((1, True), (2, True), ("teams", True)))
+    assert {(last, backward, *kind) for last, backward, kind in wanted} <= kinds
+
+
+def test_a_grid_with_too_few_multiprocessors_is_stuck(blocks: Any) -> None:
+    """The blocks really wait for each other: one that cannot start stops all, so a plan may not exceed the device."""
+    device, shape, groups, options = GRID_CASES["one_group"]
+    call = _call(shape, groups, **options)
+    _, (plan, _) = call.play(blocks, device)
+    assert plan.teams == 1
+    with pytest.raises(TimeoutError):
+        call.play(blocks, device, Play(held=plan.shares - 1, patience=500))
+
+
+def test_a_buffer_filled_too_early_is_seen(blocks: Any) -> None:
+    """Copies for the second buffer land in the first, whose unit still waits for its sums."""
+    device, shape, groups, options = GRID_CASES["frames_of_one_clip"]
+    call = _call(shape, groups, **options)
+    (y, *_), plans = call.play(blocks, device, Play(eager=True))
+    assert plans[0].buffers == 2
+    (wrong, *_), _ = call.play(blocks, device, Play(eager=True, one_buffer=True))
+    assert relative_error(wrong, y) > 0.1
+
+
+@pytest.mark.parametrize("device", [ONE, CLUSTER, GRID, SPLIT], ids=["one", "cluster", "grid", "split"])
 @pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels_last"])
 def test_mean_10000_and_deviation_one_tenth_keep_their_digits(blocks: Any, last: bool, device: Device) -> None:
     call = _call((1, 16, 1, 2048), 2, names=(), last=last, mean=1e4, deviation=0.1)
-    (y, dx), _ = call.play(blocks, device)
+    (y, dx), plans = call.play(blocks, device)
+    assert ("grid" in {plan.way for plan in plans}) == (device is GRID)
     x = call.x.double().requires_grad_()
     units = x.reshape(2, -1)
     centered = units - units.mean(-1, keepdim=True)
@@ -219,23 +332,23 @@ def test_mean_10000_and_deviation_one_tenth_keep_their_digits(blocks: Any, last:
 def test_devices_make_the_three_ways(blocks: Any) -> None:
     """What the tests above are meant to reach: one block, clusters of several sizes, split statistics."""
     call = _call(*CASES["long_rows"][:2])
-    plans = [call.play(blocks, device)[1] for device in (ONE, Device(1, 200 << 10, True), CLUSTER, SPLIT)]
-    assert [p.resident for p in plans] == [True, True, True, False]
+    plans = [call.play(blocks, device)[1][0] for device in (ONE, Device(1, 200 << 10, True), CLUSTER, SPLIT)]
+    assert [p.way for p in plans] == ["cluster", "cluster", "cluster", "split"]
     assert plans[0].shares == 1
     assert 1 < plans[1].shares < plans[2].shares <= 8
     assert all(p.aligned for p in plans)
 
 
 def _plan(blocks: Any, call_sizes: Any, device: Device) -> Plan:
-    plan = (ctypes.c_int64 * 4)()
+    plan = (ctypes.c_int64 * 7)()
     blocks.group_norm_plan(call_sizes, device.array(), plan)
-    return Plan(bool(plan[0]), plan[1], bool(plan[2]), plan[3])
+    return _plan_of(plan)
 
 
 @pytest.mark.parametrize("backward", [False, True])
 @pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels_last"])
 @pytest.mark.parametrize("layer", GROUP_NORM_LAYERS, ids=lambda layer: layer.name)
-def test_layers_of_models_are_read_once_where_a_cluster_holds_them(
+def test_layers_of_models_are_read_once_where_the_chip_holds_a_unit(
     blocks: Any, layer: Any, last: bool, backward: bool
 ) -> None:
     batch, channels, *space = layer.shape
@@ -248,7 +361,25 @@ def test_layers_of_models_are_read_once_where_a_cluster_holds_them(
     assert on_h200.aligned
     assert on_h200.shared_bytes <= H200.shared_bytes
     assert on_a100.shared_bytes <= A100.shared_bytes
-    assert not on_a100.resident or on_a100.shares == 1
+    for plan, device in ((on_h200, H200), (on_a100, A100)):
+        held = (device.shared_bytes + 1024) // (plan.shared_bytes + 1024) * device.multiprocessors
+        assert plan.way != "grid" or plan.shares * plan.teams <= held
+    assert on_a100.way != "cluster" or on_a100.shares == 1
     unit = 2 * channels // layer.num_groups * length * (2 if backward else 1)
     if not last:
-        assert on_h200.resident == (unit < 1.75 * 2**20)
+        assert on_h200.way == ("cluster" if unit < 1.75 * 2**20 else "grid")
+        assert on_h200.buffers == 1 or unit < 13 * 2**20
+
+
+@pytest.mark.parametrize("backward", [False, True])
+@pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels_last"])
+def test_units_grow_from_a_block_to_a_cluster_a_grid_and_two_kernels(blocks: Any, last: bool, backward: bool) -> None:
+    """What holds units of 16 bfloat16 channels, each a slab, as they grow; the grid keeps two while it can."""
+    found = []
+    for kilobytes in (64, 1000, 4000, 7000, 16000, 40000):
+        sizes = (ctypes.c_int64 * 13)(
+            4, 512, 0, 16, 1, (kilobytes << 10) // (128 if backward else 64), 1, 1, 1, int(last), 1, 2, int(backward)
+        )
+        plan = _plan(blocks, sizes, H200)
+        found.append((plan.way, plan.buffers))
+    assert found == [("cluster", 1), ("cluster", 1), ("grid", 2), ("grid", 2), ("grid", 1), ("split", 1)]

@@ -35,13 +35,15 @@ def races(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_blocks_have_every_barrier_they_need(races: Path) -> None:
     played = subprocess.run([str(races)], capture_output=True, text=True)
     assert played.returncode == 0, played.stderr[:4000]
-    ways = re.findall(r"resident (\d) shares (\d+)", played.stdout)
-    assert len(ways) == 12
-    for way in (("1", "1"), ("1", "[2-8]"), ("0", r"\d+")):
-        assert sum(re.fullmatch(way[1], shares) is not None and way[0] == held for held, shares in ways) == 4, ways
+    ways = re.findall(r"way (\d shares \d+ buffers \d)", played.stdout)
+    assert len(ways) == 20
+    one, cluster, split = "0 shares 1 buffers 1", "0 shares [2-8] buffers 1", r"2 shares \d+ buffers 1"
+    for way in (one, cluster, split, "1 shares 2 buffers 1", "1 shares 2 buffers 2"):
+        assert sum(re.fullmatch(way, each) is not None for each in ways) == 4, ways
 
 
-def test_a_missing_barrier_is_found(races: Path) -> None:
-    played = subprocess.run([str(races), "without barriers"], capture_output=True, text=True)
+@pytest.mark.parametrize("missing", ["barriers", "meetings"])
+def test_a_missing_wait_is_found(races: Path, missing: str) -> None:
+    played = subprocess.run([str(races), missing], capture_output=True, text=True)
     assert played.returncode != 0
     assert "data race" in played.stderr

@@ -5,23 +5,28 @@ namespace {
 
 using namespace vdiff::norm;
 using vdiff::Tensor;
+using vdiff::group_norm::kHeldBlocks;
 using vdiff::group_norm::Phase;
 using vdiff::group_norm::Problem;
 using vdiff::group_norm::Shape;
+using vdiff::group_norm::Way;
 
 // Two blocks a multiprocessor: one loads while the other computes.
 template <class T, bool kLast, bool kBackward, Phase kPhase>
-__global__ void __launch_bounds__(kThreads, 2) share_kernel(const __grid_constant__ Problem<T> p) {
+__global__ void __launch_bounds__(kThreads, kHeldBlocks) share_kernel(const __grid_constant__ Problem<T> p) {
   extern __shared__ __align__(16) char memory[];
   vdiff::DeviceCta cta;
   // From the last block backwards, what the kernel before read last is still in the L2.
   const int64_t index = kPhase == Phase::apply ? gridDim.x - 1 - blockIdx.x : blockIdx.x;
-  const vdiff::group_norm::Block<vdiff::DeviceCta, T, kLast, kBackward> block(cta, p, index, memory);
-  if constexpr (kBackward) {
-    block.template backward<kPhase>();
-  } else {
-    block.template forward<kPhase>();
-  }
+  vdiff::group_norm::Block<vdiff::DeviceCta, T, kLast, kBackward>(cta, p, index, memory).template run<kPhase>();
+}
+
+// All its blocks run at once: no more than kHeldBlocks for every multiprocessor.
+template <class T, bool kLast, bool kBackward>
+__global__ void __launch_bounds__(kThreads, kHeldBlocks) grid_kernel(const __grid_constant__ Problem<T> p) {
+  extern __shared__ __align__(16) char memory[];
+  vdiff::DeviceCta cta;
+  vdiff::group_norm::take_turns<vdiff::DeviceCta, T, kLast, kBackward>(cta, p, blockIdx.x, memory);
 }
 
 const void* pointer(const MaybeTensor& t) { return t.has_value() ? t->data_ptr() : nullptr; }
@@ -44,20 +49,30 @@ Shape shape_of(const Tensor& x, const MaybeTensor& x2, int64_t groups, int64_t f
 vdiff::group_norm::Device device_of(const Tensor& x) {
   return {device_attribute(x, cudaDevAttrMultiProcessorCount),
           device_attribute(x, cudaDevAttrMaxSharedMemoryPerBlockOptin),
-          device_attribute(x, cudaDevAttrClusterLaunch) != 0};
+          device_attribute(x, cudaDevAttrClusterLaunch) != 0, device_attribute(x, cudaDevAttrCooperativeLaunch) != 0};
 }
 
 template <class T, bool kLast, bool kBackward, Phase kPhase>
 void launch_phase(const Problem<T>& p, cudaStream_t stream) {
-  start(share_kernel<T, kLast, kBackward, kPhase>, p, p.shape.blocks(), kPhase == Phase::whole ? p.shape.shares : 1,
-        vdiff::group_norm::Layout(p.shape, kBackward).bytes, stream);
+  start(share_kernel<T, kLast, kBackward, kPhase>, p, p.shape.blocks(),
+        vdiff::group_norm::Layout(p.shape, kBackward).bytes, stream,
+        in_clusters(kPhase == Phase::whole ? p.shape.shares : 1));
+}
+
+template <class T, bool kLast, bool kBackward>
+void launch_grid(const Problem<T>& p, cudaStream_t stream) {
+  const auto kernel = grid_kernel<T, kLast, kBackward>;
+  // The plan counts on all of it.
+  cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout, cudaSharedmemCarveoutMaxShared);
+  start(kernel, p, p.shape.blocks(), vdiff::group_norm::Layout(p.shape, kBackward).bytes, stream, at_once());
 }
 
 template <bool kBackward, class T>
 void launch(const Problem<T>& p, cudaStream_t stream) {
   const auto run = [&](auto last) {
     constexpr bool kLast = decltype(last)::value;
-    if (p.shape.resident) return launch_phase<T, kLast, kBackward, Phase::whole>(p, stream);
+    if (p.shape.way == Way::cluster) return launch_phase<T, kLast, kBackward, Phase::whole>(p, stream);
+    if (p.shape.way == Way::grid) return launch_grid<T, kLast, kBackward>(p, stream);
     launch_phase<T, kLast, kBackward, Phase::reduce>(p, stream);
     launch_phase<T, kLast, kBackward, Phase::apply>(p, stream);
   };
@@ -76,10 +91,22 @@ Tensor empty_joint(const Shape& s, const Tensor& x, const MaybeTensor& x2) {
   return y;
 }
 
-// Where a unit's shares meet in a second kernel.
-Tensor group_sums(const Shape& s, const Tensor& x) {
-  return scratch(x, s.resident ? 0 : 3 * s.blocks() * s.slab_groups, vdiff::ScalarType::Double);
-}
+// Where a unit's shares meet that no cluster holds.
+struct Meeting {
+  MaybeTensor sums, arrivals;
+
+  Meeting(const Shape& s, const Tensor& x) {
+    if (s.way == Way::cluster) return;
+    sums = scratch(x, 3 * s.all_shares() * s.slab_groups, vdiff::ScalarType::Double);
+    if (s.way == Way::split) return;
+    arrivals = torch::stable::new_zeros(x, std::vector<int64_t>{s.items()}, vdiff::ScalarType::Int);
+  }
+  template <class T>
+  void add_to(Problem<T>& p) const {
+    if (sums.has_value()) p.group_sums = vdiff::mutable_data<double>(*sums);
+    if (arrivals.has_value()) p.arrivals = vdiff::mutable_data<unsigned>(*arrivals);
+  }
+};
 
 std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& x, const MaybeTensor& x2, int64_t num_groups,
                                            const MaybeTensor& weight, const MaybeTensor& bias, double eps,
@@ -92,12 +119,12 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& x, const MaybeTensor& x
   if (s.empty()) return {y, torch::stable::zero_(mean), torch::stable::zero_(rstd)};
   choose(s, device_of(x), false, on_packs({x.data_ptr(), pointer(x2), y.data_ptr()}));
   const FloatVectors vectors(weight, bias, scale, shift, add);
-  const Tensor between = group_sums(s, x);
+  const Meeting meeting(s, x);
   VDIFF_CUDA_DISPATCH(x.scalar_type(), T, {
     Problem<T> p{s, vectors.view(), eps};
     p.x = vdiff::data<T>(x), p.x2 = vdiff::data<T>(x2), p.y = vdiff::mutable_data<T>(y);
     p.mean = vdiff::mutable_data<float>(mean), p.rstd = vdiff::mutable_data<float>(rstd);
-    p.group_sums = vdiff::mutable_data<double>(between);
+    meeting.add_to(p);
     launch<false>(p, vdiff::current_stream(x));
   });
   return {y, mean, rstd};
@@ -108,12 +135,14 @@ void launch_backward(const Shape& s, const Vectors& v, const Tensor& dy, const T
                      const Tensor& mean, const Tensor& rstd, const Tensor& dx, const Tensor& dx2,
                      const VectorGradients& gradients) {
   const cudaStream_t stream = vdiff::current_stream(x);
-  const Tensor between = group_sums(s, x), parts = scratch(x, 3 * s.vectors() * s.cuts);
+  const Meeting meeting(s, x);
+  const Tensor parts = scratch(x, 3 * s.vectors() * s.cuts);
   Problem<T> p{s, v, 0.0};
   p.x = vdiff::data<T>(x), p.x2 = vdiff::data<T>(x2), p.dy = vdiff::data<T>(dy);
   p.y = vdiff::mutable_data<T>(dx), p.y2 = x2.has_value() ? vdiff::mutable_data<T>(dx2) : nullptr;
   p.mean = vdiff::mutable_data<float>(mean), p.rstd = vdiff::mutable_data<float>(rstd);
-  p.group_sums = vdiff::mutable_data<double>(between), p.channel_sums = vdiff::mutable_data<float>(parts);
+  p.channel_sums = vdiff::mutable_data<float>(parts);
+  meeting.add_to(p);
   launch<true>(p, stream);
   gradients.launch(s, v, p.channel_sums, stream);
 }

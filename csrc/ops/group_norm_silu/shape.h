@@ -14,10 +14,16 @@ constexpr int kDepth = 4;                            // packs of a lane between 
 constexpr int64_t kReservedBytes = 1 << 10;          // of shared memory, that the chip takes for every block
 constexpr int64_t kSplitBytes = 32 << 10;            // of x that a block takes where no cluster holds the unit
 constexpr int64_t kFewBytes = 16 << 10;              // a block with less is cut no further
+constexpr int kHeldBlocks = 2;           // of a multiprocessor; the kernels' launch bounds keep registers for it
+constexpr int64_t kTurnBytes = 8 << 10;  // of x, that a block of H200 could read and write in a microsecond
+
+// How the shares of a unit's slab meet: in a cluster's shared memory (or one block's), at a counter of a grid whose
+// blocks all run at once, or in a second kernel.
+enum class Way { cluster, grid, split };
 
 // x is batch x segments x length x channels: a segment is a frame where anything is per frame, else the sample. A share
 // is `cut_length` positions of one segment in `part` channels (`slab_groups` groups, or a part of one), held by a block
-// in packs of 16 bytes; `shares` of them make a unit's slab, by a cluster where `resident`.
+// in packs of 16 bytes; `shares` of them make a unit's slab.
 struct Shape : Segments {
   int64_t length, c1, c2, groups, per_group, unit_segments, units;
   bool channels_last, silu, aligned;  // aligned: every pack is one access
@@ -27,19 +33,23 @@ struct Shape : Segments {
   int lanes, depth, pieces;  // contiguous: a row's packs go to teams of lanes, `depth` to each, in `pieces`
   int columns, row_lanes;    // channels-last: packs of a row, rows at a time
   int slots;                 // packs of a thread
-  bool resident;
+  Way way;
+  int64_t teams;  // grid: of `shares` blocks, which take the slabs of all units in turn
+  int buffers;    // shares that a block holds: with two, one waits for its sums while the next is loaded
 
   VDIFF_HOST_DEVICE int pack() const { return kBytesAPack / element; }
   VDIFF_HOST_DEVICE int64_t count() const { return unit_segments * length * per_group; }
-  VDIFF_HOST_DEVICE int64_t blocks() const { return units * slabs * shares; }
+  VDIFF_HOST_DEVICE int64_t items() const { return units * slabs; }
+  VDIFF_HOST_DEVICE int64_t all_shares() const { return items() * shares; }
+  VDIFF_HOST_DEVICE int64_t blocks() const { return (way == Way::grid ? teams : items()) * shares; }
   VDIFF_HOST_DEVICE bool empty() const { return vectors() * length == 0; }
   VDIFF_HOST_DEVICE int64_t data_bytes(bool backward) const {
     return int64_t{slots} * kThreads * kBytesAPack * (backward ? 2 : 1);
   }
 };
 
-// Byte offsets into a block's shared memory: packs of x (and dy), sums of threads, of entries, numbers of channels and
-// of groups.
+// Byte offsets into a block's shared memory: packs of x (and dy) of every buffer, sums of threads, of entries, numbers
+// of channels and of groups.
 struct Layout {
   int64_t second, threads, entries, tables, groups, bytes;
 
@@ -48,7 +58,7 @@ struct Layout {
                                                    : backward      ? s.part * s.pieces
                                                                    : kThreads / kWarp;
     second = int64_t{s.slots} * kThreads * kBytesAPack;
-    threads = s.data_bytes(backward);
+    threads = s.buffers * s.data_bytes(backward);
     entries = threads + (s.channels_last ? sums * s.pack() * kThreads * 4 : 0);
     tables = entries + ceil_of(entry * (backward ? 12 : 24), 16) * 16;
     groups = tables + ceil_of(s.part * (backward ? 36 : 12), 16) * 16;
@@ -61,10 +71,10 @@ struct Share {
   int channels, groups, positions, rank;
 };
 
-VDIFF_HOST_DEVICE Share share_of(const Shape& s, int64_t block) {
+VDIFF_HOST_DEVICE Share share_of(const Shape& s, int64_t index) {
   Share r;
-  r.rank = static_cast<int>(block % s.shares);
-  r.slab = block / s.shares % s.slabs, r.unit = block / s.shares / s.slabs;
+  r.rank = static_cast<int>(index % s.shares);
+  r.slab = index / s.shares % s.slabs, r.unit = index / s.shares / s.slabs;
   const int64_t row = r.rank / s.cuts, first = r.slab * s.slab_groups * s.per_group;
   r.segment = r.unit * s.unit_segments + row / s.channel_cuts, r.sample = r.segment / s.segments;
   r.begin = r.rank % s.cuts * s.cut_length;
@@ -108,8 +118,12 @@ VDIFF_HOST_DEVICE Spot spot_of(const Shape& s, const Share& r, int thread, int r
 
 struct Device {
   int64_t multiprocessors, shared_bytes;  // shared memory that one block may ask for
-  bool clusters;
+  bool clusters, cooperative;             // cooperative: a grid can be sure that all its blocks run at once
 };
+
+inline bool two_fit(const Shape& s, const Device& device, bool backward) {
+  return kHeldBlocks * Layout(s, backward).bytes + kReservedBytes <= device.shared_bytes;
+}
 
 // Groups of a block: one in contiguous memory, in channels-last as many as make rows of whole 32-byte sectors, 64 at
 // least and 512 at most.
@@ -143,8 +157,8 @@ inline void cut(Shape& s, int64_t cuts) {
     return;
   }
   while (s.lanes < kWarp && s.lanes < packs) s.lanes *= 2;
-  s.depth = static_cast<int>(least(kDepth, ceil_of(packs, s.lanes)));
-  s.pieces = static_cast<int>(ceil_of(packs, s.lanes * s.depth));
+  s.pieces = static_cast<int>(ceil_of(packs, s.lanes * kDepth));
+  s.depth = static_cast<int>(ceil_of(packs, s.lanes * s.pieces));
   s.slots = rounds_of(s) * s.depth;
 }
 
@@ -159,16 +173,44 @@ inline void split(Shape& s, const Device& device, bool backward) {
       if (i == 0 || one.cuts * one.slots < best.cuts * best.slots) best = one;
     }
     if (Layout(best, backward).bytes > device.shared_bytes && bytes > kFewBytes / 8) continue;
-    s = best, s.resident = false;
+    s = best, s.way = Way::split;
     return;
   }
 }
 
-// The table of sizes; no threshold in it is measured yet.
+// As many teams as make a block's work least: in every turn the bytes of a share and kTurnBytes for reading the others'
+// sums; twice that for every meeting that no load hides. False where the chip does not hold one unit's slab.
+inline bool persist(Shape& s, const Device& device, bool backward) {
+  const int64_t held = kHeldBlocks * device.multiprocessors, rows = s.unit_segments * s.channel_cuts;
+  const int64_t position = s.part * s.element * (backward ? 2 : 1);
+  const int64_t most_cuts = most(ceil_of(s.length * position, kFewBytes), 1);
+  int64_t least_work = 0;
+  Shape best{};
+  for (int buffers = 1; buffers <= 2; ++buffers) {
+    for (int64_t teams = 1; teams <= s.items() && teams * rows <= held; ++teams) {
+      const int64_t turns = ceil_of(s.items(), teams);
+      if (turns < buffers) break;
+      Shape one = s;
+      one.way = Way::grid, one.teams = teams, one.buffers = buffers;
+      cut(one, least(held / (teams * rows), most_cuts));
+      if (!two_fit(one, device, backward)) break;
+      const int64_t bare = buffers == 1 ? turns : 1;
+      const int64_t work = turns * (one.cut_length * position + kTurnBytes) + bare * 2 * kTurnBytes;
+      if (best.teams == 0 || work <= least_work) best = one, least_work = work;
+    }
+  }
+  if (best.teams > 0) s = best;
+  return best.teams > 0;
+}
+
+// The table of sizes; no threshold in it is measured yet. Bytes count x, in the backward x and dy; channels-last leaves
+// less room, for the sums of threads.
 //   a unit's slab in one block, two of them to a multiprocessor        one block
 //   more, or fewer blocks than multiprocessors                         a cluster of 2 to 8, two blocks to each again
 //   more than half a multiprocessor's shared memory times 8            a cluster of 8, or as few as hold it
-//   more than all of it times 8, or no clusters                        split statistics, 32 KB a block
+//   more than all of it times 8 (H200: 1.8 MB), or no clusters         a grid, two blocks to each multiprocessor
+//   more than half of all shared memory (H200: 10 to 14 MB)            a grid that holds one slab at a time
+//   more than all of it (H200: 20 to 28 MB), or no cooperative launch  split statistics, 32 KB a block
 // `on_packs`: all tensors begin at a multiple of 16 bytes.
 inline void choose(Shape& s, const Device& device, bool backward, bool on_packs) {
   s.slab_groups = groups_of_slab(s), s.slabs = ceil_of(s.groups, s.slab_groups);
@@ -178,21 +220,22 @@ inline void choose(Shape& s, const Device& device, bool backward, bool on_packs)
   if (s.part > slab) s.part = slab;
   s.channel_cuts = ceil_of(slab, s.part);
   s.aligned = on_packs && (s.channels_last ? whole_packs_of_channels(s) : s.length % s.pack() == 0);
+  s.way = Way::cluster, s.teams = 0, s.buffers = 1;
   Shape best{};
   for (int64_t cuts = 1; s.unit_segments * s.channel_cuts * cuts <= (device.clusters ? kMostShares : 1); ++cuts) {
     Shape one = s;
     cut(one, cuts);
-    const int64_t bytes = Layout(one, backward).bytes;
-    if (one.cuts != cuts || bytes > device.shared_bytes) continue;
+    if (one.cuts != cuts || Layout(one, backward).bytes > device.shared_bytes) continue;
     const bool fills = one.blocks() >= device.multiprocessors, few = one.data_bytes(backward) <= kFewBytes;
     if (!device.clusters && !fills && !few) break;
-    best = one, best.resident = true;
-    if (few || (fills && 2 * bytes + kReservedBytes <= device.shared_bytes)) break;
+    best = one;
+    if (few || (fills && two_fit(one, device, backward))) break;
   }
-  if (best.resident) {
+  if (best.shares > 0) {
     s = best;
     return;
   }
+  if (device.cooperative && persist(s, device, backward)) return;
   split(s, device, backward);
 }
 

@@ -3,9 +3,12 @@
 //
 // A thread loads its packs into shared memory of its own, sums them as they arrive, waits for the numbers of the group,
 // and applies them to the same packs: x is read from global memory once. Only sums are exchanged, over threads, then
-// entries (warps, or channels), then the shares of a unit: by the cluster's shared memory, or by a second kernel that
-// loads its packs again (Phase::reduce, then Phase::apply).
+// entries (warps, or channels), then the shares of a unit: by the cluster's shared memory, by global memory and a
+// counter among blocks that all run at once (`take_turns`), or by a second kernel that loads its packs again
+// (Phase::reduce, then Phase::apply).
 #pragma once
+
+#include <type_traits>
 
 #include "ops/group_norm_silu/vectors.h"
 
@@ -21,31 +24,39 @@ struct Problem {
   const T *x, *x2, *dy;
   T *y, *y2;            // y, or dx and dx2
   float *mean, *rstd;   // written by the forward, read by the backward
-  double* group_sums;   // split: three numbers of each share's groups
+  double* group_sums;   // grid, split: three numbers of each share's groups
   float* channel_sums;  // backward: three numbers of each channel of (segment, cut)
+  unsigned* arrivals;   // grid: of the shares of each unit's slab, zero before
 };
 
 template <class Cta, class T, bool kLast, bool kBackward>
 struct Block {
   static constexpr int kPack = kBytesAPack / sizeof(T), kVectors = kLast ? kPack : 1, kSums = kBackward ? 3 : 2;
   using Total = Moments<double>;
+  using Numbers = std::conditional_t<kBackward, Pair, Total>;  // of a group
 
   Cta& cta;
   const Problem<T>& p;
   const Shape& s;
   const Share share;
   const Layout layout;
-  char* const memory;
+  char *const memory, *const buffer;
 
-  VDIFF_DEVICE Block(Cta& cta, const Problem<T>& p, int64_t block, char* memory)
-      : cta(cta), p(p), s(p.shape), share(share_of(p.shape, block)), layout(p.shape, kBackward), memory(memory) {}
+  VDIFF_DEVICE Block(Cta& cta, const Problem<T>& p, int64_t index, char* memory, int64_t buffer = 0)
+      : cta(cta),
+        p(p),
+        s(p.shape),
+        share(share_of(p.shape, index)),
+        layout(p.shape, kBackward),
+        memory(memory),
+        buffer(memory + buffer * p.shape.data_bytes(kBackward)) {}
 
   template <class V>
   VDIFF_DEVICE V* at(int64_t offset) const {
     return reinterpret_cast<V*>(memory + offset);
   }
   VDIFF_DEVICE Pack<T>& pack(int slot, int thread, bool second = false) const {
-    return at<Pack<T>>(second ? layout.second : 0)[slot * kThreads + thread];
+    return reinterpret_cast<Pack<T>*>(buffer + (second ? layout.second : 0))[slot * kThreads + thread];
   }
   // [sum][element of the pack][thread]
   VDIFF_DEVICE float& thread_sum(int k, int j, int thread) const {
@@ -176,12 +187,6 @@ struct Block {
     const int64_t row = (share.unit * s.slabs + share.slab) * s.shares + rank;
     return reinterpret_cast<V*>(p.group_sums + 3 * (row * s.slab_groups + g));
   }
-  template <class V>
-  VDIFF_DEVICE void publish() const {
-    cta.each([&](int t) {
-      for (int g = t; g < share.groups; g += kThreads) *group_sums<V>(share.rank, g) = group<V>(g, false);
-    });
-  }
   VDIFF_DEVICE int64_t statistic(int g) const { return share.unit * s.groups + share.group + g; }
 
   // --- forward -----------------------------------------------------------------------------------------------------
@@ -267,23 +272,20 @@ struct Block {
     affine(c) = affine_of(s, p.vectors, share.segment, share.channel + c, mean, rstd);
   }
 
-  template <Phase kPhase>
-  VDIFF_DEVICE void forward() const {
-    const auto take = [](Total& a, const Total& b) { combine(a, b); };
-    cta.each([&](int t) { load(t); });
-    if constexpr (kPhase != Phase::apply) {
-      if constexpr (kLast) {
-        channels_last_moments();
-      } else {
-        contiguous_moments();
-      }
-      const int64_t entries = kLast ? members() : kThreads / kWarp;
-      fold<Total>(
-          entries, [&](int g, int64_t i) { return at<Total>(layout.entries)[g * entries + i]; }, take,
-          [&](int g, const Total& v) { group<Total>(g, false) = v; });
-      if constexpr (kPhase == Phase::reduce) return publish<Total>();
+  VDIFF_DEVICE void measure_moments() const {
+    if constexpr (kLast) {
+      channels_last_moments();
+    } else {
+      contiguous_moments();
     }
-    exchange<kPhase, Total>(take);
+    const int64_t entries = kLast ? members() : kThreads / kWarp;
+    fold<Total>(
+        entries, [&](int g, int64_t i) { return at<Total>(layout.entries)[g * entries + i]; },
+        [](Total& a, const Total& b) { combine(a, b); }, [&](int g, const Total& v) { group<Total>(g, false) = v; });
+  }
+  template <Phase kPhase>
+  VDIFF_DEVICE void finish_forward() const {
+    exchange<kPhase, Total>([](Total& a, const Total& b) { combine(a, b); });
     cta.threads([&](int t) {
       for (int c = t; c < share.channels; c += kThreads) {
         const Total& total = group<Total>(group_of(c), true);
@@ -412,34 +414,35 @@ struct Block {
         s, p.vectors, share.segment, share.channel + c, p.mean[statistic(g)], p.rstd[statistic(g)], affine(c).center};
   }
 
-  template <Phase kPhase>
-  VDIFF_DEVICE void backward() const {
-    const auto take = [](Pair& a, const Pair& b) { add(a, b); };
-    cta.each([&](int t) { load(t); });
+  VDIFF_DEVICE void saved_affines() const {
     cta.threads([&](int t) {
       for (int c = t; c < share.channels; c += kThreads) {
         const int64_t i = statistic(group_of(c));
         set_affine(p.mean[i], p.rstd[i], c);
       }
     });
-    if constexpr (kPhase != Phase::apply) {
-      if constexpr (kLast) {
-        channels_last_sums();
-      } else {
-        contiguous_sums();
-      }
-      const int64_t entries = members();
-      fold<Pair>(
-          entries,
-          [&](int g, int64_t i) {
-            const int c = static_cast<int>(g * entries + i);
-            const Channel one = channel(c);
-            return Pair{one.w * sums(c)[0], one.w * one.sum_gn(sums(c))};
-          },
-          take, [&](int g, const Pair& v) { group<Pair>(g, false) = v; });
-      if constexpr (kPhase == Phase::reduce) return publish<Pair>();
+  }
+  VDIFF_DEVICE void measure_sums() const {
+    saved_affines();
+    if constexpr (kLast) {
+      channels_last_sums();
+    } else {
+      contiguous_sums();
     }
-    exchange<kPhase, Pair>(take);
+    const int64_t entries = members();
+    fold<Pair>(
+        entries,
+        [&](int g, int64_t i) {
+          const int c = static_cast<int>(g * entries + i);
+          const Channel one = channel(c);
+          return Pair{one.w * sums(c)[0], one.w * one.sum_gn(sums(c))};
+        },
+        [](Pair& a, const Pair& b) { add(a, b); }, [&](int g, const Pair& v) { group<Pair>(g, false) = v; });
+  }
+  template <Phase kPhase>
+  VDIFF_DEVICE void finish_backward() const {
+    if constexpr (kPhase == Phase::apply) saved_affines();
+    exchange<kPhase, Pair>([](Pair& a, const Pair& b) { add(a, b); });
     cta.threads([&](int t) {
       for (int c = t; c < share.channels; c += kThreads) finish_channel<kPhase>(c);
     });
@@ -484,6 +487,75 @@ struct Block {
       });
     }
   }
+
+  // --- both --------------------------------------------------------------------------------------------------------
+
+  // The numbers of this share's groups, from its packs.
+  VDIFF_DEVICE void measure() const {
+    if constexpr (kBackward) {
+      measure_sums();
+    } else {
+      measure_moments();
+    }
+  }
+  VDIFF_DEVICE void publish() const {
+    cta.each([&](int t) {
+      for (int g = t; g < share.groups; g += kThreads) {
+        *group_sums<Numbers>(share.rank, g) = group<Numbers>(g, false);
+      }
+    });
+  }
+  // From the numbers of all shares to the output.
+  template <Phase kPhase>
+  VDIFF_DEVICE void finish() const {
+    if constexpr (kBackward) {
+      finish_backward<kPhase>();
+    } else {
+      finish_forward<kPhase>();
+    }
+  }
+  template <Phase kPhase>
+  VDIFF_DEVICE void run() const {
+    cta.each([&](int t) { load(t); });
+    if constexpr (kPhase != Phase::apply) measure();
+    if constexpr (kPhase == Phase::reduce) {
+      publish();
+    } else {
+      finish<kPhase>();
+    }
+  }
+  VDIFF_DEVICE unsigned* arrivals() const { return p.arrivals + share.unit * s.slabs + share.slab; }
 };
+
+// A block of a grid whose blocks all run at once: it takes its share of one slab after the other. While the shares of a
+// slab meet at their counter, it loads and measures the next one in its other buffer, if it has two.
+template <class Cta, class T, bool kLast, bool kBackward>
+VDIFF_DEVICE void take_turns(Cta& cta, const Problem<T>& p, int64_t block, char* memory) {
+  const Shape& s = p.shape;
+  const int turns = static_cast<int>(ceil_of(s.items() - block / s.shares, s.teams)), late = s.buffers - 1;
+  const auto at = [&](int turn) {
+    return Block<Cta, T, kLast, kBackward>(cta, p, block + turn * s.blocks(), memory, turn & late);
+  };
+  cta.each([&](int t) { at(0).load(t); });
+  for (int turn = 0; turn < turns + late; ++turn) {
+    if (turn < turns) {
+      const auto one = at(turn);
+      one.measure(), one.publish();
+      cta.arrive(one.arrivals());
+    }
+    if (turn >= late) {
+      const auto one = at(turn - late);
+      cta.await(one.arrivals(), static_cast<unsigned>(s.shares));
+      one.template finish<Phase::apply>();
+    }
+    if (turn + 1 >= turns) continue;
+    const auto load = [&](int t) { at(turn + 1).load(t); };  // over packs that the same thread was the last to read
+    if constexpr (kBackward) {
+      cta.threads(load);  // until here all threads read tables that `measure` begins with
+    } else {
+      cta.each(load);
+    }
+  }
+}
 
 }  // namespace vdiff::group_norm

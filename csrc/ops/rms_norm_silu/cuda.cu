@@ -36,7 +36,7 @@ template <bool kBackward, class T>
 void launch(const Problem<T>& p, cudaStream_t stream) {
   const int64_t bytes = Layout(p.shape, kBackward).bytes;
   start(p.shape.channels_last ? tile_kernel<T, true, kBackward> : tile_kernel<T, false, kBackward>, p, p.shape.blocks(),
-        1, bytes, stream);
+        bytes, stream);
 }
 
 int64_t shared_bytes(const Tensor& x) { return device_attribute(x, cudaDevAttrMaxSharedMemoryPerBlockOptin); }
