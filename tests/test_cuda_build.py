@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import shutil
@@ -61,6 +62,19 @@ def test_registers_and_shared_memory_are_within_limits(usages: list[Usage]) -> N
     for usage in usages:
         assert 0 < usage.registers <= 255, usage
         assert usage.shared <= min(STATIC_SHARED_MEMORY_LIMIT, SHARED_MEMORY_LIMIT[usage.arch]), usage
+
+
+@needs_nvcc
+def test_two_blocks_of_every_grid_fit_a_multiprocessors_registers(usages: list[Usage]) -> None:
+    """GroupNorm's plan starts as many at once; a block that found no place would stop all others."""
+    grids = [usage for usage in usages if usage.kernel.startswith("grid_kernel")]
+    kinds = itertools.product(("float", "__half", "__nv_bfloat16"), ("false", "true"), ("false", "true"))
+    wanted = {f"grid_kernel<{dtype}, {last}, {backward}>" for dtype, last, backward in kinds}
+    for arch in {usage.arch for usage in usages}:
+        assert {usage.kernel for usage in grids if usage.arch == arch} == wanted
+    registers, threads = 65536, 256
+    for usage in grids:
+        assert 2 * threads * usage.registers <= registers, usage
 
 
 @needs_nvcc

@@ -1,4 +1,4 @@
-"""What is special to group_norm_silu: hard statistics, torch's own samples, what is saved, empty space."""
+"""What is special to group_norm_silu: hard statistics, torch's own samples, what is saved, empty space, large units."""
 
 from __future__ import annotations
 
@@ -14,8 +14,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import vdiff_fast as vf
-from tests.checks import relative_error
+from tests.checks import assert_as_close_as_eager, relative_error
 from vdiff_fast import _library
+from vdiff_fast._spec import Sample
+from vdiff_fast.ops.group_norm_silu.spec import SPEC
 
 NATIVE = pytest.mark.skipif(_library.CPU.reason is not None, reason=_library.CPU.reason or "")
 BACKENDS = [
@@ -199,3 +201,43 @@ def test_skip_pair_in_two_layouts_takes_that_of_x() -> None:
                 y = vf.ops.group_norm_silu(first, 2, x2=second)
             torch.testing.assert_close(y, F.silu(F.group_norm(torch.cat([x, x2], 1), 2)))
             assert y.is_contiguous() == first.is_contiguous()
+
+
+# 2 to 8 MB of every unit: more than a cluster holds, in channels-last and in the backward too.
+LARGE, LARGE_GROUPS = (2, 32, 8, 128, 128), 4
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_units_that_only_the_whole_chip_holds(channels_last: bool) -> None:
+    x = list(_layouts(torch.randn(LARGE, device="cuda", dtype=torch.bfloat16)))[channels_last].requires_grad_()
+    weight, bias, add = (torch.randn(size, device="cuda", requires_grad=True) for size in ((32,), (32,), (2, 32)))
+    with vf.use_backend("cuda"):
+        sample = Sample("large", (x, LARGE_GROUPS, weight, bias), {"add": add})
+        assert_as_close_as_eager(SPEC, sample, torch.bfloat16)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_units_that_only_the_whole_chip_holds_in_a_cuda_graph(channels_last: bool) -> None:
+    x = list(_layouts(torch.randn(LARGE, device="cuda", dtype=torch.bfloat16)))[channels_last].requires_grad_()
+    dy = torch.randn_like(x)
+
+    def step() -> tuple[Tensor, Tensor]:
+        with vf.use_backend("cuda"):
+            y = vf.ops.group_norm_silu(x, LARGE_GROUPS)
+        return y, torch.autograd.grad(y, x, dy)[0]
+
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        step()
+    side.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = step()
+    for _ in range(3):
+        with torch.no_grad():
+            x.copy_(torch.randn_like(x))
+        graph.replay()
+        assert all(torch.equal(a, b) for a, b in zip(captured, step()))

@@ -133,8 +133,8 @@ struct Block {
     }
     for (int j = 0; j < n; ++j) *element(first, second, c, position, j) = from.v[j];
   }
-  // Folds `count` entries of each group by a warp, in a fixed order.
-  template <class V, class Read, class Take, class Write>
+  // Folds `count` entries of each group by a warp, in a fixed order; a lane reads kAhead of them at a time.
+  template <class V, int kAhead = 1, class Read, class Take, class Write>
   VDIFF_DEVICE void fold(int64_t count, Read read, Take take, Write write) const {
     for (int base = 0; base < share.groups; base += kThreads / kWarp) {
       cta.template lanes<V>(
@@ -142,7 +142,17 @@ struct Block {
           [&](int t) {
             V v{};
             const int g = base + t / kWarp;
-            for (int64_t i = t % kWarp; i < count && g < share.groups; i += kWarp) take(v, read(g, i));
+            for (int64_t i = t % kWarp; i < count && g < share.groups; i += kAhead * kWarp) {
+              V next[kAhead] = {};
+              VDIFF_UNROLL
+              for (int k = 0; k < kAhead; ++k) {
+                if (i + k * kWarp < count) next[k] = read(g, i + k * kWarp);
+              }
+              VDIFF_UNROLL
+              for (int k = 0; k < kAhead; ++k) {
+                if (i + k * kWarp < count) take(v, next[k]);
+              }
+            }
             return v;
           },
           take,
@@ -177,7 +187,8 @@ struct Block {
           take, [&](int g, const V& v) { group<V>(g, true) = v; });
       if (s.shares > 1) cta.cluster_sync();  // no block leaves while another reads its memory
     } else {
-      fold<V>(
+      // Thousands of shares in memory of the chip's own: one read after the other would take its latency for each.
+      fold<V, 4>(
           s.shares, [&](int g, int64_t i) { return *group_sums<V>(static_cast<int>(i), g); }, take,
           [&](int g, const V& v) { group<V>(g, true) = v; });
     }
