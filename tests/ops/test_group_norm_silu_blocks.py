@@ -38,7 +38,7 @@ class Device:
 
 H200 = Device(132, 227 << 10, True, True)
 A100 = Device(108, 163 << 10, cooperative=True)
-# One block holds every unit; four to eight are needed; no cluster holds one.
+# One block holds every unit; four to eight are needed; no cluster holds one, no grid either.
 ONE, CLUSTER, SPLIT = Device(1, 1 << 20, True), Device(1, 44 << 10, True), Device(108, 44 << 10)
 GRID = Device(12, 64 << 10, cooperative=True)
 
@@ -223,6 +223,7 @@ GRID_CASES = {
         Device(6, 200 << 10, cooperative=True), (3, 48, 3, 1001), 3, {"frames": 3, "names": EVERYTHING},
     ),
     "ten_per_group": (Device(16, 80 << 10, cooperative=True), (4, 80, 1, 2048), 8, {"names": EVERYTHING}),
+    "one_group_in_the_last_slab": (Device(16, 160 << 10, cooperative=True), (4, 36, 1, 1501), 3, {}),
     "one_group": (Device(6, 200 << 10, cooperative=True), (5, 600, 1, 72), 1, {"silu": False}),
     "many_channels_in_a_group": (
         Device(8, 160 << 10, cooperative=True), (3, 1200, 1, 64), 2, {"names": EVERYTHING},
