@@ -1,7 +1,10 @@
-// The warp of csrc/ops/temporal_attention/warp.h played on the host: 32 lanes side by side, mma.m16n8k16 and movmatrix
-// by the fragment layouts of the PTX ISA. Built and called by tests/ops/test_temporal_attention_warp.py.
+// The warps of csrc/ops/temporal_attention/{warp,tall}.h played on the host: 32 lanes side by side, mma.m16n8k16 and
+// movmatrix by the fragment layouts of the PTX ISA. Built and called by tests/ops/test_temporal_attention_warp.py.
 #include "ops/temporal_attention/warp.h"
 
+#include "ops/temporal_attention/tall.h"
+
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <vector>
@@ -174,6 +177,11 @@ struct HostWarp {
   static B read_flag(const uint8_t* data, const I& index, const B& inside) {
     return each<bool>([&](int i) { return inside[i] && data[index[i]] != 0; });
   }
+  static void write(float* data, const I& index, const F& value, const B& inside) {
+    for (int i = 0; i < 32; ++i) {
+      if (inside[i]) data[index[i]] = value[i];
+    }
+  }
   static void add(float* sums, int first, const F& value) {
     for (int i = 0; i < 32; ++i) sums[first + i] += value[i];
   }
@@ -184,26 +192,64 @@ struct HostWarp {
   }
 };
 
+struct ParameterGradients {
+  float *bias, *q_weight, *k_weight;
+
+  // One warp's sums of head h: rows from frame `first` on.
+  void add(const vdiff::WarpProblem& p, int64_t h, const std::vector<float>& sums, int keys, int first,
+           int rows) const {
+    for (int t = first; t < std::min(first + rows, p.frames) && p.bias; ++t) {
+      for (int u = 0; u < p.frames; ++u) {
+        bias[(h * p.frames + t) * p.frames + u] = vdiff::bias_sum(sums.data(), keys, p.packed(), t - first, u);
+      }
+    }
+    const float* weights = sums.data() + sums.size() - 2 * vdiff::kMaxWarpDim;
+    for (int i = 0; i < p.d && p.q_weight; ++i) {
+      q_weight[i] += weights[i];
+      k_weight[i] += weights[vdiff::kMaxWarpDim + i];
+    }
+  }
+};
+
 template <int kTiles>
-void run(const vdiff::WarpProblem& p, bool backward, float* dbias, float* dq_weight, float* dk_weight) {
-  const int per_warp = p.packed() ? 2 : 1;
+void run(const vdiff::WarpProblem& p, bool backward, const ParameterGradients& gradients) {
+  using Attention = vdiff::WarpAttention<HostWarp, kTiles>;
   for (int64_t h = 0; h < p.heads; ++h) {
-    std::vector<float> sums(vdiff::kWarpSums<kTiles>);
+    std::vector<float> sums(Attention::kSums);
     for (int64_t b = 0; b < p.batch; ++b) {
-      for (int64_t s = 0; s < p.positions; s += per_warp) {
-        const vdiff::WarpAttention<HostWarp, kTiles> warp{p, b, s, h, sums.data()};
+      for (int64_t s = 0; s < p.positions; s += p.packed() ? 2 : 1) {
+        const Attention warp{{p, b, s, h, sums.data(), 0}};
         backward ? warp.backward() : warp.forward();
       }
     }
-    if (!backward) continue;
-    for (int t = 0; t < p.frames && p.bias; ++t) {
-      for (int u = 0; u < p.frames; ++u) {
-        dbias[(h * p.frames + t) * p.frames + u] = vdiff::bias_sum(sums.data(), kTiles, p.packed(), t, u);
+    if (backward) gradients.add(p, h, sums, Attention::kOctets, 0, 16 * kTiles);
+  }
+}
+
+// The warps of a block one after the other between two barriers.
+void run_tall(const vdiff::WarpProblem& p, bool backward, const ParameterGradients& gradients) {
+  using Attention = vdiff::TallAttention<HostWarp>;
+  const int warps = (p.frames + vdiff::kTallRows - 1) / vdiff::kTallRows;
+  for (int64_t h = 0; h < p.heads; ++h) {
+    std::vector<std::vector<float>> sums(warps, std::vector<float>(Attention::kSums));
+    for (int64_t i = 0; i < p.batch * p.positions; ++i) {
+      vdiff::TallRows rows;
+      std::fill_n(reinterpret_cast<float*>(&rows), sizeof(rows) / sizeof(float), NAN);
+      const auto every_warp = [&](auto step) {
+        for (int w = 0; w < warps; ++w) {
+          step(Attention{{p, i / p.positions, i % p.positions, h, sums[w].data(), 2 * w}, rows});
+        }
+      };
+      if (p.q_weight) every_warp([](const Attention& a) { a.share_norms(); });
+      if (!backward) {
+        every_warp([](const Attention& a) { a.forward(); });
+      } else {
+        every_warp([](const Attention& a) { a.backward_queries(); });
+        every_warp([](const Attention& a) { a.backward_keys(); });
       }
     }
-    for (int i = 0; i < p.d && p.q_weight; ++i) {
-      dq_weight[i] += sums[vdiff::kBiasSums<kTiles> + i];
-      dk_weight[i] += sums[vdiff::kBiasSums<kTiles> + vdiff::kMaxWarpDim + i];
+    for (int w = 0; w < warps && backward; ++w) {
+      gradients.add(p, h, sums[w], vdiff::kTallKeys, w * vdiff::kTallRows, vdiff::kTallRows);
     }
   }
 }
@@ -225,5 +271,8 @@ extern "C" void warp_attention(void* const* tensors, const float* bias, const ui
   p.scale = scale, p.eps = eps, p.causal = causal != 0;
   p.batch = shape[0], p.positions = positions;
   p.frames = static_cast<int>(frames), p.heads = static_cast<int>(heads), p.d = static_cast<int>(d);
-  frames <= 16 ? run<1>(p, backward, dbias, dq_weight, dk_weight) : run<2>(p, backward, dbias, dq_weight, dk_weight);
+  const ParameterGradients gradients{dbias, dq_weight, dk_weight};
+  frames <= 16   ? run<1>(p, backward, gradients)
+  : frames <= 32 ? run<2>(p, backward, gradients)
+                 : run_tall(p, backward, gradients);
 }

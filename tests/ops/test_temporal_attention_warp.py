@@ -93,6 +93,9 @@ EVERYTHING = "bias causal mask qk_norm rope scale"
         (1, 8, ""), (2, 64, ""), (5, 40, ""), (8, 64, ""), (14, 72, ""), (16, 40, ""), (17, 128, ""), (25, 40, ""),
         (32, 72, ""), (8, 40, "bias"), (16, 64, "causal"), (16, 32, "mask"), (16, 72, "qk_norm"), (16, 40, "rope"),
         (5, 24, EVERYTHING), (16, 40, EVERYTHING), (25, 72, EVERYTHING), (32, 128, EVERYTHING),
+        (33, 8, ""), (40, 40, ""), (49, 64, ""), (64, 128, ""), (40, 24, "bias"), (49, 40, "causal"), (64, 16, "mask"),
+        (49, 72, "qk_norm"), (64, 40, "rope"), (33, 16, "scale"), (33, 72, EVERYTHING), (40, 128, EVERYTHING),
+        (49, 24, EVERYTHING), (64, 64, EVERYTHING),
     ],
 )  # fmt: skip
 def test_the_warp_agrees_with_the_reference(warp: Any, frames: int, d: int, names: str) -> None:

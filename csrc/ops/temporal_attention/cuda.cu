@@ -2,6 +2,7 @@
 
 #include "cuda/dtype.cuh"
 #include "cuda/launch.h"
+#include "ops/temporal_attention/tall.h"
 #include "ops/temporal_attention/warp.h"
 
 namespace {
@@ -15,7 +16,7 @@ using Optional = std::optional<Tensor>;
 constexpr int kWarps = 4, kThreads = 32 * kWarps;
 // Blocks of a backward that sums over positions: more of them mean more partial sums to write and to read again.
 constexpr int64_t kMaxBlocks = 2048;
-constexpr int kMaxFrames = 32;
+constexpr int kMaxWholeFrames = 32;
 
 // One lane of warp.h on the device.
 template <class T>
@@ -84,14 +85,18 @@ struct DeviceWarp {
   }
   static __device__ __forceinline__ void store(void* data, int64_t offset, bool inside, const uint32_t (&pairs)[4]) {
     if (!inside) return;
-    *reinterpret_cast<uint4*>(static_cast<uint16_t*>(data) + offset) =
-        make_uint4(pairs[0], pairs[1], pairs[2], pairs[3]);
+    // Through uint4 the compiler stores four words one by one.
+    asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(static_cast<uint16_t*>(data) + offset), "r"(pairs[0]),
+                 "r"(pairs[1]), "r"(pairs[2]), "r"(pairs[3]));
   }
   static __device__ __forceinline__ float read(const float* data, int index, bool inside) {
     return inside ? data[index] : 0.0f;
   }
   static __device__ __forceinline__ bool read_flag(const uint8_t* data, int index, bool inside) {
     return inside && data[index] != 0;
+  }
+  static __device__ __forceinline__ void write(float* data, int index, float value, bool inside) {
+    if (inside) data[index] = value;
   }
   static __device__ __forceinline__ void add(float* sums, int first, float value) {
     sums[first + threadIdx.x % 32] += value;
@@ -106,54 +111,117 @@ struct Units {
   int64_t per_sample, count, chunks;
 };
 
-template <class T, int kTiles>
-__device__ __forceinline__ vdiff::WarpAttention<DeviceWarp<T>, kTiles> unit(const WarpProblem& p, const Units& units,
-                                                                            int64_t index, float* sums) {
+template <class Attention>
+__device__ __forceinline__ typename Attention::Tile unit(const WarpProblem& p, const Units& units, int64_t index,
+                                                         float* sums, int first) {
   const int64_t b = index / units.per_sample;
-  return {p, b, (index - b * units.per_sample) * (p.packed() ? 2 : 1), blockIdx.x % p.heads, sums};
+  return {p, b, (index - b * units.per_sample) * (p.packed() ? 2 : 1), blockIdx.x % p.heads, sums, first};
 }
 
 template <class T, int kTiles>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kTiles == 1 ? 7 : 4)
     forward_kernel(const __grid_constant__ WarpProblem p, const __grid_constant__ Units units) {
+  using Attention = vdiff::WarpAttention<DeviceWarp<T>, kTiles>;
   const int64_t index = static_cast<int64_t>(blockIdx.x / p.heads) * kWarps + threadIdx.x / 32;
-  if (index < units.count) unit<T, kTiles>(p, units, index, nullptr).forward();
+  if (index < units.count) Attention{unit<Attention>(p, units, index, nullptr, 0)}.forward();
 }
 
-// partial_bias [block][T][T] and partial_weights [block][2][d], where they are wanted. Left alone, ptxas takes 80
-// registers for one tile and spills 16 bytes; with 96 it does not.
+// A block holds one position and head, each warp 16 of its frames.
+template <class T>
+__global__ void __launch_bounds__(kThreads, 4)
+    tall_forward_kernel(const __grid_constant__ WarpProblem p, const __grid_constant__ Units units) {
+  using Attention = vdiff::TallAttention<DeviceWarp<T>>;
+  __shared__ vdiff::TallRows rows;
+  const int first = threadIdx.x / 32 * 2;
+  const Attention attention{unit<Attention>(p, units, blockIdx.x / p.heads, nullptr, first), rows};
+  if (p.q_weight) {
+    attention.share_norms();
+    __syncthreads();
+  }
+  attention.forward();
+}
+
+struct Partials {
+  float *bias, *weights;  // [block][T][T] and [block][2][d], or nullptr
+
+  __host__ __device__ bool any() const { return bias != nullptr || weights != nullptr; }
+};
+
+// This warp's sums in shared memory, zero at first.
+template <class Attention>
+__device__ __forceinline__ float* own_sums(float* shared, const Partials& partials) {
+  if (!partials.any()) return nullptr;
+  float* mine = shared + threadIdx.x / 32 * Attention::kSums;
+  for (int i = threadIdx.x % 32; i < Attention::kSums; i += 32) mine[i] = 0.0f;
+  __syncwarp();
+  return mine;
+}
+
+// Sums of the warps' norm weights, in order.
+template <class Attention>
+__device__ __forceinline__ void write_weights(const WarpProblem& p, const float* shared, float* partial) {
+  const int warps = blockDim.x / 32, weights = Attention::kSums - 2 * vdiff::kMaxWarpDim;
+  for (int i = threadIdx.x; partial != nullptr && i < 2 * p.d; i += blockDim.x) {
+    const int at = weights + (i < p.d ? i : vdiff::kMaxWarpDim + i - p.d);
+    float total = 0.0f;
+    for (int w = 0; w < warps; ++w) total += shared[w * Attention::kSums + at];
+    partial[static_cast<int64_t>(blockIdx.x) * 2 * p.d + i] = total;
+  }
+}
+
+// Left alone, ptxas takes 80 registers for one tile and spills 16 bytes; with 96 it does not.
 template <class T, int kTiles>
 __global__ void __launch_bounds__(kThreads, kTiles == 1 ? 5 : 3)
-    backward_kernel(const __grid_constant__ WarpProblem p, const __grid_constant__ Units units, float* partial_bias,
-                    float* partial_weights) {
+    backward_kernel(const __grid_constant__ WarpProblem p, const __grid_constant__ Units units, Partials partials) {
+  using Attention = vdiff::WarpAttention<DeviceWarp<T>, kTiles>;
   extern __shared__ float shared[];
-  constexpr int kSums = vdiff::kWarpSums<kTiles>;
-  const bool summing = partial_bias != nullptr || partial_weights != nullptr;
-  float* mine = summing ? shared + threadIdx.x / 32 * kSums : nullptr;
-  if (summing) {
-    for (int i = threadIdx.x % 32; i < kSums; i += 32) mine[i] = 0.0f;
-    __syncwarp();
-  }
+  float* mine = own_sums<Attention>(shared, partials);
   const int64_t first = static_cast<int64_t>(blockIdx.x / p.heads) * kWarps + threadIdx.x / 32;
   for (int64_t index = first; index < units.count; index += units.chunks * kWarps) {
-    unit<T, kTiles>(p, units, index, mine).backward();
+    Attention{unit<Attention>(p, units, index, mine, 0)}.backward();
   }
-  if (!summing) return;
+  if (!partials.any()) return;
   __syncthreads();
   const int square = p.frames * p.frames;
-  for (int i = threadIdx.x; partial_bias != nullptr && i < square; i += kThreads) {
+  for (int i = threadIdx.x; partials.bias != nullptr && i < square; i += kThreads) {
     float total = 0.0f;
     for (int w = 0; w < kWarps; ++w) {
-      total += vdiff::bias_sum(shared + w * kSums, kTiles, p.packed(), i / p.frames, i % p.frames);
+      const float* sums = shared + w * Attention::kSums;
+      total += vdiff::bias_sum(sums, Attention::kOctets, p.packed(), i / p.frames, i % p.frames);
     }
-    partial_bias[static_cast<int64_t>(blockIdx.x) * square + i] = total;
+    partials.bias[static_cast<int64_t>(blockIdx.x) * square + i] = total;
   }
-  for (int i = threadIdx.x; partial_weights != nullptr && i < 2 * p.d; i += kThreads) {
-    const int at = vdiff::kBiasSums<kTiles> + (i < p.d ? i : vdiff::kMaxWarpDim + i - p.d);
-    float total = 0.0f;
-    for (int w = 0; w < kWarps; ++w) total += shared[w * kSums + at];
-    partial_weights[static_cast<int64_t>(blockIdx.x) * 2 * p.d + i] = total;
+  write_weights<Attention>(p, shared, partials.weights);
+}
+
+template <class T>
+__global__ void __launch_bounds__(kThreads, 3)
+    tall_backward_kernel(const __grid_constant__ WarpProblem p, const __grid_constant__ Units units,
+                         Partials partials) {
+  using Attention = vdiff::TallAttention<DeviceWarp<T>>;
+  extern __shared__ float shared[];
+  __shared__ vdiff::TallRows rows;
+  float* mine = own_sums<Attention>(shared, partials);
+  for (int64_t index = blockIdx.x / p.heads; index < units.count; index += units.chunks) {
+    const Attention attention{unit<Attention>(p, units, index, mine, threadIdx.x / 32 * 2), rows};
+    if (p.q_weight) {
+      attention.share_norms();
+      __syncthreads();
+    }
+    attention.backward_queries();
+    __syncthreads();
+    attention.backward_keys();
+    __syncthreads();
   }
+  if (!partials.any()) return;
+  const int square = p.frames * p.frames;
+  for (int i = threadIdx.x; partials.bias != nullptr && i < square; i += blockDim.x) {
+    const int t = i / p.frames, u = i % p.frames;
+    const float* sums = shared + t / vdiff::kTallRows * Attention::kSums;
+    partials.bias[static_cast<int64_t>(blockIdx.x) * square + i] =
+        vdiff::bias_sum(sums, vdiff::kTallKeys, false, t % vdiff::kTallRows, u);
+  }
+  write_weights<Attention>(p, shared, partials.weights);
 }
 
 // A warp a column: lanes take every 32nd row, then a tree. A fixed order.
@@ -198,32 +266,52 @@ WarpProblem make_problem(const Tensor& q, const Options& o) {
   p.batch = q.size(0), p.positions = q.size(2);
   p.frames = static_cast<int>(q.size(1));
   p.heads = static_cast<int>(q.size(q.dim() - 2)), p.d = static_cast<int>(q.size(q.dim() - 1));
-  STD_TORCH_CHECK(p.frames <= kMaxFrames && p.d <= vdiff::kMaxWarpDim, "more frames or a wider head than a warp holds");
+  STD_TORCH_CHECK(p.frames <= vdiff::kMaxTallFrames && p.d <= vdiff::kMaxWarpDim,
+                  "more frames or a wider head than fit");
   return p;
+}
+
+bool tall(const WarpProblem& p) { return p.frames > kMaxWholeFrames; }
+
+int block_threads(const WarpProblem& p) {
+  return tall(p) ? 32 * static_cast<int>(vdiff::ceil_div(p.frames, vdiff::kTallRows)) : kThreads;
 }
 
 Units make_units(const WarpProblem& p) {
   const int64_t per_sample = vdiff::ceil_div(p.positions, p.frames <= 8 ? 2 : 1);
-  return {per_sample, p.batch * per_sample, vdiff::ceil_div(p.batch * per_sample, kWarps)};
+  return {per_sample, p.batch * per_sample, vdiff::ceil_div(p.batch * per_sample, tall(p) ? 1 : kWarps)};
 }
 
-// Runs the body with T and kTiles bound.
-#define VDIFF_WARP_DISPATCH(x, frames, ...)                                               \
+template <class T>
+void launch_forward(const WarpProblem& p, cudaStream_t stream) {
+  const Units units = make_units(p);
+  const auto kernel = tall(p) ? tall_forward_kernel<T> : p.frames <= 16 ? forward_kernel<T, 1> : forward_kernel<T, 2>;
+  kernel<<<units.chunks * p.heads, block_threads(p), 0, stream>>>(p, units);
+}
+
+template <class T>
+void launch_backward(const WarpProblem& p, const Units& units, const Partials& partials, cudaStream_t stream) {
+  using Whole1 = vdiff::WarpAttention<DeviceWarp<T>, 1>;
+  using Whole2 = vdiff::WarpAttention<DeviceWarp<T>, 2>;
+  using Tall = vdiff::TallAttention<DeviceWarp<T>>;
+  const auto kernel = tall(p)          ? tall_backward_kernel<T>
+                      : p.frames <= 16 ? backward_kernel<T, 1>
+                                       : backward_kernel<T, 2>;
+  const int sums = tall(p) ? Tall::kSums : p.frames <= 16 ? Whole1::kSums : Whole2::kSums;
+  const int threads = block_threads(p);
+  const int bytes = partials.any() ? threads / 32 * sums * static_cast<int>(sizeof(float)) : 0;
+  kernel<<<units.chunks * p.heads, threads, bytes, stream>>>(p, units, partials);
+}
+
+// Runs the body with T bound.
+#define VDIFF_HALF_DISPATCH(x, ...)                                                       \
   if (x.scalar_type() == ScalarType::BFloat16) {                                          \
     using T = __nv_bfloat16;                                                              \
-    VDIFF_TILES_DISPATCH(frames, __VA_ARGS__)                                             \
+    __VA_ARGS__;                                                                          \
   } else {                                                                                \
     STD_TORCH_CHECK(x.scalar_type() == ScalarType::Half, "expected bfloat16 or float16"); \
     using T = __half;                                                                     \
-    VDIFF_TILES_DISPATCH(frames, __VA_ARGS__)                                             \
-  }
-#define VDIFF_TILES_DISPATCH(frames, ...) \
-  if (frames <= 16) {                     \
-    constexpr int kTiles = 1;             \
-    __VA_ARGS__;                          \
-  } else {                                \
-    constexpr int kTiles = 2;             \
-    __VA_ARGS__;                          \
+    __VA_ARGS__;                                                                          \
   }
 
 Tensor forward(const Tensor& q_in, const Tensor& k_in, const Tensor& v_in, const Optional& bias, const Optional& mask,
@@ -234,10 +322,7 @@ Tensor forward(const Tensor& q_in, const Tensor& k_in, const Tensor& v_in, const
   const Tensor q = in_packs(q_in), k = in_packs(k_in), v = in_packs(v_in);
   WarpProblem p = make_problem(q, {bias, mask, q_weight, k_weight, cos, sin, causal, scale, eps});
   p.q = tokens(q), p.k = tokens(k), p.v = tokens(v), p.out = tokens(out);
-  const Units units = make_units(p);
-  VDIFF_WARP_DISPATCH(q, p.frames, {
-    forward_kernel<T, kTiles><<<units.chunks * p.heads, kThreads, 0, vdiff::current_stream(q)>>>(p, units);
-  });
+  VDIFF_HALF_DISPATCH(q, launch_forward<T>(p, vdiff::current_stream(q)));
   vdiff::check_launch();
   return out;
 }
@@ -261,18 +346,14 @@ ParameterGradients run_backward(const Tensor& like, const WarpProblem& p, const 
                        floats(like, {o.q_weight ? 2 : 0, p.d})};
   Units units = make_units(p);
   if (units.count * p.heads == 0) return {torch::stable::zero_(g.bias), torch::stable::zero_(g.weights)};
-  const bool summing = o.bias || o.q_weight;
-  if (summing) units.chunks = std::min(units.chunks, std::max<int64_t>(1, kMaxBlocks / p.heads));
+  if (o.bias || o.q_weight) units.chunks = std::min(units.chunks, std::max<int64_t>(1, kMaxBlocks / p.heads));
   const int64_t blocks = units.chunks * p.heads;
   const Tensor partial_bias = floats(like, {o.bias ? blocks : 0, p.frames, p.frames});
   const Tensor partial_weights = floats(like, {o.q_weight ? blocks : 0, 2, p.d});
   const cudaStream_t stream = vdiff::current_stream(like);
-  VDIFF_WARP_DISPATCH(like, p.frames, {
-    const int bytes = summing ? kWarps * vdiff::kWarpSums<kTiles> * static_cast<int>(sizeof(float)) : 0;
-    backward_kernel<T, kTiles>
-        <<<blocks, kThreads, bytes, stream>>>(p, units, o.bias ? vdiff::mutable_data<float>(partial_bias) : nullptr,
-                                              o.q_weight ? vdiff::mutable_data<float>(partial_weights) : nullptr);
-  });
+  const Partials partials{o.bias ? vdiff::mutable_data<float>(partial_bias) : nullptr,
+                          o.q_weight ? vdiff::mutable_data<float>(partial_weights) : nullptr};
+  VDIFF_HALF_DISPATCH(like, launch_backward<T>(p, units, partials, stream));
   // Blocks of one head lie `heads` apart, so a row of all heads is one chunk.
   if (o.bias) sum_rows(partial_bias, units.chunks, g.bias, stream);
   if (o.q_weight) sum_rows(partial_weights, blocks, g.weights, stream);

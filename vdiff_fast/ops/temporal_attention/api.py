@@ -34,15 +34,9 @@ def _why_not_triton(x: Tensor, fused: bool = False, *facts: Any) -> str | None:
     return _dispatch.why_not_triton(x)
 
 
-# Two tiles of 16 rows by 32 keys are what the registers of a warp hold in CUDA C++.
-MAX_CUDA_FRAMES = 32
-
-
 def _why_not_cuda(x: Tensor, *facts: Any) -> str | None:
     if x.dtype not in (torch.bfloat16, torch.float16):
         return f"{x.dtype} is not one of bfloat16, float16, which its tensor-core products take"
-    if x.shape[1] > MAX_CUDA_FRAMES:
-        return f"{x.shape[1]} frames > {MAX_CUDA_FRAMES}, what the kernel holds"
     return _dispatch.why_not_cuda(x)
 
 
@@ -50,7 +44,7 @@ PREDICATES: dict[str, _dispatch.Predicate] = {
     "reference": _dispatch.why_not_reference,
     "cpu": _limited(_dispatch.why_not_cpu),
     "triton": _limited(_why_not_triton),
-    "cuda": _why_not_cuda,
+    "cuda": _limited(_why_not_cuda),
 }
 _KERNELS = _dispatch.kernel_modules(__package__)
 

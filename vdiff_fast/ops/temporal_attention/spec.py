@@ -66,6 +66,9 @@ def samples(device: torch.device, dtype: torch.dtype) -> Iterator[Sample]:
     for frames in (8, 25):
         everything = options(frames, 2, 16, 2, device, dtype)
         yield Sample(f"options-T{frames}", _tokens((2, frames, 3, 2, 16), device, dtype), everything)
+    for frames, heads in ((49, 2), (64, 1)):
+        table = randn((heads, frames, frames), device, dtype, seed=4)
+        yield Sample(f"bias-T{frames}", _tokens((1, frames, 1, heads, 16), device, dtype), {"bias": table})
     packed = randn((2, 6, 5, 3, 2, 24), device, dtype)
     yield Sample("packed", (packed,), options(6, 2, 24, 2, device, dtype))
     bias = randn((2, 16, 16), device, dtype, seed=4)
