@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 
 import vdiff_fast as vf
+from vdiff_fast import _dispatch, _library
 
 COPIES = ("aten::clone", "aten::copy_", "aten::stack", "aten::cat", "aten::contiguous")
 
@@ -93,6 +94,16 @@ def test_cross_attention_reads_the_context_from_every_position() -> None:
     out = module.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(-2))
     expected = x + out.reshape(2, 4, 6, 5, 32).permute(0, 4, 1, 2, 3)
     torch.testing.assert_close(module(x, context), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.skipif(_library.CPU.reason is not None, reason=str(_library.CPU.reason))
+@pytest.mark.parametrize(("length", "taken"), [(32, "temporal_attention"), (33, "spatial_attention")])
+def test_a_short_context_takes_the_kernel_and_a_long_one_sdpa(length: int, taken: str) -> None:
+    tokens, context = torch.randn(2, 4, 30, 32), torch.randn(2, length, 32)
+    for module in (vf.nn.TokenCrossAttention(32, 4, qk_norm=True), vf.nn.CrossAttention(32, 4, context_dim=32)):
+        call = (tokens, context) if isinstance(module, vf.nn.TokenCrossAttention) else (video(), context)
+        choices = _dispatch.observed(lambda module=module, call=call: module(*call))
+        assert {c.op for c in choices} & {"temporal_attention", "spatial_attention"} == {taken}
 
 
 def test_relative_position_bias_depends_on_the_distance_alone() -> None:

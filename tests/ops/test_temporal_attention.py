@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import vdiff_fast as vf
-from tests.checks import assert_as_close_as_eager, relative_error
+from tests.checks import assert_as_close_as_eager, fresh, relative_error, run
 from vdiff_fast import _library
 from vdiff_fast._spec import Sample, randn
 from vdiff_fast.ops.temporal_attention.spec import SPEC, options
@@ -23,6 +25,18 @@ def by_sdpa(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tens
     """torch's attention with the permutes it needs, (B, T, S, heads, d)."""
     q, k, v = (x.permute(0, 2, 3, 1, 4) for x in (q, k, v))
     return F.scaled_dot_product_attention(q, k, v, attn_mask=bias).permute(0, 3, 1, 2, 4)
+
+
+def with_threads(call: Callable[[], Any]) -> list[Any]:
+    """What `call` returns with one thread and with two."""
+    results, before = [], torch.get_num_threads()
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            results.append(call())
+    finally:
+        torch.set_num_threads(before)
+    return results
 
 
 @pytest.mark.parametrize("backend", ["reference", pytest.param("cpu", marks=needs_cpu_kernels)])
@@ -76,13 +90,29 @@ def test_context_shared_by_all_positions_equals_spatial_cross_attention(keys: in
 
 
 @needs_cpu_kernels
-def test_a_context_reaches_the_kernel_where_a_group_of_queries_divides_the_tokens() -> None:
-    q, context = torch.randn(1, 4, 16, 1, 8), torch.randn(1, 50, 1, 1, 8)
+def test_a_context_reaches_the_kernel_for_any_number_of_tokens() -> None:
+    q, context = torch.randn(1, 1, 67, 1, 8), torch.randn(1, 50, 1, 1, 8)
     with vf.use_backend("cpu", ops=["temporal_attention"]):
         vf.ops.temporal_attention(q, context, context)
-        odd = torch.randn(1, 1, 67, 1, 8)
-        with pytest.raises(vf.BackendUnavailableError, match="67 frames > 64"):
-            vf.ops.temporal_attention(odd, context, context)
+        long = torch.randn(1, 65, 1, 1, 8)
+        with pytest.raises(vf.BackendUnavailableError, match="a context of 65 tokens > 64"):
+            vf.ops.temporal_attention(q, long, long)
+
+
+@needs_cpu_kernels
+@pytest.mark.parametrize(("keys", "heads", "d"), [(1, 1, 8), (13, 3, 40), (64, 2, 128)])
+def test_many_blocks_of_tokens_sum_the_gradients_of_a_context(keys: int, heads: int, d: int) -> None:
+    """More tokens than a block and a range hold, an odd rest, a hidden key, norms; any number of threads."""
+    shapes = [(2, 3, 1111, heads, d), *2 * [(2, keys, 1, heads, d)]]
+    tokens = [randn(shape, torch.device("cpu"), torch.float32, seed=i) for i, shape in enumerate(shapes)]
+    norm = options(1, heads, d, 1, torch.device("cpu"), torch.float32)["qk_norm"]
+    mask = torch.arange(keys).expand(2, keys) != keys // 2 + 1
+    sample = Sample("context", tuple(tokens), {"mask": mask, "qk_norm": norm})
+    with vf.use_backend("cpu", ops=["temporal_attention"]):
+        assert_as_close_as_eager(SPEC, sample, torch.float32)
+        results = with_threads(lambda: run(SPEC.function, fresh(sample), torch.float32))
+    for a, b in zip(*(outputs + gradients for outputs, gradients in results)):
+        assert torch.equal(a, b)
 
 
 @needs_cpu_kernels
@@ -156,13 +186,10 @@ def test_more_frames_than_the_kernel_holds_are_handed_over() -> None:
 def test_the_answer_does_not_depend_on_the_number_of_threads() -> None:
     qkv = torch.randn(2, 16, 50, 3, 4, 32, requires_grad=True)
     bias = torch.randn(4, 16, 16, requires_grad=True)
-    results, before = [], torch.get_num_threads()
-    try:
-        for threads in (1, 2):
-            torch.set_num_threads(threads)
-            out = vf.ops.temporal_attention_qkv(qkv, bias=bias)
-            results.append((out, *torch.autograd.grad(out.square().sum(), (qkv, bias))))
-    finally:
-        torch.set_num_threads(before)
-    for a, b in zip(*results):
+
+    def call() -> tuple[Tensor, ...]:
+        out = vf.ops.temporal_attention_qkv(qkv, bias=bias)
+        return out, *torch.autograd.grad(out.square().sum(), (qkv, bias))
+
+    for a, b in zip(*with_threads(call)):
         assert torch.equal(a, b)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vdiff_fast import layout, ops
+from vdiff_fast.nn.context import attend_to_context
 from vdiff_fast.nn.qkv_linear import qkv_linear
 from vdiff_fast.ops.qk_norm_rope.tables import axis_pairs, grid_tables, rope_tables
 
@@ -339,10 +340,8 @@ class CrossAttention(_Attention):
 
     def attend(self, tokens: Tensor, keys_values: Tensor) -> Tensor:
         """Normed tokens (B, T, S, C) and kv(context) (B, L, 2 C) -> (B, T, S, C), without the residual."""
-        q = self.q(tokens).flatten(1, 2).unsqueeze(1).unflatten(-1, (self.heads, self.head_dim))
-        k, v = keys_values.unsqueeze(1).unflatten(-1, (2, self.heads, self.head_dim)).unbind(3)
-        out = ops.spatial_attention(q, k, v, qk_norm=self._norm_weights())
-        return self.proj(out.flatten(-2).reshape(tokens.shape))
+        q = self.q(tokens).unflatten(-1, (self.heads, self.head_dim))
+        return self.proj(attend_to_context(q, keys_values, qk_norm=self._norm_weights()).flatten(-2))
 
     def forward(self, x: Tensor, context: Tensor | None, keys_values: Tensor | None = None) -> Tensor:
         """x (B, C, T, H, W), context (B, L, context_dim) -> the shape and layout of x.

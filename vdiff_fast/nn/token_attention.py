@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from vdiff_fast import ops
+from vdiff_fast.nn.context import attend_to_context
 from vdiff_fast.nn.modulation import Modulated, modulated_linear
 from vdiff_fast.nn.qkv_linear import qkv_linear
 
@@ -80,10 +81,8 @@ class TokenCrossAttention(nn.Module):
         if keys_values is None:
             keys_values = self.kv(context)
         norm = None if self.q_norm is None or self.k_norm is None else (self.q_norm, self.k_norm)
-        q = self.q(x).flatten(1, 2).unsqueeze(1).unflatten(-1, (self.heads, self.head_dim))
-        k, v = keys_values.unsqueeze(1).unflatten(-1, (2, self.heads, self.head_dim)).unbind(3)
-        out = ops.spatial_attention(q, k, v, qk_norm=norm)
-        return self.proj(out.flatten(-2).reshape(x.shape))
+        q = self.q(x).unflatten(-1, (self.heads, self.head_dim))
+        return self.proj(attend_to_context(q, keys_values, qk_norm=norm).flatten(-2))
 
     def extra_repr(self) -> str:
         return f"heads={self.heads}"

@@ -1,16 +1,17 @@
-#include <cstdlib>
-#include <memory>
-
 #include "cpu/output_memory.h"
-#include "cpu/tensor.h"
+#include "ops/temporal_attention/glue.h"
 #include "ops/temporal_attention/kernel.h"
 
 namespace {
 
+using vdiff::arithmetic;
+using vdiff::arithmetic_bytes;
+using vdiff::can_stream;
 using vdiff::DType;
 using vdiff::ScalarType;
 using vdiff::TemporalAttention;
 using vdiff::Tensor;
+using vdiff::thread_scratch;
 using vdiff::Tokens;
 using Optional = std::optional<Tensor>;
 
@@ -19,8 +20,6 @@ using Optional = std::optional<Tensor>;
 constexpr int64_t kItemBytes = 128 * 1024, kRunBytes = 8 * 1024;
 // Ranges with sums of their own in the backward: fixed, so that the answer does not depend on the number of threads.
 constexpr int64_t kRanges = 32;
-// Outputs this large leave the caches before anybody reads them, so they need not be read into them to be written.
-constexpr int64_t kStreamBytes = 4 << 20;
 
 struct Options {
   const Optional &bias, &mask, &q_weight, &k_weight, &cos, &sin;
@@ -37,8 +36,6 @@ Tokens part(const Tensor& x, int64_t i, int64_t element) {
 }
 
 int64_t element_bytes(DType dtype) { return dtype == DType::f64 ? 8 : dtype == DType::f32 ? 4 : 2; }
-int64_t arithmetic_bytes(DType dtype) { return dtype == DType::f64 ? 8 : 4; }
-ScalarType arithmetic(DType dtype) { return dtype == DType::f64 ? ScalarType::Double : ScalarType::Float; }
 
 void choose_blocks(TemporalAttention& a, DType dtype, bool backward) {
   const int64_t width = (a.head_dim + 15) / 16 * 16;
@@ -93,22 +90,6 @@ void set_options(TemporalAttention& a, const Options& o, const Optional& table) 
 void set_sizes(TemporalAttention& a, const Tensor& q) {
   a.batch = q.size(0), a.frames = q.size(1), a.positions = q.size(2);
   a.heads = q.size(q.dim() - 2), a.head_dim = q.size(q.dim() - 1);
-}
-
-// Kept by each thread from call to call: fresh memory would cost its page faults every time.
-void* thread_scratch(int64_t bytes) {
-  thread_local std::unique_ptr<void, decltype(&std::free)> memory(nullptr, &std::free);
-  thread_local int64_t capacity = 0;
-  if (bytes > capacity) {
-    capacity = (bytes + 4095) / 4096 * 4096;
-    memory.reset(std::aligned_alloc(64, capacity));
-  }
-  return memory.get();
-}
-
-bool can_stream(const Tensor& out) {
-  return out.scalar_type() == ScalarType::Float && out.size(-1) % 16 == 0 && out.numel() * 4 >= kStreamBytes &&
-         reinterpret_cast<uintptr_t>(out.data_ptr()) % 64 == 0;
 }
 
 Tensor contiguous_output(const Tensor& x) {

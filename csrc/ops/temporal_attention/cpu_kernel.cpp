@@ -1,6 +1,7 @@
 #include "ops/temporal_attention/kernel.h"
 
 #include "ops/temporal_attention/rows.h"
+#include "ops/temporal_attention/softmax.h"
 
 namespace vdiff::VDIFF_ISA {
 namespace {
@@ -151,72 +152,12 @@ struct Problem {
     for (int64_t i = 0; i < d; ++i) dweight[i] += sums[i];
   }
 
-  // Sum of term(u) over the frames, in four chains: shorter chains round less, and do not wait for each other.
-  template <class Term>
-  auto sum_rows(Term term) const {
-    using S = Simd<A>;
-    typename S::V chain[4] = {};
-    int64_t u = 0;
-    for (; u + 4 <= frames; u += 4) {
-#pragma GCC unroll 4
-      for (int i = 0; i < 4; ++i) chain[i] = chain[i] + term(u + i);
-    }
-    for (; u < frames; ++u) chain[0] = chain[0] + term(u);
-    return (chain[0] + chain[1]) + (chain[2] + chain[3]);
-  }
-
-  // weights[u][t] = softmax over u of scale * k[u] . q[t] + table, queries as lanes: no sum across lanes.
-  void softmax(const A* k, const A* q_transposed, A* weights, int64_t b, int64_t h, Ahead& ahead) const {
-    using S = Simd<A>;
+  // weights[u][t] = softmax over u of scale * k[u] . q[t] + table.
+  void weigh(const A* k, const A* q_transposed, A* weights, int64_t b, int64_t h, Ahead& ahead) const {
     multiply<A>({k, width, 1}, q_transposed, lds, weights, lds, frames, frames, d, ahead);
-    const A* table = (const A*)args.table + h * args.table_head;
+    const A* table = args.table ? (const A*)args.table + h * args.table_head : nullptr;
     const uint8_t* seen = args.mask ? args.mask + b * frames : nullptr;
-    const A hidden = -(A)__builtin_inf();
-    for (int64_t t = 0; t < frames; t += lanes) {
-      typename S::V top = S::splat(hidden);
-      for (int64_t u = 0; u < frames; ++u) {
-        typename S::V x = S::load(weights + u * lds + t) * S::splat((A)args.scale);
-        if (args.table) x = x + S::load(table + u * lds + t);
-        if (seen && !seen[u]) x = S::splat(hidden);
-        ahead.ask();
-        S::store(weights + u * lds + t, x);
-        top = vmax(top, x);
-      }
-      // A query that sees no key: subtracting -inf from -inf would be NaN.
-      top = vmax(top, S::splat(-(A)1e30));
-      const typename S::V total = sum_rows([&](int64_t u) {
-        ahead.ask();
-        const typename S::V x = exp_negative(S::load(weights + u * lds + t) - top);
-        S::store(weights + u * lds + t, x);
-        return x;
-      });
-      const typename S::V inverse = reciprocal(total);
-      for (int64_t u = 0; u < frames; ++u) {
-        ahead.ask();
-        // x * inverse, then the remainder once: the rounding of a division at the cost of two multiplications.
-        const typename S::V x = S::load(weights + u * lds + t), y = x * inverse;
-        S::store(weights + u * lds + t, fma(fma(-y, total, x), inverse, y));
-      }
-    }
-  }
-
-  // 1 / x, and 0 for 0: a query without keys.
-  static vfloat reciprocal(vfloat x) { return select(x == splat(0.0f), splat(0.0f), splat(1.0f) / x); }
-  static double reciprocal(double x) { return x == 0 ? 0 : 1 / x; }
-
-  // g = weights * (dweights - sum_u weights * dweights) is added to dtable; scale * g takes the place of dweights.
-  void softmax_backward(const A* weights, A* dweights, A* dtable) const {
-    using S = Simd<A>;
-    for (int64_t t = 0; t < frames; t += lanes) {
-      const typename S::V along =
-          sum_rows([&](int64_t u) { return S::load(weights + u * lds + t) * S::load(dweights + u * lds + t); });
-      for (int64_t u = 0; u < frames; ++u) {
-        const int64_t at = u * lds + t;
-        const typename S::V g = S::load(weights + at) * (S::load(dweights + at) - along);
-        if (dtable) S::store(dtable + at, S::load(dtable + at) + g);
-        S::store(dweights + at, g * S::splat((A)args.scale));
-      }
-    }
+    softmax<A>(weights, lds, frames, frames, (A)args.scale, table, seen, ahead);
   }
 
   void forward(A* scratch, int64_t begin, int64_t end) const {
@@ -231,7 +172,7 @@ struct Problem {
           prepare(q, args.q_weight, nullptr, nullptr);
           prepare(k, args.k_weight, nullptr, nullptr);
           transpose(q, width, transposed, lds, frames, d, ahead);
-          softmax(k, transposed, weights, b, h, ahead);
+          weigh(k, transposed, weights, b, h, ahead);
           multiply<A>({weights, 1, lds}, v, width, q, width, frames, d, frames, ahead);
         });
   }
@@ -256,9 +197,10 @@ struct Problem {
           prepare(k, args.k_weight, k_unit, k_scales);
           transpose(q, width, q_transposed, lds, frames, d, ahead);
           transpose(dout, width, dout_transposed, lds, frames, d, ahead);
-          softmax(k, q_transposed, weights, b, h, ahead);
+          weigh(k, q_transposed, weights, b, h, ahead);
           multiply<A>({v, width, 1}, dout_transposed, lds, dlogits, lds, frames, frames, d, ahead);
-          softmax_backward(weights, dlogits, args.wants_bias_gradient ? dtable + h * frames * lds : nullptr);
+          softmax_backward<A>(weights, dlogits, args.wants_bias_gradient ? dtable + h * frames * lds : nullptr, lds,
+                              frames, frames, (A)args.scale);
           // dv takes the place of v, dq of dout, dk of k: each source is dead by then.
           multiply<A>({weights, lds, 1}, dout, width, v, width, frames, d, frames, ahead);
           multiply<A>({dlogits, 1, lds}, k, width, dout, width, frames, d, frames, ahead);

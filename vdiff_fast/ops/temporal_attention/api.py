@@ -13,6 +13,7 @@ from vdiff_fast.ops.qk_norm_rope.reference import Norm, Tables
 from vdiff_fast.ops.qk_norm_rope.tables import rope_tables
 from vdiff_fast.ops.temporal_attention import cross, reference
 from vdiff_fast.ops.temporal_attention.config import holds
+from vdiff_fast.ops.temporal_attention.cross import rows
 
 MAX_FRAMES = 64
 
@@ -40,9 +41,15 @@ def _why_not_cuda(x: Tensor, *facts: Any) -> str | None:
     return _dispatch.why_not_cuda(x)
 
 
+def _why_not_cpu(x: Tensor, fused: bool = False, context: int = 0) -> str | None:
+    if context > MAX_FRAMES:
+        return f"a context of {context} tokens > {MAX_FRAMES}, what the kernel holds"
+    return _dispatch.why_not_cpu(x) if context else _limited(_dispatch.why_not_cpu)(x)
+
+
 PREDICATES: dict[str, _dispatch.Predicate] = {
     "reference": _dispatch.why_not_reference,
-    "cpu": _limited(_dispatch.why_not_cpu),
+    "cpu": _why_not_cpu,
     "triton": _limited(_why_not_triton),
     "cuda": _limited(_why_not_cuda),
 }
@@ -65,7 +72,7 @@ class _Attention(torch.autograd.Function):
     def backward(ctx: Any, dout: Tensor) -> tuple[Any, ...]:
         q, k, v, *tensors = ctx.saved_tensors
         options = (*tensors, ctx.causal, ctx.scale, ctx.eps)
-        dq, dk, dv, *parameters = _KERNELS[ctx.backend].backward(_rows(dout), q, k, v, options)
+        dq, dk, dv, *parameters = _KERNELS[ctx.backend].backward(rows(dout), q, k, v, options)
         return dq, dk, dv, None, *_parameter_gradients(tensors, parameters)
 
 
@@ -85,13 +92,8 @@ class _PackedAttention(torch.autograd.Function):
     def backward(ctx: Any, dout: Tensor) -> tuple[Any, ...]:
         qkv, *tensors = ctx.saved_tensors
         options = (*tensors, ctx.causal, ctx.scale, ctx.eps)
-        dqkv, *parameters = _KERNELS[ctx.backend].backward_packed(_rows(dout), qkv, options)
+        dqkv, *parameters = _KERNELS[ctx.backend].backward_packed(rows(dout), qkv, options)
         return dqkv, None, *_parameter_gradients(tensors, parameters)
-
-
-def _rows(x: Tensor) -> Tensor:
-    """x itself where rows of d lie in one piece, else one copy."""
-    return x if x.stride(-1) == 1 else x.contiguous()
 
 
 def _parameter_gradients(tensors: list[Tensor | None], gradients: list[Tensor]) -> tuple[Any, ...]:
@@ -150,17 +152,20 @@ def _check_options(
 def _cross_attention(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, qk_norm: Norm | None, scale: float | None, eps: float
 ) -> Tensor:
-    """k and v (B, L, 1, heads, d) for every token of q; their gradients are summed over positions in a fixed order."""
-    grouped = cross.group(q, k, v, mask, limit=MAX_FRAMES)
+    """k and v (B, L, 1, heads, d) for every token of q; their gradients are summed over tokens in a fixed order."""
+    keys = k.shape[1]
+    n = cross.group_size(q, keys, limit=MAX_FRAMES)
     # Where no group of queries fits, the shape itself tells the predicates: more frames than a kernel holds.
-    probe = q.flatten(1, 2).unsqueeze(2) if grouped is None else grouped[0]
-    backend = _dispatch.choose("temporal_attention", PREDICATES, probe, qk_norm is not None)
-    if backend == "reference" or grouped is None:
+    probe = q.flatten(1, 2).unflatten(1, (n, -1)) if n else q.flatten(1, 2).unsqueeze(2)
+    backend = _dispatch.choose("temporal_attention", PREDICATES, probe, qk_norm is not None, keys)
+    if backend == "cpu":
+        return cross.on_cpu(q, k, v, mask, qk_norm, q.shape[-1] ** -0.5 if scale is None else float(scale), float(eps))
+    if backend == "reference" or n == 0:
         options = {"mask": mask, "qk_norm": qk_norm, "scale": scale, "eps": eps}
         return _dispatch.call_reference(reference.temporal_attention, q, k, v, **options)
-    queries, keys, others, visible = grouped
+    queries, expanded, others, visible = cross.group(q, k, v, mask, n)
     values = _kernel_options(queries, None, False, visible, qk_norm, None, scale, eps)
-    return cross.ungroup(_Attention.apply(_rows(queries), _rows(keys), _rows(others), backend, *values), q)
+    return cross.ungroup(_Attention.apply(rows(queries), rows(expanded), rows(others), backend, *values), q)
 
 
 def _check_context(
@@ -209,9 +214,9 @@ def temporal_attention(
     Args:
         q, k, v: (B, T, S, heads, d), any strides with unit stride in d (else one copy); d a multiple of 8 up to 128;
             float32, bfloat16, float16 (float64 on CPU). No limit on B * S * heads.
-            Cross-attention: k, v (B, L, 1, heads, d), a context that every frame and position attends to, by the same
-            kernels up to L = 64 (and a divisor of T * S from max(L, 8) to 64), else by the reference. Their gradients
-            are made per position and summed. Without bias, causal, rope; mask is (B, L).
+            Cross-attention: k, v (B, L, 1, heads, d), a context that every frame and position attends to, by a kernel
+            up to L = 64 (on a GPU where a number from max(L, 8) to 64 divides T * S), else by the reference. Without
+            bias, causal, rope; mask is (B, L).
         bias: (heads, T, T), added to the logits; differentiable.
         causal: a frame sees itself and the frames before it.
         mask: (B, T) bool, True where the key is seen. A query that sees no key gives 0.
@@ -248,7 +253,7 @@ def temporal_attention(
         options = {"bias": bias, "causal": causal, "mask": mask, "qk_norm": qk_norm, "rope": tables, "scale": scale}
         return _dispatch.call_reference(reference.temporal_attention, q, k, v, eps=eps, **options)
     values = _kernel_options(q, bias, causal, mask, qk_norm, tables, scale, eps)
-    return _dispatch.apply(_Attention, _rows(q), _rows(k), _rows(v), backend, *values)
+    return _dispatch.apply(_Attention, rows(q), rows(k), rows(v), backend, *values)
 
 
 def temporal_attention_qkv(
@@ -286,4 +291,4 @@ def temporal_attention_qkv(
         options = {"bias": bias, "causal": causal, "mask": mask, "qk_norm": qk_norm, "rope": tables, "scale": scale}
         return _dispatch.call_reference(reference.temporal_attention_qkv, qkv, eps=eps, **options)
     values = _kernel_options(q, bias, causal, mask, qk_norm, tables, scale, eps)
-    return _dispatch.apply(_PackedAttention, _rows(qkv), backend, *values)
+    return _dispatch.apply(_PackedAttention, rows(qkv), backend, *values)

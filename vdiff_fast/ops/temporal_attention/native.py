@@ -45,6 +45,18 @@ def fake_backward_packed(
     return (qkv.new_empty(qkv.shape), *_fake_parameters(qkv, bias, qw, kw))
 
 
+def _fake_context_forward(q: Tensor, *_: object) -> Tensor:
+    return q.new_empty(q.shape)
+
+
+def _fake_context_backward(
+    dout: Tensor, q: Tensor, k: Tensor, v: Tensor, mask: Optional, qw: Optional, *_: object
+) -> tuple[Tensor, ...]:
+    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape), _fake_parameters(q, None, qw, None)[1]
+
+
+_library.register_fake("temporal_attention_context_forward", _fake_context_forward)
+_library.register_fake("temporal_attention_context_backward", _fake_context_backward)
 _library.register_fake("temporal_attention_forward", fake_forward)
 _library.register_fake("temporal_attention_backward", fake_backward)
 _library.register_fake("temporal_attention_backward_packed", fake_backward_packed)
@@ -60,3 +72,15 @@ def backward(dout: Tensor, q: Tensor, k: Tensor, v: Tensor, options: Options) ->
 
 def backward_packed(dout: Tensor, qkv: Tensor, options: Options) -> tuple[Tensor, ...]:
     return torch.ops.vdiff_fast.temporal_attention_backward_packed.default(dout, qkv, *options)
+
+
+def context_forward(
+    q: Tensor, k: Tensor, v: Tensor, mask: Optional, q_weight: Optional, scale: float, eps: float
+) -> Tensor:
+    return torch.ops.vdiff_fast.temporal_attention_context_forward.default(q, k, v, mask, q_weight, scale, eps)
+
+
+def context_backward(
+    dout: Tensor, q: Tensor, k: Tensor, v: Tensor, mask: Optional, q_weight: Optional, scale: float, eps: float
+) -> tuple[Tensor, ...]:
+    return torch.ops.vdiff_fast.temporal_attention_context_backward.default(dout, q, k, v, mask, q_weight, scale, eps)

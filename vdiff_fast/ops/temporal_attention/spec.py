@@ -76,7 +76,8 @@ def samples(device: torch.device, dtype: torch.dtype) -> Iterator[Sample]:
     blind = torch.zeros(2, 4, dtype=torch.bool, device=device)
     blind[1, 2] = True
     yield Sample("blind", _tokens((2, 4, 3, 2, 8), device, dtype), {"mask": blind, "causal": True})
-    for keys, kwargs in ((8, {}), (5, {"mask": torch.arange(5, device=device).expand(2, 5) < 4, "scale": 0.3})):
+    masked = {"mask": torch.arange(5, device=device).expand(2, 5) < 4, "scale": 0.3}
+    for keys, kwargs in ((8, {}), (5, masked), (3, {"qk_norm": _norm(8, device, dtype)})):
         context = (randn((2, keys, 1, 2, 8), device, dtype, seed=i) for i in (1, 2))
         yield Sample(f"context-L{keys}", (randn((2, 4, 6, 2, 8), device, dtype), *context), kwargs)
     yield Sample("empty", _tokens((1, 4, 0, 2, 8), device, dtype))
