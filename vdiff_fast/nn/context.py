@@ -5,8 +5,8 @@ from __future__ import annotations
 from torch import Tensor
 
 from vdiff_fast import ops
+from vdiff_fast.ops.temporal_attention.api import PREDICATES
 from vdiff_fast.ops.temporal_attention.config import CONTEXT_KEYS
-from vdiff_fast.ops.temporal_attention.spec import SPEC
 
 
 def attend_to_context(q: Tensor, keys_values: Tensor, *, qk_norm: tuple[Tensor, Tensor] | None = None) -> Tensor:
@@ -22,7 +22,7 @@ def attend_to_context(q: Tensor, keys_values: Tensor, *, qk_norm: tuple[Tensor, 
     heads, d = q.shape[-2:]
     packed = keys_values.unflatten(-1, (2, heads, d))
     length, device = packed.shape[1], q.device.type
-    if length <= CONTEXT_KEYS.get(device, 0) and SPEC.predicates[device](q, qk_norm is not None, length) is None:
+    if length <= CONTEXT_KEYS.get(device, 0) and PREDICATES[device](q, qk_norm is not None, length) is None:
         k, v = packed.unsqueeze(2).unbind(3)
         return ops.temporal_attention(q, k, v, qk_norm=qk_norm)
     k, v = packed.unsqueeze(1).unbind(3)
