@@ -45,9 +45,9 @@ NARROW_WIDTH = 16
 
 
 # The longest context that modules give to this op and not to SDPA, by type of device. SDPA's time over ours (AVX2, 2
-# threads, 8 heads of d = 32 and 64, 8192 and 32768 tokens) in fp32, forward and training: L = 8 2.7 to 5.8 and 2.6 to
-# 4.4; 16 1.6 to 3.0 and 1.6 to 2.0; 32 1.3 to 2.0 and 1.3 to 1.7; 64 0.99 to 1.06 and 0.94 to 1.25. bf16 at 8192: up to
-# 32 1.1 to 1.5 and 1.1 to 3.5. Not measured on a GPU.
+# threads, 8 heads of d = 32 and 64, 8192 and 32768 tokens) in fp32, forward and training: L = 8 2.9 to 5.7 and 2.9 to
+# 5.0; 16 1.6 to 3.4 and 1.6 to 2.7; 32 1.3 to 2.4 and 1.2 to 1.8; 64 (8192) 1.04 to 1.17 and 0.99 to 1.00. bf16 at
+# 8192: up to 32 1.2 to 2.3 and 3.2 to 4.6; 64 0.93 to 1.04 and 4.8. Not measured on a GPU.
 CONTEXT_KEYS = {"cpu": 32}
 
 
