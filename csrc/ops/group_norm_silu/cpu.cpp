@@ -1,8 +1,9 @@
 #include <cmath>
 
+#include "cpu/output_memory.h"
 #include "cpu/vectors.h"
 #include "ops/group_norm_silu/kernel.h"
-#include "ops/group_norm_silu/places.h"
+#include "ops/group_norm_silu/plan.h"
 
 namespace {
 
@@ -11,9 +12,7 @@ using vdiff::Gradient;
 using vdiff::GroupNormKernels;
 using vdiff::Tensor;
 using vdiff::group_norm::Chunk;
-using vdiff::group_norm::Joint;
 using vdiff::group_norm::Plan;
-using vdiff::group_norm::Sources;
 using MaybeTensor = std::optional<Tensor>;
 
 GroupNormKernels<float> kernels_for(const Tensor& x, float) {
@@ -95,6 +94,53 @@ class Coefficients {
   std::vector<Real> center_, slope_, offset_;
 };
 
+// x and x2, or their gradients, as byte addresses.
+struct Sources {
+  const Plan& plan;
+  char* data[2];
+
+  Sources(const Plan& plan, const Tensor& x, const MaybeTensor& x2)
+      : plan(plan), data{static_cast<char*>(x.data_ptr()), nullptr} {
+    if (x2.has_value()) data[1] = static_cast<char*>(x2->data_ptr());
+  }
+  int count() const { return data[1] != nullptr ? 2 : 1; }
+  int64_t first(int s) const { return s == 0 ? 0 : plan.source_channels[0]; }
+  char* run(const Chunk& k) const {
+    const int s = plan.source_of(k.c);
+    const int64_t row = k.sample * plan.source_channels[s] + k.c - first(s);
+    return data[s] + ((row * plan.segments + k.frame) * plan.length + k.begin) * plan.element;
+  }
+  char* row(int s, int64_t segment, int64_t position) const {
+    return data[s] + (segment * plan.length + position) * plan.source_channels[s] * plan.element;
+  }
+};
+
+// y or dy: all channels in one tensor.
+struct Joint {
+  const Plan& plan;
+  char* data;
+
+  char* run(const Chunk& k) const {
+    const int64_t row = k.sample * plan.channels + k.c;
+    return data + ((row * plan.segments + k.frame) * plan.length + k.begin) * plan.element;
+  }
+  char* row(int64_t segment, int64_t position, int64_t c) const {
+    return data + ((segment * plan.length + position) * plan.channels + c) * plan.element;
+  }
+};
+
+// An output for [x | x2] in their layout.
+Tensor empty_joint(const Plan& plan, const Tensor& x, const MaybeTensor& x2) {
+  if (!x2.has_value()) return vdiff::output_like(x);
+  std::vector<int64_t> shape(x.sizes().begin(), x.sizes().end());
+  shape[1] = plan.channels;
+  if (!plan.channels_last) return vdiff::new_output(x, shape);
+  std::rotate(shape.begin() + 1, shape.begin() + 2, shape.end());
+  Tensor y = vdiff::new_output(x, shape);
+  for (int64_t d = x.dim() - 1; d > 1; --d) y = torch::stable::transpose(y, d, d - 1);
+  return y;
+}
+
 Tensor empty_statistics(const Plan& plan, const Tensor& x) {
   const auto dtype = x.scalar_type() == vdiff::ScalarType::Double ? x.scalar_type() : vdiff::ScalarType::Float;
   return torch::stable::new_empty(x, std::vector<int64_t>{plan.units, plan.groups}, dtype);
@@ -128,7 +174,7 @@ class Forward {
         eps_(eps),
         past_cache_(vdiff::beyond_cache(2 * y.numel() * plan.element)),
         runs_(plan.channels_last ? 0 : plan.blocks * plan.parts),
-        columns_(plan.channels_last ? plan.blocks * plan.parts * 2 * plan.block_channels() : 0) {}
+        columns_(plan.channels_last ? plan.blocks * plan.parts * 2 * plan.channels : 0) {}
 
   void run() {
     vdiff::group_norm::run_blocks(
@@ -136,7 +182,7 @@ class Forward {
         [this](int64_t block, int64_t part) {
           plan_.channels_last ? reduce_rows(block, part) : reduce_runs(block, part);
         },
-        [this](int64_t block) { plan_.channels_last ? finish_rows(block) : finish_group(block); },
+        [this](int64_t block) { plan_.channels_last ? finish_unit(block) : finish_group(block); },
         [this](int64_t block, int64_t part) {
           plan_.channels_last ? apply_rows(block, part) : apply_runs(block, part);
         });
@@ -176,7 +222,7 @@ class Forward {
       const Moments& m = runs_[block * plan_.parts + part];
       total.take(m.count, m.mean, m.squares);
     }
-    set(plan_.unit_of(block), block % plan_.groups, total.mean, total.squares);
+    set(block / plan_.groups, block % plan_.groups, total.mean, total.squares);
   }
 
   void apply_runs(int64_t block, int64_t part) {
@@ -186,57 +232,56 @@ class Forward {
     });
   }
 
-  // Means of a block's channels over a part, then their sums of squared deviations.
   double* columns(int64_t block, int64_t part) {
-    return columns_.data() + (block * plan_.parts + part) * 2 * plan_.block_channels();
+    return columns_.data() + (block * plan_.parts + part) * 2 * plan_.channels;
   }
 
   void reduce_rows(int64_t block, int64_t part) {
     const auto rows = plan_.rows(block, part);
-    std::vector<Real> scratch(vdiff::group_norm_scratch(plan_.block_channels()));
-    x_.each(block, [&](int s, int64_t begin, int64_t end) {
-      double* mean = columns(block, part) + begin - plan_.channels_of(block).begin;
-      kernels_.moments_columns(x_.row(s, rows.segment, rows.begin, begin), plan_.source_channels[s],
-                               rows.end - rows.begin, end - begin, mean, mean + plan_.block_channels(), scratch.data());
+    std::vector<Real> scratch(vdiff::group_norm_scratch(plan_.channels));
+    for (int s = 0; s < x_.count(); ++s) {
+      const int64_t channels = plan_.source_channels[s];
+      double* mean = columns(block, part) + x_.first(s);
+      kernels_.moments_columns(x_.row(s, rows.segment, rows.begin), channels, rows.end - rows.begin, channels, mean,
+                               mean + plan_.channels, scratch.data());
+    }
+  }
+
+  void finish_unit(int64_t unit) {
+    torch::stable::parallel_for(0, plan_.groups, plan_.group_grain(), [&](int64_t begin, int64_t end) {
+      for (int64_t group = begin; group < end; ++group) finish_columns(unit, group);
     });
   }
 
-  void finish_rows(int64_t block) {
-    const auto groups = plan_.groups_of(block);
-    torch::stable::parallel_for(groups.begin, groups.end, plan_.group_grain(), [&](int64_t begin, int64_t end) {
-      for (int64_t group = begin; group < end; ++group) finish_columns(block, group);
-    });
-  }
-
-  void finish_columns(int64_t block, int64_t group) {
+  void finish_columns(int64_t unit, int64_t group) {
     double mean = 0, squares = 0;
-    each_column(block, group, [&](double n, double m, double) { mean += n * m; });
+    each_column(unit, group, [&](double n, double m, double) { mean += n * m; });
     mean /= static_cast<double>(plan_.count());
-    each_column(block, group, [&](double n, double m, double sq) { squares += sq + n * (m - mean) * (m - mean); });
-    set(plan_.unit_of(block), group, mean, squares);
+    each_column(unit, group, [&](double n, double m, double sq) { squares += sq + n * (m - mean) * (m - mean); });
+    set(unit, group, mean, squares);
   }
 
   // body(count, mean, squares) for every part and channel of a group, `add` included in the mean.
   template <class Body>
-  void each_column(int64_t block, int64_t group, Body body) {
-    const int64_t first = plan_.channels_of(block).begin;
+  void each_column(int64_t unit, int64_t group, Body body) {
     for (int64_t part = 0; part < plan_.parts; ++part) {
-      const auto rows = plan_.rows(block, part);
-      const double* mean = columns(block, part);
+      const auto rows = plan_.rows(unit, part);
+      const double* mean = columns(unit, part);
       for (int64_t c = group * plan_.per_group; c < (group + 1) * plan_.per_group; ++c) {
-        body(static_cast<double>(rows.end - rows.begin), mean[c - first] + coefficients_.add(rows.segment, c),
-             mean[plan_.block_channels() + c - first]);
+        body(static_cast<double>(rows.end - rows.begin), mean[c] + coefficients_.add(rows.segment, c),
+             mean[plan_.channels + c]);
       }
     }
   }
 
   void apply_rows(int64_t block, int64_t part) {
     const auto rows = plan_.rows(block, part);
-    x_.each(block, [&](int s, int64_t begin, int64_t end) {
-      kernels_.apply_columns(x_.row(s, rows.segment, rows.begin, begin), plan_.source_channels[s],
-                             y_.row(rows.segment, rows.begin, begin), plan_.channels, rows.end - rows.begin,
-                             end - begin, coefficients_.affine(rows.segment, begin), plan_.silu, past_cache_);
-    });
+    for (int s = 0; s < x_.count(); ++s) {
+      const int64_t channels = plan_.source_channels[s];
+      kernels_.apply_columns(x_.row(s, rows.segment, rows.begin), channels,
+                             y_.row(rows.segment, rows.begin, x_.first(s)), plan_.channels, rows.end - rows.begin,
+                             channels, coefficients_.affine(rows.segment, x_.first(s)), plan_.silu, past_cache_);
+    }
   }
 
   void set(int64_t unit, int64_t group, double mean, double squares) {
@@ -290,9 +335,9 @@ class Backward {
           plan_.channels_last ? reduce_rows(block, part) : reduce_runs(block, part);
         },
         [this](int64_t block) {
-          if (plan_.channels_last) return finish_rows(block);
+          if (plan_.channels_last) return finish_unit(block);
           fold_runs(block);
-          finish(plan_.unit_of(block), block % plan_.groups);
+          finish(block / plan_.groups, block % plan_.groups);
         },
         [this](int64_t block, int64_t part) {
           plan_.channels_last ? apply_rows(block, part) : apply_runs(block, part);
@@ -320,7 +365,7 @@ class Backward {
  private:
   // Three sums per channel: of g, g * (x - center) and x - center.
   int64_t partial_size() const {
-    return 3 * (plan_.channels_last ? plan_.block_channels() : plan_.per_group * plan_.unit_segments);
+    return 3 * (plan_.channels_last ? plan_.channels : plan_.per_group * plan_.unit_segments);
   }
   double* partial(int64_t block, int64_t part) {
     return partial_.data() + (block * plan_.parts + part) * partial_size();
@@ -354,35 +399,33 @@ class Backward {
 
   void reduce_rows(int64_t block, int64_t part) {
     const auto rows = plan_.rows(block, part);
-    const int64_t channels = plan_.block_channels();
-    std::vector<Real> scratch(vdiff::group_norm_scratch(channels));
-    x_.each(block, [&](int s, int64_t begin, int64_t end) {
-      double* sums = partial(block, part) + begin - plan_.channels_of(block).begin;
-      kernels_.sums_columns(dy_.row(rows.segment, rows.begin, begin), plan_.channels,
-                            x_.row(s, rows.segment, rows.begin, begin), dx_.row(s, rows.segment, rows.begin, begin),
-                            plan_.source_channels[s], rows.end - rows.begin, end - begin,
-                            coefficients_.affine(rows.segment, begin), plan_.silu, plan_.keeps(), sums, sums + channels,
-                            sums + 2 * channels, scratch.data());
-    });
+    std::vector<Real> scratch(vdiff::group_norm_scratch(plan_.channels));
+    for (int s = 0; s < x_.count(); ++s) {
+      const int64_t channels = plan_.source_channels[s], first = x_.first(s);
+      double* sums = partial(block, part) + first;
+      kernels_.sums_columns(dy_.row(rows.segment, rows.begin, first), plan_.channels,
+                            x_.row(s, rows.segment, rows.begin), dx_.row(s, rows.segment, rows.begin), channels,
+                            rows.end - rows.begin, channels, coefficients_.affine(rows.segment, first), plan_.silu,
+                            plan_.keeps(), sums, sums + plan_.channels, sums + 2 * plan_.channels, scratch.data());
+    }
   }
 
-  void finish_rows(int64_t block) {
-    const auto groups = plan_.groups_of(block);
-    torch::stable::parallel_for(groups.begin, groups.end, plan_.group_grain(), [&](int64_t begin, int64_t end) {
+  void finish_unit(int64_t unit) {
+    torch::stable::parallel_for(0, plan_.groups, plan_.group_grain(), [&](int64_t begin, int64_t end) {
       for (int64_t group = begin; group < end; ++group) {
-        fold_rows(block, group);
-        finish(plan_.unit_of(block), group);
+        fold_rows(unit, group);
+        finish(unit, group);
       }
     });
   }
 
-  void fold_rows(int64_t block, int64_t group) {
-    const int64_t cuts = plan_.parts / plan_.unit_segments, unit = plan_.unit_of(block);
+  void fold_rows(int64_t unit, int64_t group) {
+    const int64_t cuts = plan_.parts / plan_.unit_segments;
     fold(unit, group, [&](int64_t segment, int64_t c, double* sums) {
       const int64_t first = (segment - unit * plan_.unit_segments) * cuts;
       for (int64_t cut = 0; cut < cuts; ++cut) {
-        const double* from = partial(block, first + cut) + c - plan_.channels_of(block).begin;
-        for (int k = 0; k < 3; ++k) sums[k] += from[k * plan_.block_channels()];
+        const double* from = partial(unit, first + cut) + c;
+        for (int k = 0; k < 3; ++k) sums[k] += from[k * plan_.channels];
       }
     });
   }
@@ -449,12 +492,13 @@ class Backward {
 
   void apply_rows(int64_t block, int64_t part) {
     const auto rows = plan_.rows(block, part);
-    x_.each(block, [&](int s, int64_t begin, int64_t end) {
-      kernels_.gradient_columns(
-          dy_.row(rows.segment, rows.begin, begin), plan_.channels, x_.row(s, rows.segment, rows.begin, begin),
-          dx_.row(s, rows.segment, rows.begin, begin), plan_.source_channels[s], rows.end - rows.begin, end - begin,
-          coefficients_.affine(rows.segment, begin), gradient(rows.segment, begin), plan_.silu, plan_.keeps());
-    });
+    for (int s = 0; s < x_.count(); ++s) {
+      const int64_t channels = plan_.source_channels[s], first = x_.first(s);
+      kernels_.gradient_columns(dy_.row(rows.segment, rows.begin, first), plan_.channels,
+                                x_.row(s, rows.segment, rows.begin), dx_.row(s, rows.segment, rows.begin), channels,
+                                rows.end - rows.begin, channels, coefficients_.affine(rows.segment, first),
+                                gradient(rows.segment, first), plan_.silu, plan_.keeps());
+    }
   }
 
   template <class Value>
@@ -503,8 +547,7 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& x, const MaybeTensor& x
                                            const MaybeTensor& scale, const MaybeTensor& shift, const MaybeTensor& add,
                                            bool per_frame, bool silu) {
   const Plan plan(x, x2, {num_groups, per_frame, silu, frames_of(scale, shift)});
-  Tensor y = vdiff::group_norm::empty_joint(plan, x, x2), mean = empty_statistics(plan, x),
-         rstd = empty_statistics(plan, x);
+  Tensor y = empty_joint(plan, x, x2), mean = empty_statistics(plan, x), rstd = empty_statistics(plan, x);
   if (plan.empty()) return {y, torch::stable::zero_(mean), torch::stable::zero_(rstd)};
   const auto run = x.scalar_type() == vdiff::ScalarType::Double ? run_forward<double> : run_forward<float>;
   run(plan, x, x2, weight, bias, eps, scale, shift, add, y, mean, rstd);

@@ -9,8 +9,6 @@ namespace vdiff::group_norm {
 
 // Bytes of x between a block's statistics and its second read: what the last-level cache holds beside the output.
 constexpr int64_t kWaveBytes = 8 << 20;
-// Bytes of a row's channels that a channels-last slab takes at least: four cache lines in a row keep memory busy.
-constexpr int64_t kSlabRowBytes = 256;
 // Bytes of x in a block up to which the backward keeps a SiLU's g in dx between its passes; beyond, three tensors
 // instead of two leave the caches meanwhile, and the slope is no dearer the second time.
 constexpr int64_t kKeepBytes = 1 << 20;
@@ -25,13 +23,12 @@ struct Options {
   int64_t frames;  // T where scale or shift is per frame, else 1
 };
 
-// x is batch x segments x length x channels: a segment is a frame where anything is per frame, else the sample. A block
-// is a group of a unit; in channels-last all groups, or slabs of them where the unit outgrows the last cache.
+// x is batch x segments x length x channels: a segment is a frame where anything is per frame, else the sample.
 struct Plan {
   bool channels_last, per_frame, silu;
   int64_t batch, groups, per_group, segments, length;
   int64_t channels, source_channels[2];
-  int64_t unit_segments, units, block_groups, unit_blocks, blocks, block_elements, parts, element;
+  int64_t unit_segments, units, blocks, block_elements, parts, element;
 
   Plan(const Tensor& x, const std::optional<Tensor>& x2, const Options& options) {
     channels_last = !(x.is_contiguous() && (!x2.has_value() || x2->is_contiguous()));
@@ -45,16 +42,14 @@ struct Plan {
     length = positions / std::max<int64_t>(segments, 1);
     unit_segments = per_frame ? 1 : segments;
     units = batch * segments / std::max<int64_t>(unit_segments, 1);
+    blocks = channels_last ? units : units * groups;
+    block_elements = unit_segments * length * (channels_last ? channels : per_group);
     element = x.element_size();
-    block_groups = channels_last ? slab_groups() : 1;
-    unit_blocks = (groups + block_groups - 1) / block_groups, blocks = units * unit_blocks;
-    block_elements = unit_segments * length * block_groups * per_group;
     choose_parts();
   }
 
   int64_t count() const { return unit_segments * length * per_group; }
   int64_t vectors() const { return batch * segments * channels; }
-  int64_t block_channels() const { return block_groups * per_group; }
   bool empty() const { return batch * segments * length * channels == 0; }
 
   // Groups whose per-channel work is worth a thread: some nanoseconds a channel and part.
@@ -69,41 +64,16 @@ struct Plan {
   int64_t row_stride() const { return segments * length; }
   int64_t group_bytes() const { return per_group * row_stride() * element; }
   int source_of(int64_t c) const { return c < source_channels[0] ? 0 : 1; }
-  // Groups and channels [begin, end) of a block.
-  struct Range {
-    int64_t begin, end;
-  };
-  int64_t unit_of(int64_t block) const { return block / unit_blocks; }
-  Range groups_of(int64_t block) const {
-    const int64_t first = block % unit_blocks * block_groups;
-    return {first, std::min(first + block_groups, groups)};
-  }
-  Range channels_of(int64_t block) const {
-    const Range g = groups_of(block);
-    return {g.begin * per_group, g.end * per_group};
-  }
-
   // Rows of a channels-last part: segment and range of positions.
   struct Rows {
     int64_t segment, begin, end;
   };
   Rows rows(int64_t block, int64_t part) const {
     const int64_t cuts = parts / unit_segments, cut = part % cuts;
-    return {unit_of(block) * unit_segments + part / cuts, cut * length / cuts, (cut + 1) * length / cuts};
+    return {block * unit_segments + part / cuts, cut * length / cuts, (cut + 1) * length / cuts};
   }
 
  private:
-  // All groups, or as few as make rows of whole cache lines, where more would leave the last cache between the passes.
-  int64_t slab_groups() const {
-    const int64_t unit_bytes = unit_segments * length * channels * element;
-    if (unit_bytes <= kWaveBytes) return groups;
-    for (int64_t k = 1; k < groups; ++k) {
-      const int64_t row = k * per_group * element;
-      if (row >= kSlabRowBytes && row % 64 == 0 && 2 * k * unit_bytes > groups * kWaveBytes) return k;
-    }
-    return groups;
-  }
-
   void choose_parts() {
     const int64_t threads = torch::stable::get_num_threads(), wanted = 4 * threads;
     const int64_t cuts = channels_last ? std::max<int64_t>(unit_segments, 1) : 1;
