@@ -42,7 +42,7 @@ WANTED_MOTION = (0.5, 2.0)
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for sample.gif, contact.png, loss.png, report.json.")] = Path("out"),
     data: Annotated[Path | None, typer.Option(help="Another short video; the bundled clip if left out.")] = None,
-    steps: Annotated[int, typer.Option(min=1, help="Training steps.")] = 720,
+    steps: Annotated[int, typer.Option(min=1, help="Training steps.")] = 600,
     seed: Annotated[int, typer.Option(help="Seed of everything.")] = 0,
     rounds: Annotated[int, typer.Option(min=1, help="Timed steps of each backend at the end.")] = 5,
 ) -> None:
