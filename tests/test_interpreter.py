@@ -19,7 +19,7 @@ from vdiff_fast import _library
 
 ROOT = Path(__file__).resolve().parent.parent
 PINNED = ROOT / ".cache" / "triton-3.6.0"
-# Against a hang alone: on two slow cores beside other tests the interpreter takes half of this.
+# Against a hang alone: on two slow AVX2 cores, other tests beside it, the interpreter was at work after 1331 s.
 TIMEOUT_SECONDS = 2700
 
 pytest.importorskip("triton", reason="Triton is not installed")

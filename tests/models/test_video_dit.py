@@ -72,13 +72,13 @@ def test_every_parameter_has_a_gradient_and_frames_see_each_other(attention: str
         model = small_dit(attention=attention, positions=positions, num_classes=5, context_dim=6, **options)
         x, t = video(), steps()
         # The null context is one key, whose weight is 1 whatever the query: its gradient is zero, and needs more keys.
+        x.requires_grad_()
         labels, context = torch.tensor([1, 5]), video((2, 5, 6), 1)
         y, told = model(x, t, y=labels), model(x, t, y=labels, context=context)
         assert y.shape == x.shape
         assert vf.layout.is_channels_last(y)
-        grads = torch.autograd.grad(((y + told) * video(y.shape, 9)).sum(), model.parameters())
+        grads = torch.autograd.grad(((y + told) * video(y.shape, 9)).sum(), [x, *model.parameters()])
         assert all(torch.isfinite(g).all() and g.abs().max() > 0 for g in grads)
-        x.requires_grad_()
         (seen,) = torch.autograd.grad(model(x, t)[:, :, 0].square().sum(), x)
         assert (seen[:, :, -1].abs().amax(dim=(1, 2, 3)) > 0).all()
         (seen,) = torch.autograd.grad(model(x, t)[:, :, 0, 0, 0].square().sum(), x)

@@ -101,7 +101,7 @@ struct Kernels {
 
   // --- contiguous: kWide vectors of positions, all channels of which stay in cache between the two passes
 
-  // body(first, last) for every 16 channels: 384 squares added one by one were 3 times as far from float64 as eager's.
+  // body(first, last) for every 16 channels: 384 squares added one by one were 2.3 times eager's error.
   template <class Body>
   static inline void each_chain(int64_t channels, Body body) {
     for (int64_t c = 0; c < channels; c += 16) body(c, channels - c < 16 ? channels : c + 16);
