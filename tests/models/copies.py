@@ -10,7 +10,7 @@ from torch.profiler import ProfilerActivity, profile
 MAKES_A_TENSOR = ("aten::clone", "aten::stack", "aten::cat")
 # CPU Linear spreads its bias by a copy_; torch's convolution for what oneDNN lacks, such as bfloat16 on a CPU without
 # AVX-512, copies its input into columns.
-COPIES_BY_ITSELF = ("aten::addmm", "aten::_slow_conv2d_forward", "aten::_slow_conv2d_backward")
+COPIES_BY_ITSELF = ("aten::addmm", "aten::_slow_conv2d_forward")
 
 
 def layout_copies(run: Callable[[], object], at_least: int) -> list[str]:
