@@ -70,8 +70,8 @@ def test_kernels_in_the_interpreter(triton: Path | None) -> None:
 
 @pytest.mark.skipif(not (PINNED / "triton").is_dir(), reason=f"{PINNED.name} is not in .cache")
 def test_kernels_compile_on_the_oldest_triton() -> None:
-    """The installed Triton compiles them in this process: test_aot.py."""
-    run_marked("aot", PINNED, interpret=False)
+    """For the GPU it is used with; the installed Triton compiles for all of them in this process: test_aot.py."""
+    run_marked("aot", PINNED, interpret=False, keyword="sm_90")
 
 
 @pytest.mark.skipif(not (PINNED / "triton").is_dir(), reason=f"{PINNED.name} is not in .cache")
