@@ -51,16 +51,8 @@ def _sample(spec: OpSpec, backend: str, name: str, dtype: torch.dtype) -> Sample
     return next(s for s in spec.samples(_device(backend), dtype) if s.name == name)
 
 
-def _registered_samples(spec: OpSpec, backend: str) -> Iterator[Sample]:
-    """What registration and tracing are tested on, in the backend's first dtype.
-
-    Plain torch traces slowly, up to 5 s a sample, and alike: three samples stand for all. The interpreter runs every
-    third: Triton's launches allocate by the fakes they share with the CPU's operators, which see every sample.
-    """
-    samples = spec.samples(_device(backend), _dtypes(backend, spec)[0])
-    if backend == "reference":
-        return itertools.islice(samples, 3)
-    return itertools.islice(samples, 0, None, 3 if backend == "triton" and _library.INTERPRETING else 1)
+def _every_third(spec: OpSpec, backend: str) -> Iterator[Sample]:
+    return itertools.islice(spec.samples(_device(backend), _dtypes(backend, spec)[0]), 0, None, 3)
 
 
 def _skip_if_unbuilt(backend: str) -> None:
@@ -177,13 +169,17 @@ def test_gradcheck_in_float64(spec: OpSpec, name: str) -> None:
 
 @pytest.mark.parametrize(("spec", "backend"), _cases(with_samples=False))
 def test_opcheck(spec: OpSpec, backend: str) -> None:
-    """Schema, fake and autograd registration of every operator that the op's samples reach."""
+    """Schema, fake and autograd registration of every operator that the op's samples reach.
+
+    In the interpreter every third sample's: Triton's launches allocate by the fakes they share with the CPU's operators.
+    """
     _skip_if_unbuilt(backend)
     if backend in ("reference", "sdpa", "xformers"):
         pytest.skip("no operator of its own")
     with vf.use_backend(backend, ops=[spec.name]), CallRecorder() as recorder:
         dtype = _dtypes(backend, spec)[0]
-        for sample in _registered_samples(spec, backend):
+        interpreted = backend == "triton" and _library.INTERPRETING
+        for sample in _every_third(spec, backend) if interpreted else spec.samples(_device(backend), dtype):
             run(spec.function, fresh(sample), dtype)
     assert recorder.calls, f"{spec.name} on {backend} reached no operator of its own"
     for operator, args, kwargs in recorder.calls:
@@ -194,12 +190,13 @@ def test_opcheck(spec: OpSpec, backend: str) -> None:
 
 @pytest.mark.parametrize(("spec", "backend"), _cases(with_samples=False))
 def test_compiles_without_a_graph_break(spec: OpSpec, backend: str) -> None:
-    """fullgraph and dynamic: every sample, forward and backward, gives the eager call's values."""
+    """fullgraph and dynamic: every third sample, forward and backward, gives the eager call's values."""
     _skip_if_unbuilt(backend)
     with vf.use_backend(backend, ops=[spec.name]):
         dtype = _dtypes(backend, spec)[0]
         torch._dynamo.reset()
-        for sample in _registered_samples(spec, backend):
+        # Tracing is slow, up to 5 s a sample, and alike for an op's samples; of plain torch two stand for all.
+        for sample in itertools.islice(_every_third(spec, backend), 2 if backend == "reference" else None):
             # What dynamo knows of the floats stays: else it traces every sample twice to learn that they are constants.
             torch._dynamo.reset_code_caches()
             compiled = torch.compile(spec.function, fullgraph=True, dynamic=True, backend="aot_eager")

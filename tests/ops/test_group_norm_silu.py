@@ -75,10 +75,13 @@ def test_mean_10000_and_deviation_one_tenth_keep_their_digits(backend: str, per_
 
 @NATIVE
 @pytest.mark.parametrize("per_frame", [False, True])
-@pytest.mark.parametrize("shape", [(1, 6, 2, 70, 260), (3, 96, 2, 40, 33), (1, 64, 3, 64, 64)])
-def test_sizes_that_are_cut_between_threads(shape: tuple[int, ...], per_frame: bool) -> None:
+@pytest.mark.parametrize(
+    ("shape", "groups"),
+    [((1, 6, 2, 70, 260), 2), ((3, 96, 2, 40, 33), 2), ((1, 64, 3, 64, 64), 2), ((1, 310, 4, 33, 64), 32)],
+)
+def test_sizes_that_are_cut_between_threads(shape: tuple[int, ...], groups: int, per_frame: bool) -> None:
     """Few groups and many positions take the two-level statistics; every option at once, odd lengths too."""
-    channels, groups = shape[1] + 10, 2
+    channels = shape[1] + 10
     generator = torch.Generator().manual_seed(0)
 
     def draw(*size: int) -> Tensor:

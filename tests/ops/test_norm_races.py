@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -44,6 +45,7 @@ def test_blocks_have_every_barrier_they_need(races: Path) -> None:
 
 @pytest.mark.parametrize("missing", ["barriers", "meetings"])
 def test_a_missing_wait_is_found(races: Path, missing: str) -> None:
-    played = subprocess.run([str(races), missing], capture_output=True, text=True)
+    environment = os.environ | {"TSAN_OPTIONS": "halt_on_error=1"}
+    played = subprocess.run([str(races), missing], capture_output=True, text=True, env=environment)
     assert played.returncode != 0
     assert "data race" in played.stderr
