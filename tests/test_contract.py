@@ -171,7 +171,7 @@ def test_gradcheck_in_float64(spec: OpSpec, name: str) -> None:
 def test_opcheck(spec: OpSpec, backend: str) -> None:
     """Schema, fake and autograd registration of every operator that the op's samples reach.
 
-    In the interpreter every third sample's: Triton's launches allocate by the fakes they share with the CPU's operators.
+    In the interpreter every third sample's: Triton's launches allocate by the fakes they share with the CPU's ops.
     """
     _skip_if_unbuilt(backend)
     if backend in ("reference", "sdpa", "xformers"):
