@@ -112,6 +112,26 @@ def test_gradients_arrive_expanded(spec: OpSpec, backend: str, name: str) -> Non
             torch.testing.assert_close(expanded, dense_gradient, rtol=1e-5, atol=1e-5)
 
 
+def _strided(t: torch.Tensor) -> torch.Tensor:
+    """The same values as every other element of a tensor twice as wide, which is what `chunk` makes of an embedding."""
+    if not t.is_floating_point() or not t.dim():
+        return t
+    wide = torch.stack([t.detach(), torch.full_like(t, float("nan"))], -1)
+    return wide[..., 0].requires_grad_(t.requires_grad)
+
+
+@pytest.mark.parametrize(("spec", "backend", "name"), _cases())
+def test_inputs_may_have_any_strides(spec: OpSpec, backend: str, name: str) -> None:
+    _skip_if_unbuilt(backend)
+    dtype = _dtypes(backend, spec)[0]
+    sample = _sample(spec, backend, name, dtype)
+    with vf.use_backend(backend, ops=[spec.name]):
+        plain = run(spec.function, fresh(sample), dtype)
+        strided = run(spec.function, sample.map_tensors(_strided), dtype)
+    for a, b in zip(plain[0] + plain[1], strided[0] + strided[1]):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5, equal_nan=True, check_stride=False)
+
+
 @pytest.mark.parametrize(("spec", "backend", "name"), _cases())
 def test_same_bits_from_run_to_run(spec: OpSpec, backend: str, name: str) -> None:
     _skip_if_unbuilt(backend)

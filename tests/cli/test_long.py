@@ -50,7 +50,7 @@ def error_line(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
 @pytest.fixture(scope="module", params=["unet"])
 def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "masked"
-    roles = ("--masks", "global,local=2,prediction", "--strides", "1,3,9")
+    roles = ("--masks", "global,local=2,prediction,inpaint", "--strides", "1,3,9")
     run(*TRAIN, *MODELS[request.param], "--out", out, *roles)
     return out
 
@@ -141,6 +141,9 @@ def test_a_run_without_the_roles_says_which_it_needs(tmp_path: Path, capsys: pyt
     line = error_line(capsys, "long", only, "--out", out, "--autoregressive")
     assert "long --autoregressive needs global and prediction" in line
     assert "interpolate needs local" in error_line(capsys, "interpolate", only, out, "--out", out)
+    run("sample", only, "--out", out, "--steps", "1")
+    line = error_line(capsys, "sample", only, "--out", out, "--video", out, "--keep", "2")
+    assert "sample --video --keep needs prediction: train it with --masks first,prediction" in line
     assert not out.with_name("a.gif.segments").exists()
 
 
@@ -151,7 +154,8 @@ def test_uses_of_one_model(trained: Path, picture: Path, tmp_path: Path) -> None
     run("sample", trained, "--out", tmp_path / "first.png", *few, "--first-frame", picture)
     run("sample", trained, "--out", tmp_path / "between.png", *few, "--first-frame", picture, "--last-frame", picture)
     run("long", trained, "--out", tmp_path / "long.gif", *few, "--levels", "2", "--first-frame", picture)
-    run("sample", trained, "--out", out, *few)
+    free = run("sample", trained, "--out", out, *few)
+    assert "a clip of its own has the largest" in free.output
     run("sample", trained, "--out", tmp_path / "on.gif", *few, "--video", out, "--keep", "2")
     run("sample", trained, "--out", tmp_path / "painted.gif", *few, "--video", out, "--box", "2x2x4x4")
     run("interpolate", trained, out, "--out", tmp_path / "slow.gif", *few)

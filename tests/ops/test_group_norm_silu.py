@@ -74,6 +74,23 @@ def test_mean_10000_and_deviation_one_tenth_keep_their_digits(backend: str, per_
 
 
 @NATIVE
+@pytest.mark.parametrize("op", ["group_norm_silu", "rms_norm_silu"])
+def test_halves_of_an_embedding_are_read_by_their_strides(op: str) -> None:
+    """What guided diffusion writes: `emb[..., None, None, None].chunk(2, dim=1)` are views of rows twice as long."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(3, 8, 2, 4, 4, generator=generator)
+    embedding = torch.randn(3, 16, 1, 1, 1, generator=generator)
+    function = getattr(vf.ops, op)
+    groups = (4,) if op == "group_norm_silu" else ()
+    results = []
+    for backend in ("reference", "cpu"):
+        with vf.use_backend(backend):
+            scale, shift = embedding.chunk(2, dim=1)
+            results.append(function(x, *groups, scale=scale, shift=shift))
+    torch.testing.assert_close(results[1], results[0])
+
+
+@NATIVE
 @pytest.mark.parametrize("per_frame", [False, True])
 @pytest.mark.parametrize(
     ("shape", "groups"),

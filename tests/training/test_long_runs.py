@@ -7,7 +7,15 @@ from pathlib import Path
 import pytest
 
 from vdiff_fast.diffusion import ConditionError, long_video_plan
-from vdiff_fast.training.long_runs import require_roles, strides_note, strides_of, time_scale_note
+from vdiff_fast.training.long_runs import (
+    USES,
+    require_roles,
+    sampling_use,
+    stride_note,
+    strides_note,
+    strides_of,
+    time_scale_note,
+)
 from vdiff_fast.training.masks import Role
 
 RUN = Path("runs/a")
@@ -83,10 +91,35 @@ def test_roles_serve_their_own_masks_and_those_they_draw_too(masks: dict[Role, f
     [
         ({"first": 1}, ["prediction"], "--masks first; long needs prediction: train it with --masks first,prediction"),
         ({"global": 1, "local": 0}, ["global", "local"], "trained with --masks global; long needs global and local"),
-        ({"local": 2, "inpaint": 1}, ["global"], "as it is, it can interpolate, sample --box"),
+        ({"local": 2, "inpaint": 1}, ["global"], "it can interpolate, sample --first-frame --last-frame, sample --box"),
     ],
 )
 def test_missing_roles_are_named(masks: dict[Role, float], needed: list[Role], message: str) -> None:
     with pytest.raises(ConditionError) as caught:
         require_roles(RUN, masks, needed, "long")
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("given", "roles"),
+    [
+        ((True, False, None, False), ("first",)),
+        ((True, True, None, False), ("local",)),
+        ((False, True, None, False), ("random",)),
+        ((False, False, 1, False), ("first",)),
+        ((False, False, 3, False), ("prediction",)),
+        ((False, False, None, True), ("inpaint",)),
+    ],
+)
+def test_what_is_known_asks_for_a_role(given: tuple[bool, bool, int | None, bool], roles: tuple[Role]) -> None:
+    use = sampling_use(*given)
+    assert use is not None
+    assert USES[use] == roles
+
+
+def test_a_clip_of_nothing_known_needs_no_role_and_has_the_largest_stride() -> None:
+    assert sampling_use(False, False, None, False) is None
+    assert stride_note([4]) is None
+    note = stride_note([7, 1, 49])
+    assert note is not None
+    assert "49 of the smallest apart" in note

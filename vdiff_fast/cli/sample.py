@@ -14,6 +14,7 @@ from vdiff_fast.cli.options import check_guidance, parse_size
 
 if TYPE_CHECKING:
     from vdiff_fast.diffusion import Churn
+    from vdiff_fast.training.generate import TrainedRun
 
 
 def sample(
@@ -61,6 +62,7 @@ def sample(
     from vdiff_fast import data
     from vdiff_fast.diffusion import SamplingInterrupted
     from vdiff_fast.training.generate import class_labels, draw_samples, load_run
+    from vdiff_fast.training.long_runs import sampling_use
     from vdiff_fast.training.objective import AUTOCAST_DTYPES
 
     known_suffixes = (".mp4", ".m4v", ".mov", ".mkv", ".gif", ".png")
@@ -77,6 +79,7 @@ def sample(
     height, width = (shape, shape) if isinstance(shape, int) else shape
     clip = (trained.config.data.channels, frames or trained.config.data.frames, height, width)
     known = known_clip(clip, first_frame, last_frame, video, keep, box)
+    _check_training(run, trained, sampling_use(first_frame is not None, last_frame is not None, keep, box is not None))
     try:
         with torch.autocast(trained.schedule.device.type, AUTOCAST_DTYPES.get(precision), enabled=precision != "fp32"):
             videos = draw_samples(
@@ -98,6 +101,19 @@ def sample(
     )
     for path in _write(pictures, out, fps, grid, columns):
         print(path)
+
+
+def _check_training(run: Path, trained: TrainedRun, use: str | None) -> None:
+    """Raise where a run with masks lacks the role that this use needs; say how a free clip of several strides moves."""
+    from vdiff_fast.training.long_runs import USES, require_roles, stride_note
+
+    masks = trained.config.diffusion.masks
+    if use is None:
+        note = stride_note(trained.config.data.all_strides)
+        if note is not None:
+            typer.echo(f"note: {note}", err=True)
+    elif masks:  # without any, the model itself says that it has no input for what is known
+        require_roles(run, masks, list(USES[use]), use)
 
 
 def _churn(text: str | None) -> Churn | None:

@@ -35,7 +35,7 @@ def modulation(op: str, name: str, value: Tensor | None, x: Tensor, channels: in
     if video and value.shape in ((b, frames, channels), (b, 1, channels)):
         return value.contiguous()
     if value.shape == (b, channels, *[1] * (x.dim() - 2)):
-        return value.reshape(b, 1, channels)
+        return value.reshape(b, 1, channels).contiguous()  # a view with the strides of a chunk otherwise
     if video and value.shape == (b, channels, frames, 1, 1):
         return value.reshape(b, channels, frames).transpose(1, 2).contiguous()
     wanted = f"({b}, {channels})" + (f" or ({b}, {frames}, {channels})" if video else "")

@@ -15,6 +15,8 @@ USES: dict[str, tuple[Role, ...]] = {
     "long --autoregressive --first-frame": ("prediction",),
     "interpolate": ("local",),
     "sample --first-frame": ("first",),
+    "sample --first-frame --last-frame": ("local",),
+    "sample --last-frame": ("random",),
     "sample --video --keep": ("prediction",),
     "sample --box": ("inpaint",),
 }
@@ -40,6 +42,27 @@ def require_roles(run: Path, masks: Mapping[Role, float], needed: Sequence[Role]
     raise ConditionError(
         f"{run} was trained with --masks {','.join(trained)}; {command} needs {' and '.join(needed)}: train it with "
         f"--masks {','.join([*trained, *missing])}" + (f"; as it is, it can {', '.join(able)}" if able else "")
+    )
+
+
+def sampling_use(first_frame: bool, last_frame: bool, keep: int | None, box: bool) -> str | None:
+    """Which of USES a clip of `vdiff-fast sample` is; None where nothing of it is known. One kept frame is a first."""
+    if box:
+        return "sample --box"
+    if keep is not None:
+        return "sample --video --keep" if keep > 1 else "sample --first-frame"
+    options = " --first-frame" * first_frame + " --last-frame" * last_frame
+    return "sample" + options if options else None
+
+
+def stride_note(strides: Sequence[int]) -> str | None:
+    """How a clip that is drawn freely moves, where a run has clips of several strides; None where it has one."""
+    trained = sorted(set(strides))
+    if len(trained) == 1:
+        return None
+    return (
+        f"of the strides {trained} a clip of its own has the largest, as the key frames of a long video: its frames "
+        f"are {trained[-1] // trained[0]} of the smallest apart; vdiff-fast long makes what is between them"
     )
 
 
