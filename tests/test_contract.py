@@ -233,6 +233,18 @@ def test_bad_input_raises_the_typed_error(case: Any) -> None:
 
 
 @pytest.mark.parametrize("spec", [pytest.param(s, id=s.name) for s in SPECS])
+def test_a_tensor_on_another_device_is_refused(spec: OpSpec) -> None:
+    """Kernels take addresses: one of another device would end the process's use of the GPU."""
+    for sample in spec.samples(CPU, torch.float32):
+        for moved in range(len(sample.tensors())):
+            if len(sample.tensors()) > 1:
+                position = itertools.count()
+                other = sample.map_tensors(lambda t: t.to("meta") if next(position) == moved else t)  # noqa: B023
+                with pytest.raises((ValueError, TypeError), match=r"on meta|on cpu"):
+                    spec.function(*other.args, **other.kwargs)
+
+
+@pytest.mark.parametrize("spec", [pytest.param(s, id=s.name) for s in SPECS])
 def test_a_backend_asked_for_by_name_runs_or_says_why_not(spec: OpSpec) -> None:
     sample = next(iter(spec.samples(CPU, torch.float32)))
     for backend in _dispatch.BACKENDS:

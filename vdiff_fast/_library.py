@@ -7,6 +7,7 @@ kernels. Both use torch's stable ABI, so one build serves every torch from 2.11 
 from __future__ import annotations
 
 import ctypes
+import functools
 import importlib.util
 import json
 import os
@@ -98,12 +99,27 @@ def why_no_triton() -> str | None:
 _triton_library = torch.library.Library(TRITON_NAMESPACE, "FRAGMENT")
 
 
+def _on_its_device(launch: Callable[..., Any]) -> Callable[..., Any]:
+    """Triton launches on the current GPU, wherever the tensors are."""
+
+    @functools.wraps(launch)
+    def call(*args: Any) -> Any:
+        device = next(a.device for a in args if isinstance(a, torch.Tensor))
+        if device.index == torch.cuda.current_device():
+            return launch(*args)
+        with torch.cuda.device(device):
+            return launch(*args)
+
+    return call
+
+
 def define_triton(schema: str, launch: Callable[..., Any], fake: Callable[..., Any]) -> None:
     """Register a Triton launch as an operator: schema, implementation (CPU only in the interpreter) and fake."""
     name = schema.split("(")[0]
     _triton_library.define(schema)
-    for key in ("CUDA", "CPU") if INTERPRETING else ("CUDA",):
-        _triton_library.impl(name, launch, key)
+    _triton_library.impl(name, _on_its_device(launch), "CUDA")
+    if INTERPRETING:
+        _triton_library.impl(name, launch, "CPU")
     torch.library.register_fake(f"{TRITON_NAMESPACE}::{name}", fake, lib=_triton_library)
 
 

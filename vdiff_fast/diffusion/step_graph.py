@@ -105,7 +105,8 @@ class StepGraph:
         torch.cuda.current_stream(self._state.x.device).wait_stream(side)
         graph = torch.cuda.CUDAGraph()
         try:
-            with torch.cuda.graph(graph):
+            # Not torch's own stream for captures, which is that of the GPU it was first asked for on.
+            with torch.cuda.graph(graph, stream=side):
                 self._step(self._state, guided)
         finally:
             # Recording runs nothing, but a capture that failed may have advanced what lives on the host.

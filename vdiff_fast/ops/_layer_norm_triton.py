@@ -44,7 +44,7 @@ def forward_kernel(
     rstd = 1.0 / tl.sqrt_rn(tl.sum(d * d, 0) / n - low * low + tl.cast(eps, tl.float32))
     tl.store(statistics_ptr + row, high)
     tl.store(statistics_ptr + rows + row, low)
-    tl.store(statistics_ptr + 2 * rows.to(tl.int64) + row, rstd)
+    tl.store(statistics_ptr + 2 * tl.cast(rows, tl.int64) + row, rstd)
     z = (d - low) * rstd
     if HAS_WEIGHT:
         z *= tl.load(weight_ptr + column, mask=mask, other=0.0)
@@ -85,7 +85,7 @@ def backward_kernel(
         at = row * width + column
         high = tl.load(statistics_ptr + row)
         low = tl.load(statistics_ptr + rows + row)
-        rstd = tl.load(statistics_ptr + 2 * rows.to(tl.int64) + row)
+        rstd = tl.load(statistics_ptr + 2 * tl.cast(rows, tl.int64) + row)
         normed = tl.load(h_ptr + at, mask=mask, other=0.0).to(tl.float32)
         normed = tl.where(mask, (normed - high - low) * rstd, 0.0)
         dy = tl.load(dy_ptr + at, mask=mask, other=0.0).to(tl.float32)

@@ -12,7 +12,8 @@ def _counter_tensor(op: str, name: str, value: int | Tensor, device: torch.devic
             raise TypeError(
                 f"{op}: {name} must be an int or a 0-d int64 tensor, got {value.dtype} of shape {tuple(value.shape)}"
             )
-        if value.device != device:
+        # "cuda" without an index is the seed's own GPU.
+        if value.device.type != device.type or device.index not in (None, value.device.index):
             raise ValueError(f"{op}: {name} is on {value.device}, but the noise is drawn on {device}")
         return value
     if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 import time
@@ -166,6 +167,7 @@ class Trainer:
                 stack.enter_context(use_backend(config.runtime.backend))
             if config.runtime.deterministic:
                 stack.callback(torch.use_deterministic_algorithms, torch.are_deterministic_algorithms_enabled())
+                os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # else cuBLAS's products are refused
                 torch.use_deterministic_algorithms(True)
             self._loop(last, progress, log, stopping)
 

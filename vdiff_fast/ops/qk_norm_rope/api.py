@@ -89,13 +89,13 @@ def qk_norm_rope(
     for name, x in (("q", q), ("k", k)):
         check_tokens(op, name, x)
         if rope is not None:
-            check_tables(op, rope, x.shape[2], x.shape[-1])
+            check_tables(op, rope, x.shape[2], x)
     check_same_kind(op, q, k=k)
     if q.shape[3:] != k.shape[3:]:
         raise ValueError(f"{op}: q has (heads, d) = {tuple(q.shape[3:])}, k has {tuple(k.shape[3:])}")
     if q.shape[:2] != k.shape[:2]:
         raise ValueError(f"{op}: q has (B, T) = {tuple(q.shape[:2])}, k has {tuple(k.shape[:2])}")
-    check_norm(op, qk_norm, q.shape[-1])
+    check_norm(op, qk_norm, q)
     recorded = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, *(qk_norm or ())))
     if inplace and recorded:
         raise ValueError(f"{op}: inplace=True overwrites what the gradient needs; use torch.no_grad() or inplace=False")

@@ -34,19 +34,27 @@ def check_packed(op: str, qkv: Tensor) -> None:
     check_tokens(op, "qkv[:, :, :, 0]", qkv.select(3, 0))
 
 
-def check_norm(op: str, qk_norm: Norm | None, d: int) -> None:
+def check_device(op: str, name: str, value: Tensor, q: Tensor) -> None:
+    """Kernels take addresses: one on another device ends the process's use of the GPU."""
+    if value.device != q.device:
+        raise ValueError(f"{op}: {name} is on {value.device}, the tokens are on {q.device}; move {name}")
+
+
+def check_norm(op: str, qk_norm: Norm | None, q: Tensor) -> None:
     if qk_norm is None:
         return
     if not isinstance(qk_norm, (tuple, list)) or len(qk_norm) != 2:
         raise TypeError(f"{op}: qk_norm must be a pair of weights (q, k), got {type(qk_norm).__name__}")
     for name, weight in zip(("q", "k"), qk_norm):
-        if weight.shape != (d,):
-            raise ValueError(f"{op}: qk_norm weight of {name} must be ({d},), got {tuple(weight.shape)}")
+        if weight.shape != q.shape[-1:]:
+            raise ValueError(f"{op}: qk_norm weight of {name} must be ({q.shape[-1]},), got {tuple(weight.shape)}")
+        check_device(op, f"qk_norm weight of {name}", weight, q)
 
 
-def check_tables(op: str, rope: Tables | None, positions: int, d: int) -> None:
+def check_tables(op: str, rope: Tables | None, positions: int, q: Tensor) -> None:
     if rope is None:
         return
+    d = q.shape[-1]
     if not isinstance(rope, (tuple, list)) or len(rope) != 2:
         raise TypeError(f"{op}: rope must be a base (float) or a pair of tables (cos, sin), got {type(rope).__name__}")
     for name, table in zip(("cos", "sin"), rope):
@@ -54,3 +62,4 @@ def check_tables(op: str, rope: Tables | None, positions: int, d: int) -> None:
             raise ValueError(
                 f"{op}: rope {name} must be (positions, d/2) = ({positions}, {d // 2}), got {tuple(table.shape)}"
             )
+        check_device(op, f"rope {name}", table, q)

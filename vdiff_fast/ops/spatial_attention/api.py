@@ -70,9 +70,9 @@ def spatial_attention(
         raise ValueError(f"{op}: k has {k.shape[3]} heads, q has {q.shape[3]}")
     if (*q.shape[:2], *q.shape[3:]) != (*k.shape[:2], *k.shape[3:]):
         raise ValueError(f"{op}: q {tuple(q.shape)} and k {tuple(k.shape)} may differ in their third axis alone")
-    check_norm(op, qk_norm, q.shape[-1])
-    check_tables(op, rope, q.shape[2], q.shape[-1])
-    check_tables(op, rope, k.shape[2], q.shape[-1])
+    check_norm(op, qk_norm, q)
+    check_tables(op, rope, q.shape[2], q)
+    check_tables(op, rope, k.shape[2], q)
     return _attend(q, k, v, qk_norm, rope, scale, eps)
 
 
@@ -101,7 +101,7 @@ def spatial_attention_qkv(
     """
     op = "spatial_attention"
     check_packed(op, qkv)
-    check_norm(op, qk_norm, qkv.shape[-1])
-    check_tables(op, rope, qkv.shape[2], qkv.shape[-1])
+    check_norm(op, qk_norm, qkv)
+    check_tables(op, rope, qkv.shape[2], qkv)
     q, k, v = qkv.unbind(3)
     return _attend(q, k, v, qk_norm, rope, scale, eps)

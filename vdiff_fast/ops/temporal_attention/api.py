@@ -8,7 +8,14 @@ import torch
 from torch import Tensor
 
 from vdiff_fast import _dispatch
-from vdiff_fast.ops.qk_norm_rope.checks import check_norm, check_packed, check_same_kind, check_tables, check_tokens
+from vdiff_fast.ops.qk_norm_rope.checks import (
+    check_device,
+    check_norm,
+    check_packed,
+    check_same_kind,
+    check_tables,
+    check_tokens,
+)
 from vdiff_fast.ops.qk_norm_rope.reference import Norm, Tables
 from vdiff_fast.ops.qk_norm_rope.tables import rope_tables
 from vdiff_fast.ops.temporal_attention import cross, reference
@@ -136,7 +143,7 @@ def _kernel_options(
 def _check_options(
     op: str, q: Tensor, bias: Tensor | None, mask: Tensor | None, qk_norm: Norm | None, rope: Tables | None
 ) -> None:
-    batch, frames, _, heads, d = q.shape
+    batch, frames, _, heads, _ = q.shape
     if bias is not None and bias.shape != (heads, frames, frames):
         if bias.dim() == 3 and bias.shape[0] == heads and frames > bias.shape[-1]:
             raise ValueError(f"{op}: {frames} frames > {bias.shape[-1]} of the bias table; use RoPE or a larger table")
@@ -144,9 +151,11 @@ def _check_options(
             f"{op}: bias must be (heads, T, T) = ({heads}, {frames}, {frames}), got {tuple(bias.shape)}; slice it"
         )
     if mask is not None:
-        _check_mask(op, mask, (batch, frames), "(B, T)")
-    check_norm(op, qk_norm, d)
-    check_tables(op, rope, frames, d)
+        _check_mask(op, mask, (batch, frames), "(B, T)", q)
+    if bias is not None:
+        check_device(op, "bias", bias, q)
+    check_norm(op, qk_norm, q)
+    check_tables(op, rope, frames, q)
 
 
 def _cross_attention(
@@ -179,15 +188,16 @@ def _check_context(
     if frame_options:
         raise ValueError(f"{op}: bias, causal and rope belong to frames; a context of {k.shape[1]} tokens takes a mask")
     if mask is not None:
-        _check_mask(op, mask, (k.shape[0], k.shape[1]), "(B, L)")
-    check_norm(op, qk_norm, q.shape[-1])
+        _check_mask(op, mask, (k.shape[0], k.shape[1]), "(B, L)", q)
+    check_norm(op, qk_norm, q)
 
 
-def _check_mask(op: str, mask: Tensor, shape: tuple[int, int], names: str) -> None:
+def _check_mask(op: str, mask: Tensor, shape: tuple[int, int], names: str, q: Tensor) -> None:
     if mask.dtype != torch.bool:
         raise TypeError(f"{op}: mask must be bool (True: the key is seen), got {mask.dtype}; use mask.bool()")
     if mask.shape != shape:
         raise ValueError(f"{op}: mask must be {names} = ({shape[0]}, {shape[1]}), got {tuple(mask.shape)}")
+    check_device(op, "mask", mask, q)
 
 
 def _tables(q: Tensor, rope: float | Tables | None) -> Tables | None:
@@ -230,7 +240,8 @@ def temporal_attention(
 
     Raises:
         TypeError: q, k, v are not floating point or differ in dtype or device; mask is not bool.
-        ValueError: shapes do not fit: heads, head dim, frames over the bias table, mask, weights, tables.
+        ValueError: shapes do not fit: heads, head dim, frames over the bias table, mask, weights, tables; or one of
+            these is on another device than q.
 
     Source: Vaswani et al. 2017, "Attention Is All You Need", eq. 1; Ho et al. 2022, "Video Diffusion Models".
     """

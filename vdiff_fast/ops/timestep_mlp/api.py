@@ -115,12 +115,15 @@ def timestep_mlp(
 
     Raises:
         TypeError: t is no tensor of numbers, a weight is not floating point, or the weights differ in dtype.
-        ValueError: t is not (B,), or the shapes do not fit together.
+        ValueError: t is not (B,), the shapes do not fit together, or a tensor is on another device than w1.
 
     Source: Ho et al. 2020, appendix B; Dhariwal, Nichol 2021.
     """
     _check(t, w1, b1, w2, b2)
     check_embedding("timestep_mlp", t, w1.shape[1], max_period, shift)
+    for name, tensor in (("t", t), ("b1", b1), ("w2", w2), ("b2", b2)):
+        if tensor is not None and tensor.device != w1.device:
+            raise ValueError(f"timestep_mlp: {name} is on {tensor.device}, w1 is on {w1.device}; move {name}")
     backend = _dispatch.choose("timestep_mlp", PREDICATES, t, w1)
     if backend == "reference":
         options = {"max_period": max_period, "shift": shift, "flip_sin_to_cos": flip_sin_to_cos, "scale": scale}
