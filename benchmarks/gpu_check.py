@@ -150,7 +150,7 @@ def part_peers(environment: dict[str, str], limit: float) -> Outcome:
     start = time.perf_counter()
     for name in PEERS:
         probe = [sys.executable, "-c", f"import {name}; print('{name}', {name}.__version__)"]
-        one = _run(f"peers_{name}", probe, limit / len(PEERS), environment)
+        one = _run(f"peers_{name}", probe, max(30.0, limit / len(PEERS)), environment)  # a first import reads a disk
         lines.append(one.tail[-1] if one.status == "ok" and one.tail else f"{name}: {(one.tail or ['no output'])[-1]}")
     return Outcome("peers", "ok", time.perf_counter() - start, lines)
 
@@ -230,17 +230,18 @@ def part_tune(environment: dict[str, str], limit: float) -> Outcome:
     return _resumed("tune", _measure("tune", "0.05"), limit, environment, keep=4, again=("--resume",))
 
 
-# In the order of a whole run, with shares of its time: what a part leaves goes to those after it.
+# In the order of a whole run, with shares of its time: what a part leaves goes to those after it, so the parts whose
+# tool may be absent come before the longest.
 PARTS: dict[str, tuple[Part, float]] = {
     "build": (part_build, 60),
     "peers": (part_peers, 20),
     "aot": (part_aot, 200),
+    "sanitizer": (part_sanitizer, 60),
+    "bytes": (part_bytes, 50),
     "tests": (part_tests, 200),
     "ops": (part_ops, 120),
     "models": (part_models, 80),
     "tune": (part_tune, 60),
-    "sanitizer": (part_sanitizer, 40),
-    "bytes": (part_bytes, 30),
 }
 # AOT stands in for a GPU; the others mean nothing without one.
 WITHOUT_GPU = ("build", "peers", "aot", "tests")

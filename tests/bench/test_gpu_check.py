@@ -30,8 +30,8 @@ def logs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_a_part_that_is_stopped_keeps_its_output_and_leaves_no_process(logs: Path) -> None:
-    outcome = gpu_check._run("slow", [sys.executable, "-c", REPORTS_WHEN_INTERRUPTED], 2.0, dict(os.environ))
-    assert outcome.status == "stopped after 2 s"
+    outcome = gpu_check._run("slow", [sys.executable, "-c", REPORTS_WHEN_INTERRUPTED], 4.0, dict(os.environ))
+    assert outcome.status == "stopped after 4 s"
     assert outcome.tail[0] == "begun"
     assert "what was done" in outcome.tail
     assert (logs / "slow.log").read_text().splitlines() == outcome.tail
@@ -51,7 +51,6 @@ def test_one_that_ignores_the_interrupt_is_killed(monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_measurement_that_a_fault_ended_is_resumed(tmp_path: Path) -> None:
-    """The first run leaves a file and fails; only with the option to resume it succeeds."""
     code = "import sys; print(sys.argv[1:]); sys.exit(0 if '--resume' in sys.argv else 1)"
     outcome = gpu_check._resumed("ops", [sys.executable, "-c", code], 100.0, dict(os.environ), 5, ("--resume",))
     assert outcome.status == "ok, ended early 1 times before"
