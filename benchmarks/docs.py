@@ -71,12 +71,15 @@ def _models_section(document: dict) -> str:
     for (model, step, implementation), ours in found.items():
         if implementation != "vdiff_fast":
             continue
-        reference, compiled = (found[model, step, name] for name in ("reference", "reference compiled"))
+        reference, compiled = (found.get((model, step, name), {}) for name in ("reference", "reference compiled"))
         memory = [
-            f"{ours[key] / 2**20:.0f} ({reference[key] / 2**20:.0f})" if ours.get(key) else ""
+            f"{ours[key] / 2**20:.0f} ({reference[key] / 2**20:.0f})" if ours.get(key) and reference.get(key) else ""
             for key in ("saved_bytes", "peak_bytes")
         ]
-        ratios = [f"{other['median_ms'] / ours['median_ms']:.2f}" for other in (reference, compiled)]
+        ratios = [
+            f"{other['median_ms'] / ours['median_ms']:.2f}" if other else "not measured"
+            for other in (reference, compiled)
+        ]
         cells = [model, "x".join(map(str, ours["shape"])), step, f"{ours['median_ms']:.1f}", *ratios, *memory]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"

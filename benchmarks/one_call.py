@@ -6,6 +6,7 @@ By default the smallest contract sample of every op, forward and backward; with 
 from __future__ import annotations
 
 import argparse
+import sys
 
 import torch
 
@@ -15,9 +16,9 @@ from vdiff_fast._spec import OpSpec, Sample
 
 
 def sample_of(spec: OpSpec, device: torch.device, largest: bool) -> Sample | None:
-    """The call to make: in float32 for the sanitizer, in bfloat16 where bytes are counted."""
+    """The call to make: in a dtype of the CUDA kernels for the sanitizer, in bfloat16 where bytes are counted."""
     if not largest:
-        return next(iter(spec.samples(device, torch.float32)), None)
+        return next(iter(spec.samples(device, spec.dtypes.get("cuda", (torch.float32,))[0])), None)
     cases = sorted(spec.bench(), key=lambda case: case.bytes_forward or 0)
     return cases[-1].sample(device, torch.bfloat16) if cases else None
 
@@ -37,17 +38,23 @@ def main() -> None:
     parser.add_argument("--device", default="cuda")
     arguments = parser.parse_args()
     device = torch.device(arguments.device)
-    done = []
+    done, failed = [], []
     for spec in ops.specs():
         if arguments.op not in (None, spec.name) or arguments.backend not in (None, *spec.predicates):
             continue
         with vf.use_backend(arguments.backend, ops=[spec.name]):
-            if (sample := sample_of(spec, device, arguments.largest)) is not None:
-                call(spec, sample)
-                done.append(spec.name)
-    if device.type == "cuda":
-        torch.cuda.synchronize()
+            try:
+                if (sample := sample_of(spec, device, arguments.largest)) is not None:
+                    call(spec, sample)
+                    done.append(spec.name)
+                if device.type == "cuda":
+                    torch.cuda.synchronize()
+            except Exception as error:
+                failed.append(spec.name)
+                print(f"{spec.name}: {error!r}")
     print("called", ", ".join(done))
+    if failed:
+        sys.exit(f"failed {', '.join(failed)}")
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ import vdiff_fast as vf
 from tests.checks import CallRecorder, as_tuple, assert_as_close_as_eager, fresh, run
 from vdiff_fast import _dispatch, _library
 from vdiff_fast._spec import OpSpec, Sample
+from vdiff_fast.ops.spatial_attention.sdpa import XFORMERS_REASON
 
 pytestmark = pytest.mark.usefixtures("two_threads")
 CPU = torch.device("cpu")
@@ -20,7 +21,8 @@ SPECS = vf.ops.specs()
 
 
 def _device(backend: str) -> torch.device:
-    return torch.device("cuda" if backend in ("cuda", "triton") and not _library.INTERPRETING else "cpu")
+    on_gpu = ("cuda", "triton", "xformers")
+    return torch.device("cuda" if backend in on_gpu and not _library.INTERPRETING else "cpu")
 
 
 def _dtypes(backend: str, spec: OpSpec) -> tuple[torch.dtype, ...]:
@@ -56,7 +58,8 @@ def _every_third(spec: OpSpec, backend: str) -> Iterator[Sample]:
 
 
 def _skip_if_unbuilt(backend: str) -> None:
-    reason = {"cpu": _library.CPU.reason, "cuda": _library.CUDA.reason}.get(backend)
+    reasons = {"cpu": _library.CPU.reason, "cuda": _library.CUDA.reason, "xformers": XFORMERS_REASON}
+    reason = reasons.get(backend)
     if reason:
         pytest.skip(reason)
 

@@ -73,6 +73,31 @@ def test_a_measurement_names_every_backend_that_ran() -> None:
     assert set(found.ms) == runs
 
 
+def test_a_table_is_resumed_behind_what_failed(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[str] = []
+
+    def measure(group: Group, *args: object, **options: object) -> Measurement:
+        tried.append(group.id)
+        if len(tried) == 1:
+            raise RuntimeError("no kernel")
+        return Measurement(*tune._key(group), 8, {"reference": 1.0})
+
+    monkeypatch.setattr(tune, "measure", measure)
+    options = {"seconds": 0.01, "folder": tmp_path}
+    path = tune.tune("geglu", torch.device("cpu"), **options)
+    first = json.loads(path.read_text())
+    assert len(first["failed"]) == 1
+    assert len(first["measurements"]) == len(tried) - 1
+    before = len(tried)
+    tune.tune("geglu", torch.device("cpu"), resume=True, **options)
+    assert len(tried) == before
+    assert json.loads(path.read_text())["measurements"] == first["measurements"]
+
+
+def test_no_order_where_no_backend_ran_everywhere() -> None:
+    assert tune.rows_by_size([_measurement(10, cpu=1.0), _measurement(20, reference=1.0)], PREFERRED) == []
+
+
 @pytest.mark.parametrize("path", sorted(_measured.FOLDER.glob("*.json")), ids=lambda path: path.stem)
 def test_committed_orders_follow_from_their_measurements(path) -> None:
     document = json.loads(path.read_text())

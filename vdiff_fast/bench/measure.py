@@ -13,6 +13,8 @@ from torch import Tensor
 from vdiff_fast import _library
 
 Call = Callable[[], object]
+# About 1 ms of an H100.
+SLEEP_CYCLES = 2_000_000
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,8 @@ class _CudaClock:
     def time(self, call: Call) -> float:
         start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         self.flush.zero_()
+        # The device waits here until Python has issued the call: else a small op is timed as its launches.
+        torch.cuda._sleep(SLEEP_CYCLES)
         start.record()
         call()
         end.record()
@@ -92,10 +96,21 @@ def graph_replay(call: Call) -> Call | None:
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             call()
-    except (RuntimeError, torch.cuda.OutOfMemoryError):
+    except Exception:  # peers refuse a capture with errors of many types
         torch.cuda.synchronize()
         return None
     return graph.replay
+
+
+def device_is_lost(device: torch.device) -> bool:
+    """Whether a kernel's fault ended the CUDA context: no later call of this process can succeed."""
+    if device.type != "cuda":
+        return False
+    try:
+        torch.cuda.synchronize()
+    except Exception:
+        return True
+    return False
 
 
 def host_microseconds(call: Call, *, device: torch.device, calls: int = 50) -> float:

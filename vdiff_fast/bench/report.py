@@ -100,11 +100,14 @@ def _cell(value: float | None, pattern: str = "{:.2f}") -> str:
 
 
 def _peer_cell(group: dict[str, dict[str, Any]], peer: str) -> str:
-    """Ours against a peer; where it has no time, whether it was wrong or cannot run."""
+    """Ours against a peer; where it has no time, whether it was wrong or cannot run; in brackets: not checked."""
     if peer not in group:
         return ""
     note = str(group[peer].get("note") or "")
-    return note.split(":")[0] if note else _cell(ratio(group, peer))
+    if note and not group[peer]["median_ms"]:
+        return note.split(":")[0]
+    cell = _cell(ratio(group, peer))
+    return f"({cell})" if note else cell
 
 
 def markdown_table(rows: Iterable[dict[str, Any]]) -> str:
@@ -117,7 +120,10 @@ def markdown_table(rows: Iterable[dict[str, Any]]) -> str:
     for (op, case, dtype, direction), group in groups.items():
         ours = group.get(OURS, {})
         cells = [op, case, dtype, direction, ours.get("backend", "")]
-        cells.append(ours["note"] if ours.get("note") else _cell(ours.get("median_ms"), "{:.3f}"))
+        time = _cell(ours.get("median_ms"), "{:.3f}")
+        if note := ours.get("note"):
+            time = f"{time}, {note}" if ours.get("median_ms") else note
+        cells.append(time)
         cells += [_peer_cell(group, peer) for peer in (EAGER, COMPILE, *peers)]
         cells += [_cell(ours.get("gb_per_s"), "{:.1f}"), _cell(ours.get("percent_of_copy"), "{:.0f}")]
         cells.append(_cell(ours.get("error_in_eager_units")))
