@@ -81,6 +81,6 @@ std::tuple<Tensor, Tensor> backward(const Tensor& dy, const Tensor& branch, cons
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(vdiff_fast, CUDA, m) {
-  m.impl("gated_residual_forward", TORCH_BOX(&forward));
-  m.impl("gated_residual_backward", TORCH_BOX(&backward));
+  m.impl("gated_residual_forward", TORCH_BOX(&vdiff::OnDevice<&forward>::call));
+  m.impl("gated_residual_backward", TORCH_BOX(&vdiff::OnDevice<&backward>::call));
 }

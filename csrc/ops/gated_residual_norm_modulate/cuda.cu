@@ -62,6 +62,6 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> backward(const Tensor& dy, co
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(vdiff_fast, CUDA, m) {
-  m.impl("gated_residual_norm_modulate_forward", TORCH_BOX(&forward));
-  m.impl("gated_residual_norm_modulate_backward", TORCH_BOX(&backward));
+  m.impl("gated_residual_norm_modulate_forward", TORCH_BOX(&vdiff::OnDevice<&forward>::call));
+  m.impl("gated_residual_norm_modulate_backward", TORCH_BOX(&vdiff::OnDevice<&backward>::call));
 }

@@ -171,6 +171,6 @@ Gradients backward(const Tensor& dy, const Tensor& x, const MaybeTensor& x2, int
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(vdiff_fast, CUDA, m) {
-  m.impl("group_norm_silu_forward", TORCH_BOX(&forward));
-  m.impl("group_norm_silu_backward", TORCH_BOX(&backward));
+  m.impl("group_norm_silu_forward", TORCH_BOX(&vdiff::OnDevice<&forward>::call));
+  m.impl("group_norm_silu_backward", TORCH_BOX(&vdiff::OnDevice<&backward>::call));
 }

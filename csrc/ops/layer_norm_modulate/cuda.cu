@@ -106,6 +106,6 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> backward(const Tensor& dy, co
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(vdiff_fast, CUDA, m) {
-  m.impl("layer_norm_modulate_forward", TORCH_BOX(&forward));
-  m.impl("layer_norm_modulate_backward", TORCH_BOX(&backward));
+  m.impl("layer_norm_modulate_forward", TORCH_BOX(&vdiff::OnDevice<&forward>::call));
+  m.impl("layer_norm_modulate_backward", TORCH_BOX(&vdiff::OnDevice<&backward>::call));
 }

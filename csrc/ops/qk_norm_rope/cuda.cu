@@ -298,7 +298,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Tensor& dq, const Tens
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(vdiff_fast, CUDA, m) {
-  m.impl("qk_norm_rope_forward", TORCH_BOX(&forward));
-  m.impl("qk_norm_rope_inplace", TORCH_BOX(&inplace));
-  m.impl("qk_norm_rope_backward", TORCH_BOX(&backward));
+  m.impl("qk_norm_rope_forward", TORCH_BOX(&vdiff::OnDevice<&forward>::call));
+  m.impl("qk_norm_rope_inplace", TORCH_BOX(&vdiff::OnDevice<&inplace>::call));
+  m.impl("qk_norm_rope_backward", TORCH_BOX(&vdiff::OnDevice<&backward>::call));
 }

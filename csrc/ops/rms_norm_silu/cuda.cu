@@ -82,6 +82,6 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Tensor& dy, const Tens
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(vdiff_fast, CUDA, m) {
-  m.impl("rms_norm_silu_forward", TORCH_BOX(&forward));
-  m.impl("rms_norm_silu_backward", TORCH_BOX(&backward));
+  m.impl("rms_norm_silu_forward", TORCH_BOX(&vdiff::OnDevice<&forward>::call));
+  m.impl("rms_norm_silu_backward", TORCH_BOX(&vdiff::OnDevice<&backward>::call));
 }

@@ -403,7 +403,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward_packed(const Tensor& dout_in
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(vdiff_fast, CUDA, m) {
-  m.impl("temporal_attention_forward", TORCH_BOX(&forward));
-  m.impl("temporal_attention_backward", TORCH_BOX(&backward));
-  m.impl("temporal_attention_backward_packed", TORCH_BOX(&backward_packed));
+  m.impl("temporal_attention_forward", TORCH_BOX(&vdiff::OnDevice<&forward>::call));
+  m.impl("temporal_attention_backward", TORCH_BOX(&vdiff::OnDevice<&backward>::call));
+  m.impl("temporal_attention_backward_packed", TORCH_BOX(&vdiff::OnDevice<&backward_packed>::call));
 }
