@@ -28,7 +28,7 @@ Shape shape_of(const Tensor& x, const MaybeTensor& scale, const MaybeTensor& shi
   s.batch = x.size(0), s.channels = x.size(1);
   int64_t positions = 1;
   for (int64_t d = 2; d < x.dim(); ++d) positions *= x.size(d);
-  s.segments = std::max(frames_of(scale), frames_of(shift)), s.length = positions / s.segments;
+  s.segments = std::max(frames_of(scale), frames_of(shift)), s.length = positions / std::max<int64_t>(s.segments, 1);
   return s;
 }
 
