@@ -130,7 +130,8 @@ __device__ __forceinline__ void backward_row(const Rows& r, int64_t row, int c, 
   if (inside && r.cos) rotate(r, at.s, c, -1.0f, g);
   if (r.weight) {
     if (inside) read(static_cast<const T*>(r.x.data) + offset(r.x, at) + c, aligned, x);
-    const float scale = inverse_rms<T, kShare>(x, r);
+    // 1 / 0 outside where eps is 0, and all lanes need the shuffles.
+    const float rstd = inverse_rms<T, kShare>(x, r), scale = inside ? rstd : 0.0f;
     float along = 0;
 #pragma unroll
     for (int i = 0; i < kPack; ++i) {
