@@ -1,4 +1,5 @@
 #include "common/tokens.h"
+#include "cuda/column_sums.cuh"
 #include "cuda/dtype.cuh"
 #include "cuda/launch.h"
 
@@ -10,7 +11,7 @@ using Optional = std::optional<Tensor>;
 
 // A thread holds kPack neighbouring elements of a row, so the lanes that share a row are d / kPack of them, padded to a
 // power of two for the shuffles.
-constexpr int kThreads = 256, kWarp = 32, kPack = 8;
+constexpr int kThreads = 256, kPack = 8;
 // Blocks of a backward for each of q and k: more of them mean more partial sums of the weights to write.
 constexpr int64_t kMaxBlocks = 1024;
 
@@ -172,14 +173,6 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-// One warp a column: lanes take every 32nd partial, then a tree. A fixed order.
-__global__ void __launch_bounds__(kWarp) sum_partials_kernel(const float* partial, int64_t blocks, int d, float* to) {
-  float total = 0;
-  for (int64_t i = threadIdx.x; i < blocks; i += kWarp) total += partial[i * d + blockIdx.x];
-  total = sum_shared<kWarp>(total);
-  if (threadIdx.x == 0) to[blockIdx.x] = total;
-}
-
 Tokens tokens(const Tensor& x) { return {x.data_ptr(), x.stride(0), x.stride(1), x.stride(2), x.stride(3)}; }
 
 bool is_aligned(const Tokens& x) {
@@ -252,10 +245,9 @@ void inplace(Tensor q, Tensor k, const Optional& q_weight, const Optional& k_wei
   run_into(q, k, q, k, q_weight, k_weight, cos, sin, eps);
 }
 
-void sum_partials(const Tensor& partial, const Tensor& to, int d, cudaStream_t stream) {
-  if (to.numel() == 0) return;
-  sum_partials_kernel<<<d, kWarp, 0, stream>>>(vdiff::data<float>(partial), partial.size(0), d,
-                                               vdiff::mutable_data<float>(to));
+void sum_partials(const Tensor& partial, const Tensor& to, cudaStream_t stream) {
+  vdiff::sum_parts(vdiff::data<float>(partial), {vdiff::mutable_data<float>(to)}, 1, partial.size(0), to.numel(),
+                   stream);
 }
 
 Tensor weight_like(const Optional& weight, const Tensor& x) {
@@ -288,8 +280,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Tensor& dq, const Tens
       const Tensor q_partial = like(q_blocks, dq_weight), k_partial = like(k_blocks, dk_weight);
       rq.partial = vdiff::mutable_data<float>(q_partial), rk.partial = vdiff::mutable_data<float>(k_partial);
       backward_kernel<T, kShare><<<q_blocks + k_blocks, kThreads, 0, stream>>>(rq, rk, q_blocks, aligned);
-      sum_partials(q_partial, dq_weight, rq.d, stream);
-      sum_partials(k_partial, dk_weight, rk.d, stream);
+      sum_partials(q_partial, dq_weight, stream);
+      sum_partials(k_partial, dk_weight, stream);
     });
   });
   vdiff::check_launch();
