@@ -146,7 +146,8 @@ __global__ void __launch_bounds__(kChunks == 1 ? kWalkThreads / 4 : kWalkThreads
   const int64_t last = first + (left < a.walk ? left : a.walk);
   float sum[kChunks][kChunk] = {}, sum_normed[kChunks][kChunk] = {}, sum_branch[kGated ? kChunks : 1][kChunk] = {};
   for (int64_t row = first; row < last; ++row) {
-    const int64_t at = row * width, run = row / a.shape.length;
+    // Found once for all rows, but where registers are short.
+    const int64_t at = row * width, run = kPerToken ? row : kReload ? row / a.shape.length : block / a.parts;
     const float high = a.statistics[row], low = a.statistics[a.shape.rows + row];
     const float rstd = a.statistics[2 * a.shape.rows + row];
     float normed[kChunks][kChunk], dz[kChunks][kChunk], mean = 0, dot = 0;

@@ -5,6 +5,7 @@
 
 #include "cuda/dtype.cuh"
 #include "cuda/launch.h"
+#include "cuda/store.cuh"
 
 namespace vdiff {
 
@@ -51,7 +52,7 @@ __device__ __forceinline__ void store_chunk(T* row, int column, int width, const
     Chunk<T> chunk;
 #pragma unroll
     for (int j = 0; j < kChunk; ++j) chunk.v[j] = from_float<T>(v[j]);
-    *reinterpret_cast<Chunk<T>*>(row + column) = chunk;
+    store_whole(row + column, chunk);
   } else {
 #pragma unroll
     for (int j = 0; j < kChunk; ++j) {

@@ -2,6 +2,7 @@
 #include "cuda/column_sums.cuh"
 #include "cuda/dtype.cuh"
 #include "cuda/launch.h"
+#include "cuda/store.cuh"
 
 namespace {
 
@@ -52,7 +53,7 @@ __device__ __forceinline__ void write(T* p, bool aligned, const float (&x)[kPack
     Pack<T> pack;
 #pragma unroll
     for (int i = 0; i < kPack; ++i) pack.v[i] = vdiff::from_float<T>(x[i]);
-    *reinterpret_cast<Pack<T>*>(p) = pack;
+    vdiff::store_whole(p, pack);
     return;
   }
 #pragma unroll
