@@ -77,6 +77,14 @@ def test_two_blocks_of_every_grid_fit_a_multiprocessors_registers(usages: list[U
         assert 2 * threads * usage.registers <= registers, usage
 
 
+def test_every_op_makes_its_tensors_device_current() -> None:
+    registered = [
+        line for path in ROOT.glob("csrc/ops/*/cuda*.cu") for line in path.read_text().splitlines() if "m.impl(" in line
+    ]
+    assert registered
+    assert all("TORCH_BOX(&vdiff::OnDevice<&" in line for line in registered), registered
+
+
 @needs_nvcc
 @pytest.mark.parametrize("library", ["cpu", "cuda"])
 def test_only_the_stable_abi_is_used(library: str) -> None:

@@ -5,6 +5,7 @@
 // into dz.
 #pragma once
 
+#include "cuda/column_sums.cuh"
 #include "cuda/rows.cuh"
 
 namespace vdiff::biased_rows {
@@ -105,7 +106,7 @@ std::tuple<Tensor, Tensor> backward(const Tensor& dy, const Tensor& x, const std
       bias.has_value() ? torch::stable::empty_like(*bias) : torch::stable::new_empty(x, std::vector<int64_t>{0});
   if (x.numel() == 0) return {dx, torch::stable::zero_(dbias)};
   const int64_t in = x.size(x.dim() - 1), width = in / Op::kParts, rows = x.numel() / in;
-  const int64_t walk = walk_rows(rows, rows, 1), walks = ceil_div(rows, walk);
+  const int64_t walk = walk_rows(rows, rows, ceil_div(width, kChunk)), walks = ceil_div(rows, walk);
   const Tensor partial =
       torch::stable::new_empty(x, std::vector<int64_t>{bias.has_value() ? walks : 0, in}, ScalarType::Float);
   float* sums = bias.has_value() ? mutable_data<float>(partial) : nullptr;
@@ -115,7 +116,7 @@ std::tuple<Tensor, Tensor> backward(const Tensor& dy, const Tensor& x, const std
         data<T>(dy), data<T>(x), data<float>(bias), mutable_data<T>(dx), sums, Shape{rows, width, walk});
   });
   check_launch();
-  if (sums) sum_parts(sums, mutable_data<float>(dbias), 1, walks, in, in, stream);
+  if (sums) sum_parts(sums, {mutable_data<float>(dbias)}, 1, walks, in, stream);
   return {dx, dbias};
 }
 

@@ -5,6 +5,7 @@
 #include <cooperative_groups.h>
 
 #include "cuda/dtype.cuh"
+#include "cuda/store.cuh"
 
 namespace vdiff {
 
@@ -50,6 +51,10 @@ struct DeviceCta {
       case 1: asm volatile("cp.async.wait_group 1;\n" ::: "memory"); break;
       default: asm volatile("cp.async.wait_group 0;\n" ::: "memory"); break;
     }
+  }
+  template <class P>
+  static __device__ __forceinline__ void store(void* to, const P& pack) {
+    store_whole(to, pack);
   }
 
   // All blocks of the cluster; the same address in the shared memory of another of them.

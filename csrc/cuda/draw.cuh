@@ -6,6 +6,7 @@
 #include "common/video.h"
 #include "cuda/dtype.cuh"
 #include "cuda/launch.h"
+#include "cuda/store.cuh"
 
 namespace vdiff {
 
@@ -104,7 +105,7 @@ __device__ __forceinline__ void write(T* p, const Quad& quad, const float (&x)[4
     Pack<T> pack;
 #pragma unroll
     for (int w = 0; w < 4; ++w) pack.v[w] = from_float<T>(x[w]);
-    *reinterpret_cast<Pack<T>*>(p + quad.at[0]) = pack;
+    store_whole(p + quad.at[0], pack);
     return;
   }
 #pragma unroll

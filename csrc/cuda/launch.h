@@ -1,9 +1,12 @@
-// The current stream and the launch check, for every CUDA op.
+// The device and stream of a launch and its check, for every CUDA op.
 #pragma once
+
+#include <utility>
 
 #include <cuda_runtime.h>
 
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/accelerator.h>
 
 #include "common/stable.h"
 
@@ -22,5 +25,24 @@ inline void check_launch() {
 }
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// An op as it is registered, its first tensor's device made current: a launch goes to the current device, whatever its
+// stream and pointers belong to.
+template <auto kOp>
+struct OnDevice;
+
+template <class Out, class... In, Out (*kOp)(In...)>
+struct OnDevice<kOp> {
+  static Out call(In... in) {
+    const torch::stable::accelerator::DeviceGuard guard(first(in...).get_device_index());
+    return kOp(std::forward<In>(in)...);
+  }
+
+ private:
+  template <class... Rest>
+  static const Tensor& first(const Tensor& x, const Rest&...) {
+    return x;
+  }
+};
 
 }  // namespace vdiff

@@ -146,7 +146,8 @@ __global__ void __launch_bounds__(kChunks == 1 ? kWalkThreads / 4 : kWalkThreads
   const int64_t last = first + (left < a.walk ? left : a.walk);
   float sum[kChunks][kChunk] = {}, sum_normed[kChunks][kChunk] = {}, sum_branch[kGated ? kChunks : 1][kChunk] = {};
   for (int64_t row = first; row < last; ++row) {
-    const int64_t at = row * width, run = row / a.shape.length;
+    // Found once for all rows, but where registers are short.
+    const int64_t at = row * width, run = kPerToken ? row : kReload ? row / a.shape.length : block / a.parts;
     const float high = a.statistics[row], low = a.statistics[a.shape.rows + row];
     const float rstd = a.statistics[2 * a.shape.rows + row];
     float normed[kChunks][kChunk], dz[kChunks][kChunk], mean = 0, dot = 0;
@@ -227,26 +228,29 @@ __global__ void __launch_bounds__(kChunks == 1 ? kWalkThreads / 4 : kWalkThreads
   }
 }
 
+inline int64_t chunks_a_backward_thread(int64_t width) { return ceil_div(width, kChunk) <= 128 ? 1 : 2; }
+
+inline int64_t backward_threads(int64_t width) {
+  return ceil_div(ceil_div(width, kChunk), chunks_a_backward_thread(width) * 32) * 32;
+}
+
 // Blocks and partial sums of a backward; `walk` and `parts` are set in a.
 template <class T>
 int64_t plan_backward(BackwardRows<T>& a) {
   const bool per_token = a.shape.length == 1;
-  a.walk = walk_rows(a.shape.rows, per_token ? 32 : a.shape.length, 1);
+  a.walk = walk_rows(a.shape.rows, per_token ? a.shape.rows : a.shape.length, backward_threads(a.shape.width));
   a.parts = per_token ? 1 : ceil_div(a.shape.length, a.walk);
   return per_token ? ceil_div(a.shape.rows, a.walk) : a.shape.runs() * a.parts;
 }
 
 template <class T, bool kGated>
 void launch_backward(const BackwardRows<T>& a, int64_t blocks, cudaStream_t stream) {
-  const int64_t chunks = ceil_div(a.shape.width, kChunk);
-  const int per_thread = chunks <= 128 ? 1 : 2;
-  const unsigned threads = static_cast<unsigned>(ceil_div(ceil_div(chunks, per_thread), 32) * 32);
-  const bool per_token = a.shape.length == 1;
-  const auto kernel = per_thread == 1 ? (per_token ? layer_norm_backward_kernel<T, 1, kGated, true>
-                                                   : layer_norm_backward_kernel<T, 1, kGated, false>)
-                                      : (per_token ? layer_norm_backward_kernel<T, 2, kGated, true>
-                                                   : layer_norm_backward_kernel<T, 2, kGated, false>);
-  kernel<<<blocks, threads, 0, stream>>>(a);
+  const bool per_token = a.shape.length == 1, one = chunks_a_backward_thread(a.shape.width) == 1;
+  const auto kernel = one ? (per_token ? layer_norm_backward_kernel<T, 1, kGated, true>
+                                       : layer_norm_backward_kernel<T, 1, kGated, false>)
+                          : (per_token ? layer_norm_backward_kernel<T, 2, kGated, true>
+                                       : layer_norm_backward_kernel<T, 2, kGated, false>);
+  kernel<<<blocks, static_cast<unsigned>(backward_threads(a.shape.width)), 0, stream>>>(a);
   check_launch();
 }
 

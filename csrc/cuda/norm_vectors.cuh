@@ -65,11 +65,23 @@ inline cudaLaunchAttribute at_once() {
   return attribute;
 }
 
-// Starts `kernel` with as much shared memory as one block may ask for.
+// Lets `kernel` ask for all shared memory that a block can have: were it each launch's own bytes, host threads that
+// launch at the same time would lower each other's limit.
+template <class Problem>
+void allow_shared_memory(void (*kernel)(Problem)) {
+  int device = 0, bytes = 0;
+  cudaFuncAttributes compiled{};
+  cudaGetDevice(&device);
+  cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+  cudaFuncGetAttributes(&compiled, kernel);
+  cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                       bytes - static_cast<int>(compiled.sharedSizeBytes));
+}
+
 template <class Problem>
 void start(void (*kernel)(Problem), const Problem& p, int64_t blocks, int64_t bytes, cudaStream_t stream,
            cudaLaunchAttribute attribute = {}) {
-  cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes));
+  allow_shared_memory(kernel);
   cudaLaunchConfig_t config{};
   config.gridDim = dim3(static_cast<unsigned>(blocks)), config.blockDim = dim3(kThreads);
   config.dynamicSmemBytes = bytes, config.stream = stream;

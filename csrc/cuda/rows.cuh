@@ -1,10 +1,11 @@
-// Rows in chunks of eight elements a thread, vectors of runs of rows, and sums of columns in a fixed order.
+// Rows in chunks of eight elements a thread, vectors of runs of rows, and how far a backward walks over rows.
 #pragma once
 
 #include <algorithm>
 
 #include "cuda/dtype.cuh"
 #include "cuda/launch.h"
+#include "cuda/store.cuh"
 
 namespace vdiff {
 
@@ -51,7 +52,7 @@ __device__ __forceinline__ void store_chunk(T* row, int column, int width, const
     Chunk<T> chunk;
 #pragma unroll
     for (int j = 0; j < kChunk; ++j) chunk.v[j] = from_float<T>(v[j]);
-    *reinterpret_cast<Chunk<T>*>(row + column) = chunk;
+    store_whole(row + column, chunk);
   } else {
 #pragma unroll
     for (int j = 0; j < kChunk; ++j) {
@@ -60,32 +61,14 @@ __device__ __forceinline__ void store_chunk(T* row, int column, int width, const
   }
 }
 
-// Rows that one block of a backward walks over: long walks write fewer partial sums, short ones fill every SM.
-inline int64_t walk_rows(int64_t rows, int64_t length, int64_t blocks_a_row) {
-  const int64_t walk = rows * blocks_a_row / 2048;
+// Threads that a walk is cut for: four blocks of 256 on each of 132 multiprocessors.
+constexpr int64_t kWalkingThreads = 528 * 256;
+
+// Rows that a thread of a backward walks over: long walks write fewer partial sums, short ones fill every
+// multiprocessor. More than 32 floats added one by one would cost accuracy.
+inline int64_t walk_rows(int64_t rows, int64_t length, int64_t threads_a_row) {
+  const int64_t walk = rows * threads_a_row / kWalkingThreads;
   return std::max<int64_t>(1, std::min<int64_t>({walk, length, 32}));
-}
-
-constexpr int kSumThreads = 256;
-
-// out[group, column] = sum over `parts` rows of partial, `step` floats apart, in their order.
-template <class T>
-__global__ void __launch_bounds__(kSumThreads)
-    sum_parts_kernel(const float* partial, T* out, int64_t groups, int64_t parts, int64_t step, int64_t width) {
-  const int64_t i = static_cast<int64_t>(blockIdx.x) * kSumThreads + threadIdx.x;
-  if (i >= groups * width) return;
-  const int64_t group = i / width, column = i - group * width;
-  double total = 0;
-  for (int64_t part = 0; part < parts; ++part) total += partial[(group * parts + part) * step + column];
-  out[i] = from_float<T>(static_cast<float>(total));
-}
-
-template <class T>
-void sum_parts(const float* partial, T* out, int64_t groups, int64_t parts, int64_t step, int64_t width,
-               cudaStream_t stream) {
-  sum_parts_kernel<T>
-      <<<ceil_div(groups * width, kSumThreads), kSumThreads, 0, stream>>>(partial, out, groups, parts, step, width);
-  check_launch();
 }
 
 }  // namespace vdiff

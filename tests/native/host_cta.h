@@ -104,6 +104,10 @@ struct HostCta {
     }
   }
 
+  template <class P>
+  static void store(void* to, const P& pack) {
+    std::memcpy(to, &pack, sizeof(P));
+  }
   void copy(void* to, const void* from) {
     if (grid != nullptr && grid->back > 0 && static_cast<char*>(to) - cluster.memory(rank) >= grid->from) {
       to = static_cast<char*>(to) - grid->back;

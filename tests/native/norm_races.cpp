@@ -97,6 +97,10 @@ struct ThreadCta {
     }
     if (thread % width == 0) done(thread, values[0]);
   }
+  template <class P>
+  static void store(void* to, const P& pack) {
+    std::memcpy(to, &pack, sizeof(P));
+  }
   void copy(void* to, const void* from) { std::memcpy(to, from, 16); }
   void commit() {}
   void wait(int) {}

@@ -157,6 +157,6 @@ Tensor backward(const Tensor& upstream, const Tensor& prediction, optional<Tenso
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(vdiff_fast, CUDA, m) {
-  m.impl("diffusion_loss", TORCH_BOX(&forward));
-  m.impl("diffusion_loss_backward", TORCH_BOX(&backward));
+  m.impl("diffusion_loss", TORCH_BOX(&vdiff::OnDevice<&forward>::call));
+  m.impl("diffusion_loss_backward", TORCH_BOX(&vdiff::OnDevice<&backward>::call));
 }

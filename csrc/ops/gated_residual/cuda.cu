@@ -1,3 +1,4 @@
+#include "cuda/column_sums.cuh"
 #include "cuda/rows.cuh"
 
 namespace {
@@ -63,7 +64,7 @@ std::tuple<Tensor, Tensor> backward(const Tensor& dy, const Tensor& branch, cons
   if (dy.numel() == 0) return {dbranch, torch::stable::zero_(dgate)};
   const int64_t rows = dy.size(0) * dy.size(1), width = dy.size(2), length = dy.size(1) / gate.size(1);
   const int64_t runs = rows / length, chunks = vdiff::ceil_div(width, kChunk);
-  const int64_t walk = vdiff::walk_rows(rows, length, 1), parts = vdiff::ceil_div(length, walk);
+  const int64_t walk = vdiff::walk_rows(rows, length, chunks), parts = vdiff::ceil_div(length, walk);
   const Tensor partial =
       torch::stable::new_empty(dy, std::vector<int64_t>{runs * parts, width}, vdiff::ScalarType::Float);
   float* sums = vdiff::mutable_data<float>(partial);
@@ -73,7 +74,7 @@ std::tuple<Tensor, Tensor> backward(const Tensor& dy, const Tensor& branch, cons
         vdiff::data<T>(dy), vdiff::data<T>(branch), vdiff::device_vectors(gate), vdiff::mutable_data<T>(dbranch), sums,
         runs, width, length, walk, parts);
     vdiff::check_launch();
-    vdiff::sum_parts(sums, vdiff::mutable_data<T>(dgate), runs, parts, width, width, stream);
+    vdiff::sum_parts(sums, {vdiff::mutable_data<T>(dgate)}, runs, parts, width, stream);
   });
   return {dbranch, dgate};
 }
@@ -81,6 +82,6 @@ std::tuple<Tensor, Tensor> backward(const Tensor& dy, const Tensor& branch, cons
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(vdiff_fast, CUDA, m) {
-  m.impl("gated_residual_forward", TORCH_BOX(&forward));
-  m.impl("gated_residual_backward", TORCH_BOX(&backward));
+  m.impl("gated_residual_forward", TORCH_BOX(&vdiff::OnDevice<&forward>::call));
+  m.impl("gated_residual_backward", TORCH_BOX(&vdiff::OnDevice<&backward>::call));
 }

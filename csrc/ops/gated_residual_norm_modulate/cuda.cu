@@ -1,3 +1,4 @@
+#include "cuda/column_sums.cuh"
 #include "cuda/layer_norm.cuh"
 
 namespace {
@@ -49,11 +50,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> backward(const Tensor& dy, co
     const cudaStream_t stream = vdiff::current_stream(h);
     vdiff::launch_backward<T, true>(a, blocks, stream);
     if (!per_token) {
-      const float* sums = a.partial;
-      T* const gradients[] = {a.dshift, a.dscale, a.dgate};
-      for (int k = 0; k < 3; ++k) {
-        vdiff::sum_parts(sums + k * width, gradients[k], a.shape.runs(), a.parts, 3 * width, width, stream);
-      }
+      vdiff::sum_parts<T>(a.partial, {a.dshift, a.dscale, a.dgate}, a.shape.runs(), a.parts, width, stream);
     }
   });
   return {dresidual, dbranch, dgate, dshift, dscale};
@@ -62,6 +59,6 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> backward(const Tensor& dy, co
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(vdiff_fast, CUDA, m) {
-  m.impl("gated_residual_norm_modulate_forward", TORCH_BOX(&forward));
-  m.impl("gated_residual_norm_modulate_backward", TORCH_BOX(&backward));
+  m.impl("gated_residual_norm_modulate_forward", TORCH_BOX(&vdiff::OnDevice<&forward>::call));
+  m.impl("gated_residual_norm_modulate_backward", TORCH_BOX(&vdiff::OnDevice<&backward>::call));
 }

@@ -18,6 +18,6 @@ struct Geglu {
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(vdiff_fast, CUDA, m) {
-  m.impl("geglu_forward", TORCH_BOX(&vdiff::biased_rows::forward<Geglu>));
-  m.impl("geglu_backward", TORCH_BOX(&vdiff::biased_rows::backward<Geglu>));
+  m.impl("geglu_forward", TORCH_BOX(&vdiff::OnDevice<&vdiff::biased_rows::forward<Geglu>>::call));
+  m.impl("geglu_backward", TORCH_BOX(&vdiff::OnDevice<&vdiff::biased_rows::backward<Geglu>>::call));
 }

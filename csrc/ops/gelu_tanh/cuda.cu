@@ -25,6 +25,6 @@ struct GeluTanh {
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(vdiff_fast, CUDA, m) {
-  m.impl("gelu_tanh_forward", TORCH_BOX(&vdiff::biased_rows::forward<GeluTanh>));
-  m.impl("gelu_tanh_backward", TORCH_BOX(&vdiff::biased_rows::backward<GeluTanh>));
+  m.impl("gelu_tanh_forward", TORCH_BOX(&vdiff::OnDevice<&vdiff::biased_rows::forward<GeluTanh>>::call));
+  m.impl("gelu_tanh_backward", TORCH_BOX(&vdiff::OnDevice<&vdiff::biased_rows::backward<GeluTanh>>::call));
 }

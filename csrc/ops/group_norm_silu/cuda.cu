@@ -46,10 +46,19 @@ Shape shape_of(const Tensor& x, const MaybeTensor& x2, int64_t groups, int64_t f
   return s;
 }
 
+// Whether the kernels wait for their cluster: those made from the PTX of an older architecture do not, on any device.
+// All are compiled alike, so one stands for them.
+bool compiled_for_clusters() {
+  cudaFuncAttributes compiled{};
+  const auto kernel = share_kernel<float, false, false, Phase::whole>;
+  return cudaFuncGetAttributes(&compiled, kernel) == cudaSuccess && compiled.ptxVersion >= 90;
+}
+
 vdiff::group_norm::Device device_of(const Tensor& x) {
   return {device_attribute(x, cudaDevAttrMultiProcessorCount),
           device_attribute(x, cudaDevAttrMaxSharedMemoryPerBlockOptin),
-          device_attribute(x, cudaDevAttrClusterLaunch) != 0, device_attribute(x, cudaDevAttrCooperativeLaunch) != 0};
+          device_attribute(x, cudaDevAttrClusterLaunch) != 0 && compiled_for_clusters(),
+          device_attribute(x, cudaDevAttrCooperativeLaunch) != 0};
 }
 
 template <class T, bool kLast, bool kBackward, Phase kPhase>
@@ -171,6 +180,6 @@ Gradients backward(const Tensor& dy, const Tensor& x, const MaybeTensor& x2, int
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(vdiff_fast, CUDA, m) {
-  m.impl("group_norm_silu_forward", TORCH_BOX(&forward));
-  m.impl("group_norm_silu_backward", TORCH_BOX(&backward));
+  m.impl("group_norm_silu_forward", TORCH_BOX(&vdiff::OnDevice<&forward>::call));
+  m.impl("group_norm_silu_backward", TORCH_BOX(&vdiff::OnDevice<&backward>::call));
 }

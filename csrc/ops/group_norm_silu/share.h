@@ -128,7 +128,7 @@ struct Block {
   }
   VDIFF_DEVICE void store_pack(T* first, T* second, int c, int position, int n, const Pack<T>& from) const {
     if (s.aligned) {
-      *reinterpret_cast<Pack<T>*>(element(first, second, c, position, 0)) = from;
+      cta.store(element(first, second, c, position, 0), from);
       return;
     }
     for (int j = 0; j < n; ++j) *element(first, second, c, position, j) = from.v[j];

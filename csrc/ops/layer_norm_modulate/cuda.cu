@@ -1,3 +1,4 @@
+#include "cuda/column_sums.cuh"
 #include "cuda/layer_norm.cuh"
 
 namespace {
@@ -5,7 +6,7 @@ namespace {
 using vdiff::DeviceVectors;
 using vdiff::Tensor;
 using MaybeTensor = std::optional<Tensor>;
-constexpr int kThreads = 256;
+using vdiff::kSumThreads;
 
 std::tuple<Tensor, Tensor> forward(const Tensor& x, const Tensor& shift, const Tensor& scale, const MaybeTensor& weight,
                                    const MaybeTensor& bias, double eps) {
@@ -26,17 +27,18 @@ std::tuple<Tensor, Tensor> forward(const Tensor& x, const Tensor& shift, const T
 // dshift and dscale of every run, from its parts in their order; the run's sums replace those of its first part. dscale
 // is the gradient of 1 + scale, which multiplies normed * weight + bias.
 template <class T>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kSumThreads)
     finish_runs_kernel(float* partial, int64_t runs, int64_t parts, int64_t width, const float* weight,
                        const float* bias, T* dshift, T* dscale) {
-  const int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
-  if (i >= runs * width) return;
-  const int64_t run = i / width, column = i - run * width;
+  const int64_t i = vdiff::sum_column(), run = i / width, column = i - run * width;
   float* first = partial + run * parts * 2 * width + column;
-  double dy = 0, dy_normed = 0;
-  for (int64_t part = 0; part < parts; ++part) {
-    dy += first[part * 2 * width], dy_normed += first[(part * 2 + 1) * width];
-  }
+  const auto add = [&](int64_t part, double (&t)[2]) {
+    t[0] += first[part * 2 * width], t[1] += first[(part * 2 + 1) * width];
+  };
+  double sums[2] = {};
+  vdiff::sum_parts_of_column(run < runs, parts, add, sums);
+  if (run >= runs || threadIdx.y > 0) return;
+  const auto [dy, dy_normed] = sums;
   const double gained = dy_normed * (weight ? weight[column] : 1.0f) + dy * (bias ? bias[column] : 0.0f);
   dshift[i] = vdiff::from_float<T>(static_cast<float>(dy));
   dscale[i] = vdiff::from_float<T>(static_cast<float>(gained));
@@ -45,18 +47,19 @@ __global__ void __launch_bounds__(kThreads)
 
 // dweight and dbias: over all runs, each times its gain, or, where parts hold dz already (no scale), as they are.
 template <class T>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kSumThreads)
     affine_kernel(const float* partial, int64_t count, int64_t step, int64_t width, bool gained, DeviceVectors scale,
                   float* dweight, float* dbias) {
-  const int64_t column = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
-  if (column >= width) return;
-  double weight = 0, bias = 0;
-  for (int64_t i = 0; i < count; ++i) {
+  const int64_t column = vdiff::sum_column();
+  const auto add = [&](int64_t i, double (&t)[2]) {
     const double gain = gained ? 1.0 : 1.0 + vdiff::to_float(scale.at<T>(i)[column]);
-    bias += gain * partial[i * step + column], weight += gain * partial[i * step + width + column];
-  }
-  if (dweight) dweight[column] = static_cast<float>(weight);
-  if (dbias) dbias[column] = static_cast<float>(bias);
+    t[0] += gain * partial[i * step + column], t[1] += gain * partial[i * step + width + column];
+  };
+  double sums[2] = {};
+  vdiff::sum_parts_of_column(column < width, count, add, sums);
+  if (column >= width || threadIdx.y > 0) return;
+  if (dweight) dweight[column] = static_cast<float>(sums[1]);
+  if (dbias) dbias[column] = static_cast<float>(sums[0]);
 }
 
 Tensor gradient_of(const MaybeTensor& v, const Tensor& x) {
@@ -88,13 +91,16 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> backward(const Tensor& dy, co
     const cudaStream_t stream = vdiff::current_stream(x);
     vdiff::launch_backward<T, false>(a, blocks, stream);
     if (!per_token) {
-      finish_runs_kernel<T><<<vdiff::ceil_div(runs * width, kThreads), kThreads, 0, stream>>>(
+      const dim3 block = vdiff::sum_block(a.parts);
+      finish_runs_kernel<T><<<vdiff::ceil_div(runs * width, block.x), block, 0, stream>>>(
           a.partial, runs, a.parts, width, a.weight, a.bias, a.dshift, a.dscale);
       vdiff::check_launch();
     }
     if (a.weight || a.bias) {
-      affine_kernel<T><<<vdiff::ceil_div(width, kThreads), kThreads, 0, stream>>>(
-          a.partial, per_token ? blocks : runs, per_token ? 2 * width : a.parts * 2 * width, width, per_token, a.scale,
+      const int64_t count = per_token ? blocks : runs;
+      const dim3 block = vdiff::sum_block(count);
+      affine_kernel<T><<<vdiff::ceil_div(width, block.x), block, 0, stream>>>(
+          a.partial, count, per_token ? 2 * width : a.parts * 2 * width, width, per_token, a.scale,
           a.weight ? vdiff::mutable_data<float>(dweight) : nullptr,
           a.bias ? vdiff::mutable_data<float>(dbias) : nullptr);
       vdiff::check_launch();
@@ -106,6 +112,6 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> backward(const Tensor& dy, co
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(vdiff_fast, CUDA, m) {
-  m.impl("layer_norm_modulate_forward", TORCH_BOX(&forward));
-  m.impl("layer_norm_modulate_backward", TORCH_BOX(&backward));
+  m.impl("layer_norm_modulate_forward", TORCH_BOX(&vdiff::OnDevice<&forward>::call));
+  m.impl("layer_norm_modulate_backward", TORCH_BOX(&vdiff::OnDevice<&backward>::call));
 }

@@ -32,4 +32,4 @@ Tensor noise(const Tensor& seed, std::optional<Tensor> sample_offset, std::optio
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(vdiff_fast, CUDA, m) { m.impl("noise", TORCH_BOX(&noise)); }
+STABLE_TORCH_LIBRARY_IMPL(vdiff_fast, CUDA, m) { m.impl("noise", TORCH_BOX(&vdiff::OnDevice<&noise>::call)); }

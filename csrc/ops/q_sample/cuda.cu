@@ -45,4 +45,4 @@ Tensor q_sample(const Tensor& x0, const Tensor& t, const Tensor& signal, const T
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(vdiff_fast, CUDA, m) { m.impl("q_sample", TORCH_BOX(&q_sample)); }
+STABLE_TORCH_LIBRARY_IMPL(vdiff_fast, CUDA, m) { m.impl("q_sample", TORCH_BOX(&vdiff::OnDevice<&q_sample>::call)); }

@@ -1,6 +1,8 @@
 #include "common/tokens.h"
+#include "cuda/column_sums.cuh"
 #include "cuda/dtype.cuh"
 #include "cuda/launch.h"
+#include "cuda/store.cuh"
 
 namespace {
 
@@ -10,7 +12,7 @@ using Optional = std::optional<Tensor>;
 
 // A thread holds kPack neighbouring elements of a row, so the lanes that share a row are d / kPack of them, padded to a
 // power of two for the shuffles.
-constexpr int kThreads = 256, kWarp = 32, kPack = 8;
+constexpr int kThreads = 256, kPack = 8;
 // Blocks of a backward for each of q and k: more of them mean more partial sums of the weights to write.
 constexpr int64_t kMaxBlocks = 1024;
 
@@ -51,7 +53,7 @@ __device__ __forceinline__ void write(T* p, bool aligned, const float (&x)[kPack
     Pack<T> pack;
 #pragma unroll
     for (int i = 0; i < kPack; ++i) pack.v[i] = vdiff::from_float<T>(x[i]);
-    *reinterpret_cast<Pack<T>*>(p) = pack;
+    vdiff::store_whole(p, pack);
     return;
   }
 #pragma unroll
@@ -130,7 +132,8 @@ __device__ __forceinline__ void backward_row(const Rows& r, int64_t row, int c, 
   if (inside && r.cos) rotate(r, at.s, c, -1.0f, g);
   if (r.weight) {
     if (inside) read(static_cast<const T*>(r.x.data) + offset(r.x, at) + c, aligned, x);
-    const float scale = inverse_rms<T, kShare>(x, r);
+    // 1 / 0 outside where eps is 0, and all lanes need the shuffles.
+    const float rstd = inverse_rms<T, kShare>(x, r), scale = inside ? rstd : 0.0f;
     float along = 0;
 #pragma unroll
     for (int i = 0; i < kPack; ++i) {
@@ -169,14 +172,6 @@ __global__ void __launch_bounds__(kThreads)
     for (int row = 0; row < kRows; ++row) total += sums[row][i];
     r.partial[block * r.d + i] = total;
   }
-}
-
-// One warp a column: lanes take every 32nd partial, then a tree. A fixed order.
-__global__ void __launch_bounds__(kWarp) sum_partials_kernel(const float* partial, int64_t blocks, int d, float* to) {
-  float total = 0;
-  for (int64_t i = threadIdx.x; i < blocks; i += kWarp) total += partial[i * d + blockIdx.x];
-  total = sum_shared<kWarp>(total);
-  if (threadIdx.x == 0) to[blockIdx.x] = total;
 }
 
 Tokens tokens(const Tensor& x) { return {x.data_ptr(), x.stride(0), x.stride(1), x.stride(2), x.stride(3)}; }
@@ -251,10 +246,9 @@ void inplace(Tensor q, Tensor k, const Optional& q_weight, const Optional& k_wei
   run_into(q, k, q, k, q_weight, k_weight, cos, sin, eps);
 }
 
-void sum_partials(const Tensor& partial, const Tensor& to, int d, cudaStream_t stream) {
-  if (to.numel() == 0) return;
-  sum_partials_kernel<<<d, kWarp, 0, stream>>>(vdiff::data<float>(partial), partial.size(0), d,
-                                               vdiff::mutable_data<float>(to));
+void sum_partials(const Tensor& partial, const Tensor& to, cudaStream_t stream) {
+  vdiff::sum_parts(vdiff::data<float>(partial), {vdiff::mutable_data<float>(to)}, 1, partial.size(0), to.numel(),
+                   stream);
 }
 
 Tensor weight_like(const Optional& weight, const Tensor& x) {
@@ -287,8 +281,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Tensor& dq, const Tens
       const Tensor q_partial = like(q_blocks, dq_weight), k_partial = like(k_blocks, dk_weight);
       rq.partial = vdiff::mutable_data<float>(q_partial), rk.partial = vdiff::mutable_data<float>(k_partial);
       backward_kernel<T, kShare><<<q_blocks + k_blocks, kThreads, 0, stream>>>(rq, rk, q_blocks, aligned);
-      sum_partials(q_partial, dq_weight, rq.d, stream);
-      sum_partials(k_partial, dk_weight, rk.d, stream);
+      sum_partials(q_partial, dq_weight, stream);
+      sum_partials(k_partial, dk_weight, stream);
     });
   });
   vdiff::check_launch();
@@ -298,7 +292,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Tensor& dq, const Tens
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(vdiff_fast, CUDA, m) {
-  m.impl("qk_norm_rope_forward", TORCH_BOX(&forward));
-  m.impl("qk_norm_rope_inplace", TORCH_BOX(&inplace));
-  m.impl("qk_norm_rope_backward", TORCH_BOX(&backward));
+  m.impl("qk_norm_rope_forward", TORCH_BOX(&vdiff::OnDevice<&forward>::call));
+  m.impl("qk_norm_rope_inplace", TORCH_BOX(&vdiff::OnDevice<&inplace>::call));
+  m.impl("qk_norm_rope_backward", TORCH_BOX(&vdiff::OnDevice<&backward>::call));
 }

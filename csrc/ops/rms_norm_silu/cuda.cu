@@ -28,7 +28,7 @@ Shape shape_of(const Tensor& x, const MaybeTensor& scale, const MaybeTensor& shi
   s.batch = x.size(0), s.channels = x.size(1);
   int64_t positions = 1;
   for (int64_t d = 2; d < x.dim(); ++d) positions *= x.size(d);
-  s.segments = std::max(frames_of(scale), frames_of(shift)), s.length = positions / s.segments;
+  s.segments = std::max(frames_of(scale), frames_of(shift)), s.length = positions / std::max<int64_t>(s.segments, 1);
   return s;
 }
 
@@ -82,6 +82,6 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Tensor& dy, const Tens
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(vdiff_fast, CUDA, m) {
-  m.impl("rms_norm_silu_forward", TORCH_BOX(&forward));
-  m.impl("rms_norm_silu_backward", TORCH_BOX(&backward));
+  m.impl("rms_norm_silu_forward", TORCH_BOX(&vdiff::OnDevice<&forward>::call));
+  m.impl("rms_norm_silu_backward", TORCH_BOX(&vdiff::OnDevice<&backward>::call));
 }

@@ -160,7 +160,7 @@ struct Block {
   }
   VDIFF_DEVICE void store_pack(const Spot& spot, const Pack<T>& from) const {
     if (s.aligned) {
-      *reinterpret_cast<Pack<T>*>(find(p.y, spot)) = from;
+      cta.store(find(p.y, spot), from);
       return;
     }
     for (int j = 0; j < spot.n; ++j) find(p.y, spot)[j] = from.v[j];

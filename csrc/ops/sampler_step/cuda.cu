@@ -268,4 +268,6 @@ std::tuple<Tensor, Tensor> sampler_step(const Tensor& x, const Tensor& predictio
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(vdiff_fast, CUDA, m) { m.impl("sampler_step", TORCH_BOX(&sampler_step)); }
+STABLE_TORCH_LIBRARY_IMPL(vdiff_fast, CUDA, m) {
+  m.impl("sampler_step", TORCH_BOX(&vdiff::OnDevice<&sampler_step>::call));
+}

@@ -1,5 +1,6 @@
 #include <algorithm>
 
+#include "cuda/column_sums.cuh"
 #include "cuda/dtype.cuh"
 #include "cuda/launch.h"
 #include "ops/temporal_attention/tall.h"
@@ -224,14 +225,6 @@ __global__ void __launch_bounds__(kThreads, 3)
   write_weights<Attention>(p, shared, partials.weights);
 }
 
-// A warp a column: lanes take every 32nd row, then a tree. A fixed order.
-__global__ void __launch_bounds__(32) sum_rows_kernel(const float* partial, int64_t rows, int64_t columns, float* to) {
-  float total = 0.0f;
-  for (int64_t i = threadIdx.x; i < rows; i += 32) total += partial[i * columns + blockIdx.x];
-  for (int step = 16; step > 0; step /= 2) total += __shfl_xor_sync(0xffffffffu, total, step);
-  if (threadIdx.x == 0) to[blockIdx.x] = total;
-}
-
 struct Options {
   const Optional &bias, &mask, &q_weight, &k_weight, &cos, &sin;
   bool causal;
@@ -336,8 +329,7 @@ Tensor floats(const Tensor& like, std::vector<int64_t> shape) {
 }
 
 void sum_rows(const Tensor& partial, int64_t rows, const Tensor& to, cudaStream_t stream) {
-  sum_rows_kernel<<<to.numel(), 32, 0, stream>>>(vdiff::data<float>(partial), rows, to.numel(),
-                                                 vdiff::mutable_data<float>(to));
+  vdiff::sum_parts(vdiff::data<float>(partial), {vdiff::mutable_data<float>(to)}, 1, rows, to.numel(), stream);
 }
 
 // Gradients of the parameters: bias (heads, T, T) and weights (2, d), without elements where there are none.
@@ -403,7 +395,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward_packed(const Tensor& dout_in
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(vdiff_fast, CUDA, m) {
-  m.impl("temporal_attention_forward", TORCH_BOX(&forward));
-  m.impl("temporal_attention_backward", TORCH_BOX(&backward));
-  m.impl("temporal_attention_backward_packed", TORCH_BOX(&backward_packed));
+  m.impl("temporal_attention_forward", TORCH_BOX(&vdiff::OnDevice<&forward>::call));
+  m.impl("temporal_attention_backward", TORCH_BOX(&vdiff::OnDevice<&backward>::call));
+  m.impl("temporal_attention_backward_packed", TORCH_BOX(&vdiff::OnDevice<&backward_packed>::call));
 }

@@ -37,4 +37,6 @@ Tensor timestep_embedding(const Tensor& t, int64_t dim, double max_period, doubl
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(vdiff_fast, CUDA, m) { m.impl("timestep_embedding", TORCH_BOX(&timestep_embedding)); }
+STABLE_TORCH_LIBRARY_IMPL(vdiff_fast, CUDA, m) {
+  m.impl("timestep_embedding", TORCH_BOX(&vdiff::OnDevice<&timestep_embedding>::call));
+}

@@ -119,4 +119,6 @@ std::tuple<Tensor, Tensor> timestep_mlp(const Tensor& t, const Tensor& w1, std::
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(vdiff_fast, CUDA, m) { m.impl("timestep_mlp", TORCH_BOX(&timestep_mlp)); }
+STABLE_TORCH_LIBRARY_IMPL(vdiff_fast, CUDA, m) {
+  m.impl("timestep_mlp", TORCH_BOX(&vdiff::OnDevice<&timestep_mlp>::call));
+}
