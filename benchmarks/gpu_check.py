@@ -67,8 +67,9 @@ def _run(part: str, command: list[str], limit: float, environment: dict[str, str
     with log.open("w") as output:
         # A session of its own, so that what it started ends with it.
         process = subprocess.Popen(
-            command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
-        )
+            command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True,
+            preexec_fn=_takes_interrupts,
+        )  # fmt: skip
         try:
             code = process.wait(limit)
             status = "ok" if code == 0 else f"exit {code}"
@@ -82,6 +83,11 @@ def _run(part: str, command: list[str], limit: float, environment: dict[str, str
             process.wait()
     lines = log.read_text(errors="replace").strip().splitlines()
     return Outcome(part, status, time.perf_counter() - start, lines[-keep:])
+
+
+def _takes_interrupts() -> None:
+    """A shell's background job ignores SIGINT, and so would all that it starts."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def _signal(process: subprocess.Popen[bytes], number: int) -> None:

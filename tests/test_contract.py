@@ -32,20 +32,20 @@ def _dtypes(backend: str, spec: OpSpec) -> tuple[torch.dtype, ...]:
     return spec.dtypes.get(backend, (torch.float32, torch.bfloat16, torch.float16))
 
 
-def _marks(backend: str) -> list[pytest.MarkDecorator]:
-    if backend == "triton":
+def _marks(backend: str, interpreted: bool) -> list[pytest.MarkDecorator]:
+    if backend == "triton" and interpreted:
         return [pytest.mark.interpreter] if not torch.cuda.is_available() else [pytest.mark.gpu]
-    return [pytest.mark.gpu] if backend in ("cuda", "xformers") else []
+    return [pytest.mark.gpu] if backend in ("cuda", "triton", "xformers") else []
 
 
-def _cases(with_samples: bool = True) -> list[Any]:
+def _cases(with_samples: bool = True, interpreted: bool = True) -> list[Any]:
     cases = []
     for spec in SPECS:
         for backend in spec.predicates:
             for sample in spec.samples(CPU, torch.float32) if with_samples else [None]:
                 name = "-".join([spec.name, backend] + ([sample.name] if sample else []))
                 arguments = (spec, backend, sample.name) if sample else (spec, backend)
-                cases.append(pytest.param(*arguments, id=name, marks=_marks(backend)))
+                cases.append(pytest.param(*arguments, id=name, marks=_marks(backend, interpreted)))
     return cases
 
 
@@ -135,7 +135,8 @@ def test_inputs_may_have_any_strides(spec: OpSpec, backend: str, name: str) -> N
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5, equal_nan=True, check_stride=False)
 
 
-@pytest.mark.parametrize(("spec", "backend", "name"), _cases())
+# One program after the other, as the interpreter runs them, always gives the same bits.
+@pytest.mark.parametrize(("spec", "backend", "name"), _cases(interpreted=False))
 def test_same_bits_from_run_to_run(spec: OpSpec, backend: str, name: str) -> None:
     _skip_if_unbuilt(backend)
     with vf.use_backend(backend, ops=[spec.name]):
@@ -215,11 +216,12 @@ def test_opcheck(spec: OpSpec, backend: str) -> None:
 def test_compiles_without_a_graph_break(spec: OpSpec, backend: str) -> None:
     """fullgraph and dynamic: every third sample, forward and backward, gives the eager call's values."""
     _skip_if_unbuilt(backend)
+    # Tracing is slow, up to 5 s a sample, and alike: where kernels are slow, too, two samples stand for all.
+    traced = 2 if backend == "reference" or _library.INTERPRETING else None
     with vf.use_backend(backend, ops=[spec.name]):
         dtype = _dtypes(backend, spec)[0]
         torch._dynamo.reset()
-        # Tracing is slow, up to 5 s a sample, and alike for an op's samples; of plain torch two stand for all.
-        for sample in itertools.islice(_every_third(spec, backend), 2 if backend == "reference" else None):
+        for sample in itertools.islice(_every_third(spec, backend), traced):
             # What dynamo knows of the floats stays: else it traces every sample twice to learn that they are constants.
             torch._dynamo.reset_code_caches()
             compiled = torch.compile(spec.function, fullgraph=True, dynamic=True, backend="aot_eager")
