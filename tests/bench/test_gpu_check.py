@@ -14,7 +14,7 @@ from benchmarks import gpu_check
 REPORTS_WHEN_INTERRUPTED = """
 import subprocess, sys, time
 print("begun", flush=True)
-child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], stderr=subprocess.DEVNULL)
 print("child", child.pid, flush=True)
 try:
     time.sleep(60)
@@ -30,8 +30,8 @@ def logs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_a_part_that_is_stopped_keeps_its_output_and_leaves_no_process(logs: Path) -> None:
-    outcome = gpu_check._run("slow", [sys.executable, "-c", REPORTS_WHEN_INTERRUPTED], 4.0, dict(os.environ))
-    assert outcome.status == "stopped after 4 s"
+    outcome = gpu_check._run("slow", [sys.executable, "-c", REPORTS_WHEN_INTERRUPTED], 6.0, dict(os.environ))
+    assert outcome.status == "stopped after 6 s"
     assert outcome.tail[0] == "begun"
     assert "what was done" in outcome.tail
     assert (logs / "slow.log").read_text().splitlines() == outcome.tail
@@ -45,9 +45,9 @@ def test_a_part_that_is_stopped_keeps_its_output_and_leaves_no_process(logs: Pat
 def test_one_that_ignores_the_interrupt_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu_check, "GRACE_SECONDS", 0.3)
     code = "import signal, time; signal.signal(2, signal.SIG_IGN); print('begun', flush=True); time.sleep(60)"
-    outcome = gpu_check._run("stuck", [sys.executable, "-c", code], 2.0, dict(os.environ))
+    outcome = gpu_check._run("stuck", [sys.executable, "-c", code], 5.0, dict(os.environ))
     assert outcome.tail == ["begun"]
-    assert outcome.seconds < 10
+    assert outcome.seconds < 15
 
 
 def test_a_measurement_that_a_fault_ended_is_resumed(tmp_path: Path) -> None:
