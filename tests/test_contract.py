@@ -244,7 +244,7 @@ def test_a_tensor_on_another_device_is_refused(spec: OpSpec) -> None:
         for moved in range(len(sample.tensors())):
             if len(sample.tensors()) > 1:
                 position = itertools.count()
-                other = sample.map_tensors(lambda t: t.to("meta") if next(position) == moved else t)  # noqa: B023
+                other = sample.map_tensors(lambda t, n=position, m=moved: t.to("meta") if next(n) == m else t)
                 with pytest.raises((ValueError, TypeError), match=r"on meta|on cpu"):
                     spec.function(*other.args, **other.kwargs)
 

@@ -81,7 +81,7 @@ def test_every_launch_of_the_contract_is_lowered(triton: Path | None) -> None:
 
 @pytest.mark.skipif(not (PINNED / "triton").is_dir(), reason=f"{PINNED.name} is not in .cache")
 def test_kernels_compile_on_the_oldest_triton() -> None:
-    """For the GPU it is used with; the installed Triton compiles for all of them in this process: test_aot.py."""
+    """For the GPUs it is used with; test_aot.py compiles with the installed Triton, for the others too."""
     run_marked("aot", PINNED, interpret=False, keyword="sm_90")
 
 

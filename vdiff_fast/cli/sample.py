@@ -109,7 +109,8 @@ def _check_training(run: Path, trained: TrainedRun, use: str | None) -> None:
 
     masks = trained.config.diffusion.masks
     if use is None:
-        note = stride_note(trained.config.data.all_strides)
+        # Without key frames to make, clips of all strides were drawn freely, and so is this one.
+        note = stride_note(trained.config.data.all_strides) if masks.get("global") else None
         if note is not None:
             typer.echo(f"note: {note}", err=True)
     elif masks:  # without any, the model itself says that it has no input for what is known
