@@ -95,7 +95,7 @@ def order(op: str, x: Tensor) -> tuple[str, ...]:
     if _library.INTERPRETING:
         return INTERPRETER_ORDER
     preferred = DEFAULT_ORDER.get(x.device.type, ("reference",))
-    measured = _measured.order(op, x)
+    measured = _measured.order(op, x) if _measured.TABLES else ()
     if not measured:
         return preferred
     inductor = "reference" if torch.compiler.is_compiling() else _measured.INDUCTOR
@@ -142,7 +142,7 @@ def choose(op: str, predicates: Mapping[str, Predicate], x: Tensor, *facts: Any)
 
 
 def _choose(op: str, predicates: Mapping[str, Predicate], x: Tensor, *facts: Any) -> str:
-    wanted = requested(op)
+    wanted = _requested_by_op.get(op, _requested)
     if wanted is not None:
         if wanted not in predicates:
             raise BackendUnavailableError(f"{op} has no {wanted!r} backend; it has {', '.join(predicates)}")

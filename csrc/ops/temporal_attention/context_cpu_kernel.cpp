@@ -95,7 +95,7 @@ struct Context {
   // weights[u][t] = softmax over u of scale * k[u] . q[t].
   void weigh(const A* k, const Scratch& s, int64_t b, int64_t count, Ahead& ahead) const {
     transpose(s.q, width, s.q_transposed, block, count, d, ahead);
-    multiply<A>({k, width, 1}, s.q_transposed, block, s.weights, block, keys, count, d, ahead);
+    multiply<A, kForwardEvery>({k, width, 1}, s.q_transposed, block, s.weights, block, keys, count, d, ahead);
     const uint8_t* seen = args.mask ? args.mask + b * keys : nullptr;
     softmax<A>(s.weights, block, keys, count, (A)args.scale, nullptr, seen, ahead);
   }
@@ -109,7 +109,7 @@ struct Context {
       read(args.q, b, t, count, h, s.q);
       normalise_rows(s.q, nullptr, nullptr, count);
       weigh(k, s, b, count, ahead);
-      multiply<A>({s.weights, 1, block}, v, width, s.product, width, count, d, keys, ahead);
+      multiply<A, kForwardEvery>({s.weights, 1, block}, v, width, s.product, width, count, d, keys, ahead);
       write(s.product, args.out, b, t, count, h);
     });
   }
@@ -118,7 +118,7 @@ struct Context {
   void add_product(const A* left, const A* rows, const Scratch& s, int64_t count, A* sums, Ahead& ahead) const {
     for (int64_t t = 0; t < count; t += kSummedTokens) {
       const int64_t some = count - t < kSummedTokens ? count - t : kSummedTokens;
-      multiply<A>({left + t, block, 1}, rows + t * width, width, s.sum, width, keys, d, some, ahead);
+      multiply<A, kForwardEvery>({left + t, block, 1}, rows + t * width, width, s.sum, width, keys, d, some, ahead);
       for (int64_t u = 0; u < keys; ++u) {
         for (int64_t i = 0; i < d; ++i) sums[u * width + i] += s.sum[u * width + i];
       }
@@ -138,11 +138,11 @@ struct Context {
       normalise_rows(s.q, s.unit, s.scales, count);
       weigh(k, s, b, count, ahead);
       transpose(s.dout, width, s.dout_transposed, block, count, d, ahead);
-      multiply<A>({v, width, 1}, s.dout_transposed, block, s.dlogits, block, keys, count, d, ahead);
+      multiply<A, kForwardEvery>({v, width, 1}, s.dout_transposed, block, s.dlogits, block, keys, count, d, ahead);
       softmax_backward<A>(s.weights, s.dlogits, nullptr, block, keys, count, (A)args.scale);
       add_product(s.weights, s.dout, s, count, dv, ahead);
       add_product(s.dlogits, s.q, s, count, dk, ahead);
-      multiply<A>({s.dlogits, 1, block}, k, width, s.product, width, count, d, keys, ahead);
+      multiply<A, kForwardEvery>({s.dlogits, 1, block}, k, width, s.product, width, count, d, keys, ahead);
       normalise_rows_backward(s, count, dweight);
       write(s.product, args.dq, b, t, count, h);
     });

@@ -153,14 +153,16 @@ struct Problem {
   }
 
   // weights[u][t] = softmax over u of scale * k[u] . q[t] + table.
+  template <int Every>
   void weigh(const A* k, const A* q_transposed, A* weights, int64_t b, int64_t h, Ahead& ahead) const {
-    multiply<A>({k, width, 1}, q_transposed, lds, weights, lds, frames, frames, d, ahead);
+    multiply<A, Every>({k, width, 1}, q_transposed, lds, weights, lds, frames, frames, d, ahead);
     const A* table = args.table ? (const A*)args.table + h * args.table_head : nullptr;
     const uint8_t* seen = args.mask ? args.mask + b * frames : nullptr;
     softmax<A>(weights, lds, frames, frames, (A)args.scale, table, seen, ahead);
   }
 
   void forward(A* scratch, int64_t begin, int64_t end) const {
+    constexpr int Every = kForwardEvery;
     A* transposed = scratch + args.block_positions * args.block_heads * 6 * matrix;
     A* weights = transposed + width * lds;
     Ahead::Run* runs = (Ahead::Run*)(weights + frames * lds);
@@ -172,12 +174,13 @@ struct Problem {
           prepare(q, args.q_weight, nullptr, nullptr);
           prepare(k, args.k_weight, nullptr, nullptr);
           transpose(q, width, transposed, lds, frames, d, ahead);
-          weigh(k, transposed, weights, b, h, ahead);
-          multiply<A>({weights, 1, lds}, v, width, q, width, frames, d, frames, ahead);
+          weigh<Every>(k, transposed, weights, b, h, ahead);
+          multiply<A, Every>({weights, 1, lds}, v, width, q, width, frames, d, frames, ahead);
         });
   }
 
   void backward(A* scratch, int64_t begin, int64_t end) const {
+    constexpr int Every = kBackwardEvery;
     A* q_transposed = scratch + args.block_positions * args.block_heads * 8 * matrix;
     A* dout_transposed = q_transposed + width * lds;
     A* weights = dout_transposed + width * lds;
@@ -197,14 +200,14 @@ struct Problem {
           prepare(k, args.k_weight, k_unit, k_scales);
           transpose(q, width, q_transposed, lds, frames, d, ahead);
           transpose(dout, width, dout_transposed, lds, frames, d, ahead);
-          weigh(k, q_transposed, weights, b, h, ahead);
-          multiply<A>({v, width, 1}, dout_transposed, lds, dlogits, lds, frames, frames, d, ahead);
+          weigh<Every>(k, q_transposed, weights, b, h, ahead);
+          multiply<A, Every>({v, width, 1}, dout_transposed, lds, dlogits, lds, frames, frames, d, ahead);
           softmax_backward<A>(weights, dlogits, args.wants_bias_gradient ? dtable + h * frames * lds : nullptr, lds,
                               frames, frames, (A)args.scale);
           // dv takes the place of v, dq of dout, dk of k: each source is dead by then.
-          multiply<A>({weights, lds, 1}, dout, width, v, width, frames, d, frames, ahead);
-          multiply<A>({dlogits, 1, lds}, k, width, dout, width, frames, d, frames, ahead);
-          multiply<A>({dlogits, lds, 1}, q, width, k, width, frames, d, frames, ahead);
+          multiply<A, Every>({weights, lds, 1}, dout, width, v, width, frames, d, frames, ahead);
+          multiply<A, Every>({dlogits, 1, lds}, k, width, dout, width, frames, d, frames, ahead);
+          multiply<A, Every>({dlogits, lds, 1}, q, width, k, width, frames, d, frames, ahead);
           prepare_backward(dout, args.q_weight, q_unit, q_scales, dweight);
           prepare_backward(k, args.k_weight, k_unit, k_scales, dweight + d);
         });

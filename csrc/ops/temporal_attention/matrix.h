@@ -97,11 +97,19 @@ class Ahead {
       at_ = run_->at;
     }
   }
+  // For what is done between the products, which wide vectors make too short for all lines.
+  void ask_aside() {
+    if constexpr (kVectorBytes == 64) ask();
+  }
 
  private:
   Run *run_, *last_;
   const char* at_ = (const char*)run_;
 };
+
+// Steps of a product for each line asked for, in the forward and in the backward. With narrow vectors there are more
+// steps than lines, and asking at each of them cost a fifth of the whole (AVX2).
+constexpr int kForwardEvery = kVectorBytes == 64 ? 1 : 2, kBackwardEvery = kVectorBytes == 64 ? 1 : 4;
 
 // Left operand: element (m, k) at data[m * m_stride + k * k_stride].
 template <class A>
@@ -111,29 +119,42 @@ struct Left {
 };
 
 // c (Rows, Vectors) = a b; small tiles run two chains, for the latency of an FMA and for half the rounding.
-template <class A, int Rows, int Vectors>
+template <class A, int Every, int Rows, int Vectors>
 inline void tile(Left<A> a, const A* b, int64_t ldb, A* c, int64_t ldc, int64_t inner, Ahead& ahead) {
   Ahead local = ahead;
   using S = Simd<A>;
   using V = typename S::V;
   constexpr int kChains = 2 * Rows * Vectors <= kAccumulators ? 2 : 1;
   V sum[kChains][Rows][Vectors] = {};
-  const auto step = [&](int64_t k, V(&into)[Rows][Vectors]) {
-    local.ask();
-    V row[Vectors];
-#pragma GCC unroll 8
-    for (int n = 0; n < Vectors; ++n) row[n] = S::load(b + k * ldb + n * S::lanes);
+  const auto step = [&](int64_t k, V(&into)[Rows][Vectors]) __attribute__((always_inline)) {
+    if (Vectors == 1 || k % Every == 0) local.ask();
+    // The shorter side is held and the longer one loaded piece by piece: with the sums it just fills the registers.
+    if constexpr (Rows < Vectors) {
+      V left[Rows];
 #pragma GCC unroll 16
-    for (int m = 0; m < Rows; ++m) {
-      const V left = S::splat(a.data[m * a.m_stride + k * a.k_stride]);
+      for (int m = 0; m < Rows; ++m) left[m] = S::splat(a.data[m * a.m_stride + k * a.k_stride]);
 #pragma GCC unroll 8
-      for (int n = 0; n < Vectors; ++n) into[m][n] = fma(left, row[n], into[m][n]);
+      for (int n = 0; n < Vectors; ++n) {
+        const V row = S::load(b + k * ldb + n * S::lanes);
+#pragma GCC unroll 16
+        for (int m = 0; m < Rows; ++m) into[m][n] = fma(left[m], row, into[m][n]);
+      }
+    } else {
+      V row[Vectors];
+#pragma GCC unroll 8
+      for (int n = 0; n < Vectors; ++n) row[n] = S::load(b + k * ldb + n * S::lanes);
+#pragma GCC unroll 16
+      for (int m = 0; m < Rows; ++m) {
+        const V left = S::splat(a.data[m * a.m_stride + k * a.k_stride]);
+#pragma GCC unroll 8
+        for (int n = 0; n < Vectors; ++n) into[m][n] = fma(left, row[n], into[m][n]);
+      }
     }
   };
   int64_t k = 0;
-  for (; k + kChains <= inner; k += kChains) {
-#pragma GCC unroll 2
-    for (int chain = 0; chain < kChains; ++chain) step(k + chain, sum[chain]);
+  for (; k + 2 <= inner; k += 2) {
+    step(k, sum[0]);
+    step(k + 1, sum[kChains - 1]);
   }
   if (k < inner) step(k, sum[0]);
   ahead = local;
@@ -148,28 +169,29 @@ inline void tile(Left<A> a, const A* b, int64_t ldb, A* c, int64_t ldc, int64_t 
   }
 }
 
-template <class A, int Rows, int Vectors>
+template <class A, int Every, int Rows, int Vectors>
 void row_tiles(Left<A> a, const A* b, int64_t ldb, A* c, int64_t ldc, int64_t rows, int64_t inner, Ahead& ahead) {
   for (; rows >= Rows; rows -= Rows, a.data += Rows * a.m_stride, c += Rows * ldc) {
-    tile<A, Rows, Vectors>(a, b, ldb, c, ldc, inner, ahead);
+    tile<A, Every, Rows, Vectors>(a, b, ldb, c, ldc, inner, ahead);
   }
   if constexpr (Rows > 1) {
-    if (rows > 0) row_tiles<A, Rows / 2, Vectors>(a, b, ldb, c, ldc, rows, inner, ahead);
+    if (rows > 0) row_tiles<A, Every, Rows / 2, Vectors>(a, b, ldb, c, ldc, rows, inner, ahead);
   }
 }
 
-// c (rows, columns) = a (rows, inner) b (inner, columns); columns are rounded up to whole vectors in b and c.
-template <class A>
+// c (rows, columns) = a (rows, inner) b (inner, columns); columns are rounded up to whole vectors in b and c. A cache
+// line is asked for every so many steps.
+template <class A, int Every>
 void multiply(Left<A> a, const A* b, int64_t ldb, A* c, int64_t ldc, int64_t rows, int64_t columns, int64_t inner,
               Ahead& ahead) {
   constexpr int lanes = Simd<A>::lanes;
   int64_t vectors = (columns + lanes - 1) / lanes;
   for (; vectors >= 4; vectors -= 4, b += 4 * lanes, c += 4 * lanes) {
-    row_tiles<A, tile_rows(4), 4>(a, b, ldb, c, ldc, rows, inner, ahead);
+    row_tiles<A, Every, tile_rows(4), 4>(a, b, ldb, c, ldc, rows, inner, ahead);
   }
-  if (vectors == 3) row_tiles<A, tile_rows(3), 3>(a, b, ldb, c, ldc, rows, inner, ahead);
-  if (vectors == 2) row_tiles<A, tile_rows(2), 2>(a, b, ldb, c, ldc, rows, inner, ahead);
-  if (vectors == 1) row_tiles<A, tile_rows(1), 1>(a, b, ldb, c, ldc, rows, inner, ahead);
+  if (vectors == 3) row_tiles<A, Every, tile_rows(3), 3>(a, b, ldb, c, ldc, rows, inner, ahead);
+  if (vectors == 2) row_tiles<A, Every, tile_rows(2), 2>(a, b, ldb, c, ldc, rows, inner, ahead);
+  if (vectors == 1) row_tiles<A, Every, tile_rows(1), 1>(a, b, ldb, c, ldc, rows, inner, ahead);
 }
 
 // One step of the recursive transpose: swaps the off-diagonal blocks of width `Step` of two rows.
@@ -199,7 +221,7 @@ inline void transpose(const float* from, int64_t ldf, float* to, int64_t ldt, in
 #pragma GCC unroll 16
       for (int r = 0; r < kLanes; ++r) block[r] = load(from + (i + (r < height ? r : 0)) * ldf + j);
       transpose_lanes<kLanes / 2>(block);
-      for (int r = 0; r < 4; ++r) ahead.ask();
+      for (int r = 0; r < 4; ++r) ahead.ask_aside();
       const int64_t width = columns - j < kLanes ? columns - j : kLanes;
       for (int64_t r = 0; r < width; ++r) store(to + (j + r) * ldt + i, block[r]);
     }

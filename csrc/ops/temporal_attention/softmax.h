@@ -36,21 +36,21 @@ void softmax(A* weights, int64_t ld, int64_t keys, int64_t queries, A scale, con
       typename S::V x = S::load(weights + u * ld + t) * S::splat(scale);
       if (table) x = x + S::load(table + u * ld + t);
       if (seen && !seen[u]) x = S::splat(hidden);
-      ahead.ask();
+      ahead.ask_aside();
       S::store(weights + u * ld + t, x);
       top = vmax(top, x);
     }
     // A query that sees no key: subtracting -inf from -inf would be NaN.
     top = vmax(top, S::splat(-(A)1e30));
     const typename S::V total = sum_keys<A>(keys, [&](int64_t u) {
-      ahead.ask();
+      ahead.ask_aside();
       const typename S::V x = exp_negative(S::load(weights + u * ld + t) - top);
       S::store(weights + u * ld + t, x);
       return x;
     });
     const typename S::V inverse = reciprocal(total);
     for (int64_t u = 0; u < keys; ++u) {
-      ahead.ask();
+      ahead.ask_aside();
       // x * inverse, then the remainder once: the rounding of a division at the cost of two multiplications.
       const typename S::V x = S::load(weights + u * ld + t), y = x * inverse;
       S::store(weights + u * ld + t, fma(fma(-y, total, x), inverse, y));

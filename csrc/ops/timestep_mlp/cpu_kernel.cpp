@@ -8,7 +8,8 @@ namespace {
 
 // Sums of kRows x kSamples dots stay in registers; a weight is loaded once per kSamples samples. In the backward sums
 // of kRows x kColumns vectors do; with 8 rows one column keeps both multipliers busy.
-constexpr int kRows = kVectorBytes == 64 ? 8 : 4, kSamples = 2, kColumns = kVectorBytes == 64 ? 1 : 3;
+constexpr int kRows = kVectorBytes == 64 ? 8 : 4, kSamples = kVectorBytes == 64 ? 2 : 3;
+constexpr int kColumns = kVectorBytes == 64 ? 1 : 3;
 
 #if defined(__AVX512F__)
 inline __m512 add_pairs(vfloat a, vfloat b) {
@@ -31,6 +32,20 @@ inline void sum_each(const vfloat (&v)[N], float* out) {
   const __m512 sums = _mm512_add_ps(_mm512_shuffle_f32x4(low, high, 0x88), _mm512_shuffle_f32x4(low, high, 0xdd));
   _mm512_mask_storeu_ps(out, first_lanes(N), sums);
 }
+#elif defined(__AVX2__)
+// As above, four sums at a time.
+template <int N>
+inline void sum_each(const vfloat (&v)[N], float* out) {
+#pragma GCC unroll 4
+  for (int i = 0; i < N; i += 4) {
+    const auto at = [&](int j) { return i + j < N ? (__m256)v[i + j] : _mm256_setzero_ps(); };
+    const __m256 halves = _mm256_hadd_ps(_mm256_hadd_ps(at(0), at(1)), _mm256_hadd_ps(at(2), at(3)));
+    const __m128 sums = _mm_add_ps(_mm256_castps256_ps128(halves), _mm256_extractf128_ps(halves, 1));
+    float four[4];
+    _mm_storeu_ps(four, sums);
+    __builtin_memcpy(out + i, four, (N - i < 4 ? N - i : 4) * sizeof(float));
+  }
+}
 #else
 template <int N>
 inline void sum_each(const vfloat (&v)[N], float* out) {
@@ -52,16 +67,20 @@ inline void tile(const Linear& args, int64_t row, int64_t sample) {
   const T* w = (const T*)args.w + row * args.columns;
   const float* x = (const float*)args.x + sample * args.stride;
   const bool ahead = sample == 0 && row + 2 * R <= args.rows;
-  vfloat sums[S * R] = {};
-  Columns<T>::each_vector(args.columns, [&](int64_t at, int lanes) {
-    vfloat weights[R];
-    for (int r = 0; r < R; ++r) weights[r] = Columns<T>::get(w + r * args.columns + at, lanes);
-    if (ahead) {
-      for (int r = 0; r < R; ++r) __builtin_prefetch(w + (R + r) * args.columns + at);
-    }
-    for (int s = 0; s < S; ++s) {
-      const vfloat value = load(x + s * args.stride + at);
-      for (int r = 0; r < R; ++r) sums[s * R + r] = fma(weights[r], value, sums[s * R + r]);
+  vfloat sums[S * R];
+#pragma GCC unroll 16
+  for (int i = 0; i < S * R; ++i) sums[i] = vfloat{};
+  Columns<T>::each_vector(args.columns, [&](int64_t at, int lanes) __attribute__((always_inline)) {
+    vfloat values[S];
+#pragma GCC unroll 4
+    for (int s = 0; s < S; ++s) values[s] = load(x + s * args.stride + at);
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) {
+      // One weight at a time: sums, values and it just fill a small set's registers.
+      const vfloat weight = Columns<T>::get(w + r * args.columns + at, lanes);
+      if (ahead) __builtin_prefetch(w + (R + r) * args.columns + at);
+#pragma GCC unroll 4
+      for (int s = 0; s < S; ++s) sums[s * R + r] = fma(weight, values[s], sums[s * R + r]);
     }
   });
   float dots[S * R];
@@ -74,8 +93,13 @@ inline void tile(const Linear& args, int64_t row, int64_t sample) {
 template <int R, class T>
 inline void all_samples(const Linear& args, int64_t row) {
   int64_t sample = 0;
-  for (; sample + kSamples <= args.batch; sample += kSamples) tile<R, kSamples, T>(args, row, sample);
-  for (; sample < args.batch; ++sample) tile<R, 1, T>(args, row, sample);
+  // Four left are two pairs: a single one would wait for its own sums.
+  for (int64_t left = args.batch; left >= kSamples && (kSamples == 2 || left != 4); left -= kSamples) {
+    tile<R, kSamples, T>(args, row, sample);
+    sample += kSamples;
+  }
+  for (; sample + 2 <= args.batch; sample += 2) tile<R, 2, T>(args, row, sample);
+  if (sample < args.batch) tile<R, 1, T>(args, row, sample);
 }
 
 template <class T>
@@ -127,7 +151,7 @@ __attribute__((always_inline)) inline void gradient_tile(const LinearGradient& a
       for (int i = 0; i < N; ++i) values[i] = load(x + b * args.stride + i * C::kCount);
 #pragma GCC unroll 8
       for (int r = 0; r < R; ++r) {
-        const V factor = V{} + dy[b * args.dy_stride + r];
+        const V factor = dy[b * args.dy_stride + r] - V{};
 #pragma GCC unroll 8
         for (int i = 0; i < N; ++i) sums[r][i] = fma(factor, values[i], sums[r][i]);
       }
@@ -153,7 +177,7 @@ __attribute__((always_inline)) inline void gradient_tile(const LinearGradient& a
     for (int i = 0; i < N; ++i) sums[i] = first ? V{} : load(to + i * C::kCount);
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
-      const V factor = V{} + dy[b * args.dy_stride + r];
+      const V factor = dy[b * args.dy_stride + r] - V{};
 #pragma GCC unroll 8
       for (int i = 0; i < N; ++i) sums[i] = fma(factor, weights[r][i], sums[i]);
     }

@@ -48,7 +48,7 @@ def kernel_times(t: Tensor) -> Tensor:
     """t as kernels read it: contiguous float32, float64 or int64."""
     if t.dtype not in (torch.float32, torch.float64, torch.int64):
         t = t.to(torch.float32 if t.is_floating_point() else torch.int64)
-    return t.detach().contiguous()
+    return (t.detach() if t.requires_grad else t).contiguous()
 
 
 def check(op: str, t: Tensor, dim: int, max_period: float, shift: float) -> None:
