@@ -46,12 +46,12 @@ def read(name: str) -> dict[str, OpOrder]:
 
 # Read at import: traced code may read a module global, but no file.
 TABLES = {path.stem: read(path.stem) for path in sorted(FOLDER.glob("*.json"))}
-_CPU_TABLE = TABLES.get(architecture(torch.device("cpu")), {})
+CPU = architecture(torch.device("cpu"))
 
 
 def order(op: str, x: Tensor) -> tuple[str, ...]:
     """Backends from fastest to slowest for this call, empty where nothing was measured."""
-    table = _CPU_TABLE if x.device.type == "cpu" else TABLES.get(architecture(x.device), {}) 
+    table = TABLES.get(CPU if x.device.type == "cpu" else architecture(x.device))
     if not table:
         return ()
     modes = table.get(op, {}).get(str(x.dtype).removeprefix("torch."))

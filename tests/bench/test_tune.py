@@ -44,7 +44,7 @@ def test_auto_follows_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
     if _dispatch.order("op", torch.ones(1)) == _dispatch.INTERPRETER_ORDER:
         pytest.skip("the interpreter has its own order")
     rows = [(10, ("reference", "cpu")), (None, (_measured.INDUCTOR, "cpu"))]
-    monkeypatch.setattr(_measured, "_CPU_TABLE", {"op": {"float32": {"forward": rows}}})
+    monkeypatch.setattr(_measured, "TABLES", {_measured.CPU: {"op": {"float32": {"forward": rows}}}})
     predicates = dict.fromkeys(("reference", "cpu", "sdpa"), _dispatch.why_not_reference)
     assert _dispatch.choose("op", predicates, torch.ones(10)) == "reference"
     assert _dispatch.choose("op", predicates, torch.ones(11)) == "cpu"
@@ -55,7 +55,7 @@ def test_auto_follows_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_traced_code_takes_the_reference_where_inductor_is_fastest(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [(None, (_measured.INDUCTOR, "cpu"))]
-    monkeypatch.setattr(_measured, "_CPU_TABLE", {"op": {"float32": {"forward": rows}}})
+    monkeypatch.setattr(_measured, "TABLES", {_measured.CPU: {"op": {"float32": {"forward": rows}}}})
     monkeypatch.setattr(_dispatch._library, "INTERPRETING", False)
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
     assert _dispatch.order("op", torch.ones(11)) == ("reference", "cpu", "sdpa")

@@ -8,7 +8,10 @@ namespace {
 
 // Sums of kRows x kSamples dots stay in registers; a weight is loaded once per kSamples samples. In the backward sums
 // of kRows x kColumns vectors do; with 8 rows one column keeps both multipliers busy.
-constexpr int kRows = kVectorBytes == 64 ? 8 : 4, kSamples = kVectorBytes == 64 ? 2 : 3;
+constexpr int kRows = kVectorBytes == 64 ? 8 : 4;
+// Widening 16 bits takes a register more.
+template <class T>
+constexpr int kSamples = kVectorBytes == 64 || sizeof(T) == 2 ? 2 : 3;
 constexpr int kColumns = kVectorBytes == 64 ? 1 : 3;
 
 #if defined(__AVX512F__)
@@ -94,9 +97,9 @@ template <int R, class T>
 inline void all_samples(const Linear& args, int64_t row) {
   int64_t sample = 0;
   // Four left are two pairs: a single one would wait for its own sums.
-  for (int64_t left = args.batch; left >= kSamples && (kSamples == 2 || left != 4); left -= kSamples) {
-    tile<R, kSamples, T>(args, row, sample);
-    sample += kSamples;
+  for (int64_t left = args.batch; left >= kSamples<T> && (kSamples<T> == 2 || left != 4); left -= kSamples<T>) {
+    tile<R, kSamples<T>, T>(args, row, sample);
+    sample += kSamples<T>;
   }
   for (; sample + 2 <= args.batch; sample += 2) tile<R, 2, T>(args, row, sample);
   if (sample < args.batch) tile<R, 1, T>(args, row, sample);
