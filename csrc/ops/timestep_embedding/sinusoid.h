@@ -31,18 +31,25 @@ inline void sincos(vdouble angle, vnarrow& sine, vnarrow& cosine) {
   cosine = (vnarrow)((c ^ (differ & odd)) ^ (((quadrant + 1) & 2) << 30));
 }
 
+// The sinusoids of kDoubleLanes frequencies, `count` of them read and written.
+inline void sinusoids(double time, const double* frequency, float* sines, float* cosines, int count) {
+  vdouble angle = {};
+  __builtin_memcpy(&angle, frequency, count * sizeof(double));
+  vnarrow sine, cosine;
+  sincos(angle * time, sine, cosine);
+  __builtin_memcpy(sines, &sine, count * sizeof(float));
+  __builtin_memcpy(cosines, &cosine, count * sizeof(float));
+}
+
 // [first | second] of one time: sines then cosines, or the other way; `half` values each.
 inline void sinusoids(double time, const double* frequency, int64_t half, bool flip, float* out) {
   float *sines = flip ? out + half : out, *cosines = flip ? out : out + half;
-  for (int64_t i = 0; i < half; i += kDoubleLanes) {
-    const int count = half - i < kDoubleLanes ? (int)(half - i) : kDoubleLanes;
-    vdouble angle = {};
-    __builtin_memcpy(&angle, frequency + i, count * sizeof(double));
-    vnarrow sine, cosine;
-    sincos(angle * time, sine, cosine);
-    __builtin_memcpy(sines + i, &sine, count * sizeof(float));
-    __builtin_memcpy(cosines + i, &cosine, count * sizeof(float));
+  int64_t i = 0;
+  // A count known to the compiler: else each of the three copies is a call.
+  for (; i + kDoubleLanes <= half; i += kDoubleLanes) {
+    sinusoids(time, frequency + i, sines + i, cosines + i, kDoubleLanes);
   }
+  if (i < half) sinusoids(time, frequency + i, sines + i, cosines + i, (int)(half - i));
 }
 
 inline void sinusoids(double time, const double* frequency, int64_t half, bool flip, double* out) {
