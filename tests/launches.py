@@ -52,7 +52,7 @@ class Launches:
             )
             try:
                 lower(source, {k: compile[k] for k in ("num_warps", "num_stages", "enable_fp_fusion")})
-            except Exception as error:  # all launches are told of, not the first alone
+            except Exception as error:  # of any type, and a failure of the test: told with all the others, not alone
                 cause = error.__cause__ or error
                 constants = {source.fn.arg_names[i]: value for (i,), value in compile["constants"].items()}
                 self.failures.append(f"{fn.name} {compile['signature']} {constants}\n    {cause}")

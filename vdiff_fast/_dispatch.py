@@ -95,6 +95,7 @@ def order(op: str, x: Tensor) -> tuple[str, ...]:
     if _library.INTERPRETING:
         return INTERPRETER_ORDER
     preferred = DEFAULT_ORDER.get(x.device.type, ("reference",))
+    # Where no table is committed, small ops are spared the look at one.
     measured = _measured.order(op, x) if _measured.TABLES else ()
     if not measured:
         return preferred
@@ -142,7 +143,7 @@ def choose(op: str, predicates: Mapping[str, Predicate], x: Tensor, *facts: Any)
 
 
 def _choose(op: str, predicates: Mapping[str, Predicate], x: Tensor, *facts: Any) -> str:
-    wanted = _requested_by_op.get(op, _requested)
+    wanted = requested(op)
     if wanted is not None:
         if wanted not in predicates:
             raise BackendUnavailableError(f"{op} has no {wanted!r} backend; it has {', '.join(predicates)}")
