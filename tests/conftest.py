@@ -89,3 +89,17 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.skip(reason="runs under TRITON_INTERPRET=1 in a process of its own"))
         if item.get_closest_marker("aot") and _library.INTERPRETING:
             item.add_marker(pytest.mark.skip(reason="the interpreter replaces what this compiles"))
+
+
+@pytest.fixture(params=["avx512bf16", "avx512", "avx2", "scalar"])
+def isa(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Each instruction set that this CPU and this build have."""
+    before = _library.isa()
+    if before is None:
+        pytest.skip(_library.CPU.reason or "")
+    try:
+        _library.set_isa(request.param)
+    except ValueError as error:
+        pytest.skip(str(error))
+    yield request.param
+    _library.set_isa(before)

@@ -64,19 +64,6 @@ def _skip_if_unbuilt(backend: str) -> None:
         pytest.skip(reason)
 
 
-@pytest.fixture(params=["avx512bf16", "avx512", "avx2", "scalar"])
-def isa(request: pytest.FixtureRequest) -> Iterator[str]:
-    before = _library.isa()
-    if before is None:
-        pytest.skip(_library.CPU.reason or "")
-    try:
-        _library.set_isa(request.param)
-    except ValueError as error:
-        pytest.skip(str(error))
-    yield request.param
-    _library.set_isa(before)
-
-
 @pytest.mark.parametrize(("spec", "backend", "name"), _cases())
 def test_as_close_to_float64_as_eager(spec: OpSpec, backend: str, name: str) -> None:
     _skip_if_unbuilt(backend)

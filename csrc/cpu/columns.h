@@ -1,4 +1,4 @@
-// Rows as vectors with a tail, and sums over rows per column: what kernels of the modulated ops share.
+// Rows as vectors with a tail, and sums over rows per column: what the kernels of rows and norms share.
 #pragma once
 
 #include "cpu/lanes.h"
@@ -55,6 +55,18 @@ struct Columns {
     for (int64_t i = 0; i < n; ++i) total[i] += static_cast<double>(part[i]);
   }
 };
+
+// y[i] = body(i, lanes) for whole vectors, then for the tail; in pairs where one store of two is cheaper.
+template <bool kPastCache, class T, class Body>
+inline void transform(T* y, int64_t n, Body body) {
+  constexpr int count = Lanes<T>::count;
+  int64_t i = 0;
+  if constexpr (sizeof(T) == 2) {
+    for (; i + 2 * count <= n; i += 2 * count) store_two<kPastCache>(y + i, body(i, count), body(i + count, count));
+  }
+  Columns<T>::each_vector(
+      n - i, [&](int64_t at, int lanes) { store_output<kPastCache>(y + i + at, body(i + at, lanes), lanes); });
+}
 
 inline void narrow(double* p, double x) { *p = x; }
 template <class T>

@@ -103,6 +103,25 @@ inline void store_output(T* p, typename Lanes<T>::Vector v, int lanes) {
   if constexpr (kPastCache) return store_past_cache(p, v);
   lanes == Lanes<T>::count ? store(p, v) : store_first(p, v, lanes);
 }
+// Two whole vectors behind each other.
+template <bool kPastCache, class T>
+inline void store_two(T* p, typename Lanes<T>::Vector a, typename Lanes<T>::Vector b) {
+  store_output<kPastCache>(p, a, Lanes<T>::count), store_output<kPastCache>(p + Lanes<T>::count, b, Lanes<T>::count);
+}
+#if defined(__AVX2__) && !defined(__AVX512F__)
+// One shuffle packs both.
+template <bool kPastCache>
+inline void store_two(bf16* p, vfloat a, vfloat b) {
+  const __m256i packed = _mm256_packus_epi32((__m256i)rounded_to_bf16(a), (__m256i)rounded_to_bf16(b));
+  const __m256i ordered = _mm256_permute4x64_epi64(packed, 0xd8);
+  if constexpr (kPastCache) {
+    _mm_stream_si128((__m128i*)p, _mm256_castsi256_si128(ordered));
+    _mm_stream_si128((__m128i*)p + 1, _mm256_extracti128_si256(ordered, 1));
+  } else {
+    _mm256_storeu_si256((__m256i*)p, ordered);
+  }
+}
+#endif
 // Whether rows of n elements from p on are whole vectors, all aligned.
 template <class T>
 inline bool whole_vectors(const T* p, int64_t n) {
@@ -208,7 +227,7 @@ inline vdouble exp_minus(vdouble x) {
 }
 
 // a / b for b in [1, 1e38]: on AVX-512 by a reciprocal of 14 bits, and the remainder unless the result is narrow; a
-// division costs more than all the rest of SiLU.
+// division costs more than all the rest of SiLU. On AVX2 by one of 12 bits where the result is narrow.
 template <bool kNarrow, class V>
 inline V divide(V a, V b) {
 #if defined(__AVX512F__)
@@ -218,6 +237,8 @@ inline V divide(V a, V b) {
     if constexpr (kNarrow) return quotient;
     return fma((vfloat)_mm512_fnmadd_ps((__m512)b, (__m512)quotient, (__m512)a), guess, quotient);
   }
+#elif defined(__AVX2__)
+  if constexpr (kNarrow && sizeof(a[0]) == 4) return a * (vfloat)_mm256_rcp_ps((__m256)b);
 #endif
   return a / b;
 }

@@ -41,8 +41,8 @@ struct LayerNorm : Columns<T> {
   }
 
   static void gate_row(const T* residual, const T* branch, const T* gate, T* h, int64_t n) {
-    each_vector(n, [&](int64_t i, int lanes) {
-      put(h + i, fma(get(gate + i, lanes), get(branch + i, lanes), get(residual + i, lanes)), lanes);
+    transform<false>(h, n, [&](int64_t i, int lanes) {
+      return fma(get(gate + i, lanes), get(branch + i, lanes), get(residual + i, lanes));
     });
   }
 
@@ -65,11 +65,10 @@ struct LayerNorm : Columns<T> {
       }
       const Statistics s = statistics(x, n, static_cast<Real>(a.eps));
       planes[row] = s.high, planes[a.runs.rows + row] = s.low, planes[2 * a.runs.rows + row] = s.rstd;
-      T* y = (T*)a.y + at;
-      each_vector(n, [&](int64_t i, int lanes) {
+      transform<kPast>((T*)a.y + at, n, [&](int64_t i, int lanes) {
         V z = s.normed(get(x + i, lanes));
         if constexpr (kAffine) z = affine(z, weight, bias, i, lanes);
-        store_output<kPast>(y + i, fma(z, get(scale + i, lanes) + 1, get(shift + i, lanes)), lanes);
+        return fma(z, get(scale + i, lanes) + 1, get(shift + i, lanes));
       });
     }
     if constexpr (kPast) stores_done();

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -22,18 +22,6 @@ def _set_last_cache(size: int) -> int:
     function = ctypes.CDLL(str(_library.CPU.path)).vdiff_fast_set_last_cache
     function.restype = ctypes.c_int64
     return int(function(ctypes.c_int64(size)))
-
-
-@pytest.fixture(params=["scalar", "avx2", "avx512", "avx512bf16"])
-def isa(request: pytest.FixtureRequest) -> Iterator[str]:
-    before = _library.isa()
-    assert before is not None
-    try:
-        _library.set_isa(request.param)
-    except ValueError as error:
-        pytest.skip(str(error))
-    yield request.param
-    _library.set_isa(before)
 
 
 def _group_norm(width: int, dtype: torch.dtype, last: bool) -> list[Tensor]:

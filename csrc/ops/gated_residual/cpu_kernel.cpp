@@ -22,9 +22,8 @@ struct Kernels : Columns<T> {
     for (int64_t row = begin; row < end; ++row) {
       const T *residual = (const T*)a.residual + row * n, *branch = (const T*)a.branch + row * n;
       const T* gate = a.gate.at<T>(a.runs, row / a.runs.length);
-      T* y = (T*)a.y + row * n;
-      each_vector(n, [&](int64_t i, int lanes) {
-        store_output<kPast>(y + i, fma(get(gate + i, lanes), get(branch + i, lanes), get(residual + i, lanes)), lanes);
+      transform<kPast>((T*)a.y + row * n, n, [&](int64_t i, int lanes) {
+        return fma(get(gate + i, lanes), get(branch + i, lanes), get(residual + i, lanes));
       });
     }
     if constexpr (kPast) stores_done();

@@ -24,10 +24,9 @@ struct Kernels : Columns<T> {
     const Real* bias = (const Real*)a.bias;
     for (int64_t row = begin; row < end; ++row) {
       const T* x = (const T*)a.x + row * 2 * half;
-      T* y = (T*)a.out + row * half;
-      each_vector(half, [&](int64_t i, int lanes) {
+      transform<false>((T*)a.out + row * half, half, [&](int64_t i, int lanes) {
         const V gate = shifted(x, bias, half + i, lanes);
-        put(y + i, shifted(x, bias, i, lanes) * (gate * normal<kNarrow>(gate).cdf), lanes);
+        return shifted(x, bias, i, lanes) * (gate * normal<kNarrow>(gate).cdf);
       });
     }
   }

@@ -9,7 +9,7 @@ namespace {
 template <class T>
 struct Kernels : Columns<T> {
   using Base = Columns<T>;
-  using Base::each_vector, Base::get, Base::put;
+  using Base::get, Base::put;
   using typename Base::Real;
   using typename Base::V;
   static constexpr bool kNarrow = sizeof(T) == 2;
@@ -23,9 +23,8 @@ struct Kernels : Columns<T> {
     const int64_t n = a.runs.width;
     for (int64_t row = begin; row < end; ++row) {
       const T* x = (const T*)a.x + row * n;
-      T* y = (T*)a.out + row * n;
-      each_vector(n, [&](int64_t i, int lanes) {
-        put(y + i, TanhGelu<V>(shifted(x, (const Real*)a.bias, i, lanes)).template value<kNarrow>(), lanes);
+      transform<false>((T*)a.out + row * n, n, [&](int64_t i, int lanes) {
+        return TanhGelu<V>(shifted(x, (const Real*)a.bias, i, lanes)).template value<kNarrow>();
       });
     }
   }
@@ -36,12 +35,11 @@ struct Kernels : Columns<T> {
     if (sums) Base::clear(sums, n);
     for (int64_t row = begin; row < end; ++row) {
       const T *x = (const T*)a.x + row * n, *dy = (const T*)a.dy + row * n;
-      T* dx = (T*)a.out + row * n;
-      each_vector(n, [&](int64_t i, int lanes) {
+      transform<false>((T*)a.out + row * n, n, [&](int64_t i, int lanes) {
         const TanhGelu<V> gelu(shifted(x, (const Real*)a.bias, i, lanes));
         const V g = get(dy + i, lanes) * gelu.template slope<kNarrow>();
-        put(dx + i, g, lanes);
         if (sums) put(sums + i, get(sums + i, lanes) + g, lanes);
+        return g;
       });
     }
   }

@@ -1,6 +1,6 @@
 #include "ops/group_norm_silu/kernel.h"
 
-#include "cpu/lanes.h"
+#include "cpu/columns.h"
 
 namespace vdiff::VDIFF_ISA {
 namespace {
@@ -9,26 +9,12 @@ namespace {
 constexpr int64_t kRunChunk = 4096, kBlockBytes = 128 << 10;
 
 template <class T>
-struct Kernels {
-  using V = typename Lanes<T>::Vector;
-  using Real = typename Lanes<T>::Real;
-  static constexpr int kCount = Lanes<T>::count;
+struct Kernels : Columns<T> {
+  using Base = Columns<T>;
+  using Base::each_vector, Base::get, Base::kCount, Base::put;
+  using typename Base::Real;
+  using typename Base::V;
   static constexpr bool kNarrow = sizeof(T) == 2;
-
-  // Calls body(element, lanes) for whole vectors, then once for the tail.
-  template <class Body>
-  static inline void each_vector(int64_t n, Body body) {
-    int64_t i = 0;
-    for (; i + kCount <= n; i += kCount) body(i, kCount);
-    if (i < n) body(i, static_cast<int>(n - i));
-  }
-  static inline V get(const T* p, int lanes) { return lanes == kCount ? load(p) : load_first(p, lanes); }
-  static inline V get_real(const Real* p, int lanes) { return lanes == kCount ? load(p) : load_first(p, lanes); }
-  static inline void put(T* p, V v, int lanes) { lanes == kCount ? store(p, v) : store_first(p, v, lanes); }
-  static inline V zero_after(V v, int lanes) {
-    for (int i = lanes; i < kCount; ++i) v[i] = 0;
-    return v;
-  }
 
   // --- statistics: mean of a chunk, then the deviations from it while it is in cache, then Chan's combination
 
@@ -50,8 +36,7 @@ struct Kernels {
       }
     }
     each_vector(n - i, [&](int64_t at, int lanes) {
-      V d = get(x + i + at, lanes) - center;
-      if (lanes < kCount) d = zero_after(d, lanes);
+      const V d = Base::first(get(x + i + at, lanes) - center, lanes);
       first[0] += d;
       second[0] = fma(d, d, second[0]);
     });
@@ -161,9 +146,9 @@ struct Kernels {
                             int64_t ahead) {
     for (int64_t row = 0; row < rows; ++row, x += stride, y += stride) {
       const V center = V{} + affine.center[row], slope = V{} + affine.slope[row], offset = V{} + affine.offset[row];
-      each_vector(n, [&](int64_t i, int lanes) {
+      transform<kPast>(y, n, [&](int64_t i, int lanes) {
         fetch(x + i, ahead);
-        store_output<kPast>(y + i, activate<kSilu, kNarrow>(fma(get(x + i, lanes) - center, slope, offset)), lanes);
+        return activate<kSilu, kNarrow>(fma(get(x + i, lanes) - center, slope, offset));
       });
     }
     if constexpr (kPast) stores_done();
@@ -176,8 +161,8 @@ struct Kernels {
   }
 
   static inline V preactivation(V x, Affine<Real> affine, int64_t c, int lanes, V& centered) {
-    centered = x - get_real(affine.center + c, lanes);
-    return fma(centered, get_real(affine.slope + c, lanes), get_real(affine.offset + c, lanes));
+    centered = x - get(affine.center + c, lanes);
+    return fma(centered, get(affine.slope + c, lanes), get(affine.offset + c, lanes));
   }
 
   template <bool kSilu, bool kPast>
@@ -185,11 +170,9 @@ struct Kernels {
                                Affine<Real> affine) {
     for (int64_t row = 0; row < rows; ++row) {
       const T* from = x + row * stride;
-      T* to = y + row * y_stride;
-      each_vector(n, [&](int64_t c, int lanes) {
+      transform<kPast>(y + row * y_stride, n, [&](int64_t c, int lanes) {
         V centered;
-        const V z = preactivation(get(from + c, lanes), affine, c, lanes, centered);
-        store_output<kPast>(to + c, activate<kSilu, kNarrow>(z), lanes);
+        return activate<kSilu, kNarrow>(preactivation(get(from + c, lanes), affine, c, lanes, centered));
       });
     }
     if constexpr (kPast) stores_done();
@@ -228,8 +211,7 @@ struct Kernels {
     for (int64_t done = 0; done < n; done += kRunChunk) {
       V g_sum{}, gx_sum{}, x_sum{};
       each_vector(n - done < kRunChunk ? n - done : kRunChunk, [&](int64_t i, int lanes) {
-        V centered = get(x + done + i, lanes) - center;
-        if (lanes < kCount) centered = zero_after(centered, lanes);
+        const V centered = Base::first(get(x + done + i, lanes) - center, lanes);
         const V g = incoming<kSource>(dy + done + i, dx + done + i, fma(centered, slope, offset), lanes);
         g_sum += g;
         gx_sum = fma(g, centered, gx_sum);
@@ -259,8 +241,8 @@ struct Kernels {
   static inline void sums_rows(const T* dy, int64_t dy_stride, const T* x, T* dx, int64_t stride, int64_t n,
                                Affine<Real> affine, Real* g_sum, Real* gx_sum, Real* x_sum) {
     each_vector(n, [&](int64_t c, int lanes) {
-      const V center = get_real(affine.center + c, lanes), slope = get_real(affine.slope + c, lanes);
-      const V offset = get_real(affine.offset + c, lanes);
+      const V center = get(affine.center + c, lanes), slope = get(affine.slope + c, lanes);
+      const V offset = get(affine.offset + c, lanes);
       V g[kRows], gx[kRows], centered[kRows];
       for (int i = 0; i < kRows; ++i) {
         centered[i] = get(x + i * stride + c, lanes) - center;
@@ -309,12 +291,12 @@ struct Kernels {
     for (int64_t row = 0; row < rows; ++row, dy += stride, x += stride, dx += stride) {
       const V center = V{} + affine.center[row], slope = V{} + affine.slope[row], offset = V{} + affine.offset[row];
       const V gain = V{} + gradient.gain[row], tilt = V{} + gradient.tilt[row], level = V{} + gradient.level[row];
-      each_vector(n, [&](int64_t i, int lanes) {
+      transform<false>(dx, n, [&](int64_t i, int lanes) {
         fetch(x + i, ahead);
         fetch(dy + i, ahead);
         const V centered = get(x + i, lanes) - center;
         const V g = outgoing<kSource>(dy + i, dx + i, fma(centered, slope, offset), lanes);
-        put(dx + i, fma(g, gain, fma(centered, tilt, level)), lanes);
+        return fma(g, gain, fma(centered, tilt, level));
       });
     }
   }
@@ -330,12 +312,12 @@ struct Kernels {
     for (int64_t row = 0; row < rows; ++row) {
       const T* from = x + row * stride;
       T* to = dx + row * stride;
-      each_vector(n, [&](int64_t c, int lanes) {
+      transform<false>(to, n, [&](int64_t c, int lanes) {
         V centered;
         const V z = preactivation(get(from + c, lanes), affine, c, lanes, centered);
         const V g = outgoing<kSource>(dy + row * dy_stride + c, to + c, z, lanes);
-        const V flat = fma(centered, get_real(gradient.tilt + c, lanes), get_real(gradient.level + c, lanes));
-        put(to + c, fma(g, get_real(gradient.gain + c, lanes), flat), lanes);
+        const V flat = fma(centered, get(gradient.tilt + c, lanes), get(gradient.level + c, lanes));
+        return fma(g, get(gradient.gain + c, lanes), flat);
       });
     }
   }

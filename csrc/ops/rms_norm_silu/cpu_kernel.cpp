@@ -1,6 +1,6 @@
 #include "ops/rms_norm_silu/kernel.h"
 
-#include "cpu/lanes.h"
+#include "cpu/columns.h"
 
 namespace vdiff::VDIFF_ISA {
 namespace {
@@ -21,28 +21,14 @@ inline vdouble root(vdouble v) {
 }
 
 template <class T>
-struct Kernels {
-  using V = typename Lanes<T>::Vector;
-  using Real = typename Lanes<T>::Real;
-  static constexpr int kCount = Lanes<T>::count;
+struct Kernels : Columns<T> {
+  using Base = Columns<T>;
+  using Base::each_vector, Base::get, Base::kCount, Base::put;
+  using typename Base::Real;
+  using typename Base::V;
   static constexpr bool kNarrow = sizeof(T) == 2;
   // Positions whose channels are taken together where positions are contiguous: whole cache lines of every channel.
   static constexpr int kWide = 4;
-
-  template <class Body>
-  static inline void each_vector(int64_t n, Body body) {
-    int64_t i = 0;
-    for (; i + kCount <= n; i += kCount) body(i, kCount);
-    if (i < n) body(i, static_cast<int>(n - i));
-  }
-  template <class U>
-  static inline V get(const U* p, int lanes) {
-    return lanes == kCount ? load(p) : load_first(p, lanes);
-  }
-  template <class U>
-  static inline void put(U* p, V v, int lanes) {
-    lanes == kCount ? store(p, v) : store_first(p, v, lanes);
-  }
 
   // --- channels-last: a row of channels per position
 
@@ -56,9 +42,8 @@ struct Kernels {
     const Real mean = sum_lanes(squares) / static_cast<Real>(n);
     const Real inverse = Real{1} / root(V{} + (mean + eps))[0];
     *rstd = inverse;
-    each_vector(n, [&](int64_t c, int lanes) {
-      const V z = fma(get(x + c, lanes) * inverse, get(slope + c, lanes), get(offset + c, lanes));
-      put(y + c, activate<kSilu, kNarrow>(z), lanes);
+    transform<false>(y, n, [&](int64_t c, int lanes) {
+      return activate<kSilu, kNarrow>(fma(get(x + c, lanes) * inverse, get(slope + c, lanes), get(offset + c, lanes)));
     });
   }
 
@@ -76,10 +61,8 @@ struct Kernels {
       dot = fma(g * s, normed, dot);
     });
     const Real mean = sum_lanes(dot) / static_cast<Real>(n);
-    each_vector(n, [&](int64_t c, int lanes) {
-      const V normed = get(x + c, lanes) * rstd;
-      put(dx + c, (load(held + c) - normed * mean) * rstd, lanes);
-    });
+    transform<false>(dx, n,
+                     [&](int64_t c, int lanes) { return (load(held + c) - get(x + c, lanes) * rstd * mean) * rstd; });
   }
 
   template <bool kSilu>
