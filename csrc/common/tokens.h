@@ -4,6 +4,9 @@
 
 namespace vdiff {
 
+// The widest head that the attentions' kernels take.
+constexpr int64_t kMaxHeadDim = 128;
+
 // Tokens (B, T, S, heads, d) with unit stride in d; strides in elements.
 struct Tokens {
   void* data = nullptr;

@@ -8,8 +8,6 @@
 
 namespace vdiff {
 
-constexpr int64_t kMaxContextDim = 128;
-
 // Attention of every token of a sample to one short context. "A" is the type of the arithmetic: double for float64
 // tensors, else float. Strides b, t and h of the tokens (B, N, heads, d) and of the context (B, L, heads, d).
 struct ContextAttention {

@@ -39,17 +39,17 @@ struct Context {
 
   void read_context(A* to, int64_t b) const {
     for (int64_t h = 0; h < args.heads; ++h) {
-      for (int64_t u = 0; u < keys; ++u, to += width) read_row(row(args.k, b, u, h), to, d);
-      for (int64_t u = 0; u < keys; ++u, to += width) read_row(row(args.v, b, u, h), to, d);
+      read_rows(row(args.k, b, 0, h), args.k.t, to + 2 * h * matrix, width, keys, d);
+      read_rows(row(args.v, b, 0, h), args.v.t, to + (2 * h + 1) * matrix, width, keys, d);
     }
   }
 
   // Rows of one head.
   void read(const Tokens& x, int64_t b, int64_t first, int64_t count, int64_t h, A* to) const {
-    for (int64_t i = 0; i < count; ++i) read_row(row(x, b, first + i, h), to + i * width, d);
+    read_rows(row(x, b, first, h), x.t, to, width, count, d);
   }
   void write(const A* from, const Tokens& x, int64_t b, int64_t first, int64_t count, int64_t h) const {
-    for (int64_t i = 0; i < count; ++i) write_row(from + i * width, row(x, b, first + i, h), d, args.streamed);
+    write_rows(from, width, row(x, b, first, h), x.t, count, d, args.streamed);
   }
 
   void normalise_rows(A* q, A* unit, A* scales, int64_t count) const {
@@ -151,7 +151,7 @@ struct Context {
   void normalise_rows_backward(const Scratch& s, int64_t count, A* dweight) const {
     if (!args.q_weight) return;
     // A block's rows are summed apart from the rest: shorter chains round less.
-    A sums[kMaxContextDim] = {};
+    A sums[kMaxHeadDim] = {};
     for (int64_t i = 0; i < count; ++i) {
       normalise_backward(s.product + i * width, (const A*)args.q_weight, s.unit + i * width, sums, d, s.scales[i]);
     }

@@ -79,17 +79,14 @@ struct Problem {
         if (const int64_t n = present(leaving, p, h, heads); n > 0) {
           for (int i = 0; i < Out; ++i) {
             T* at = row(*outputs[i], *leaving, t, p, h);
-            const A* from = rows + slots[i] * problem.matrix;
-            for (int64_t j = 0; j < n; ++j) {
-              write_row(from + j * In * problem.matrix, at + j * outputs[i]->h, problem.d, problem.args.streamed);
-            }
+            write_rows(rows + slots[i] * problem.matrix, In * problem.matrix, at, outputs[i]->h, n, problem.d,
+                       problem.args.streamed);
           }
         }
         if (const int64_t n = present(coming, p, h, heads); n > 0) {
           for (int i = 0; i < In; ++i) {
             const T* at = row(*inputs[i], *coming, t, p, h);
-            A* to = rows + i * problem.matrix;
-            for (int64_t j = 0; j < n; ++j) read_row(at + j * inputs[i]->h, to + j * In * problem.matrix, problem.d);
+            read_rows(at, inputs[i]->h, rows + i * problem.matrix, In * problem.matrix, n, problem.d);
           }
         }
       });

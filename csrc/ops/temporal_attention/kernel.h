@@ -26,7 +26,7 @@ struct TemporalAttention {
   int64_t block_positions, block_heads;  // one item: so many positions of so many heads
 };
 
-constexpr int64_t kFrameAlign = 16, kMaxHeadDim = 128;
+constexpr int64_t kFrameAlign = 16;
 constexpr int64_t padded_frames(int64_t frames) { return (frames + kFrameAlign - 1) / kFrameAlign * kFrameAlign; }
 
 inline int64_t items(const TemporalAttention& a) {

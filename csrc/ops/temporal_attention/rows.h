@@ -1,6 +1,7 @@
 // Rows of d elements between the tensors and the scratch, and the per-row options. Included by cpu_kernel.cpp only.
 #pragma once
 
+#include "common/tokens.h"
 #include "ops/temporal_attention/matrix.h"
 
 namespace vdiff::VDIFF_ISA {
@@ -24,35 +25,65 @@ constexpr bool kHalfTail = true;
 constexpr bool kHalfTail = false;
 #endif
 
-// to = from.
-template <class T>
-inline void read_row(const T* from, float* to, int64_t d) {
-  int64_t i = 0;
-  for (; i + kLanes <= d; i += kLanes) {
-    store(to + i, load(from + i));
-  }
-  if constexpr (kHalfTail) {
-    if (i < d) store(to + i, load_half(from + i));
+// Calls body(n), n up to N, with n known to the compiler: a loop of fixed length is unrolled, and no branch of it is
+// guessed wrong. Narrow sets would have too many lengths.
+template <int N>
+struct Count {
+  constexpr operator int() const { return N; }
+};
+template <int N = kMaxHeadDim / kLanes, class Body>
+inline void with_count(int n, Body body) {
+  if constexpr (kVectorBytes < 32) {
+    body(n);
+  } else if constexpr (N == 0) {
+    body(Count<0>());
+  } else {
+    n == N ? body(Count<N>()) : with_count<N - 1>(n, body);
   }
 }
-inline void read_row(const double* from, double* to, int64_t d) { __builtin_memcpy(to, from, d * sizeof(double)); }
+
+// Rows of n vectors, and of half a vector where d says so.
+template <class Vectors, class T>
+inline void read_vectors(Vectors n, const T* from, int64_t from_stride, float* to, int64_t to_stride, int64_t rows,
+                         int64_t d) {
+  for (int64_t r = 0; r < rows; ++r, from += from_stride, to += to_stride) {
+    for (int i = 0; i < n; ++i) store(to + i * kLanes, load(from + i * kLanes));
+    if constexpr (kHalfTail) {
+      if (d > n * kLanes) store(to + n * kLanes, load_half(from + n * kLanes));
+    }
+  }
+}
+template <bool kPastCache, class Vectors, class T>
+inline void write_vectors(Vectors n, const float* from, int64_t from_stride, T* to, int64_t to_stride, int64_t rows,
+                          int64_t d) {
+  for (int64_t r = 0; r < rows; ++r, from += from_stride, to += to_stride) {
+    for (int i = 0; i < n; ++i) store_output<kPastCache>(to + i * kLanes, load(from + i * kLanes), kLanes);
+    if constexpr (kHalfTail) {
+      if (d > n * kLanes) store_half(to + n * kLanes, load(from + n * kLanes));
+    }
+  }
+}
+
+// `rows` rows of d elements, `from_stride` apart, to where they are `to_stride` apart.
+template <class T>
+inline void read_rows(const T* from, int64_t from_stride, float* to, int64_t to_stride, int64_t rows, int64_t d) {
+  with_count(d / kLanes, [=](auto n) { read_vectors(n, from, from_stride, to, to_stride, rows, d); });
+}
+inline void read_rows(const double* from, int64_t from_stride, double* to, int64_t to_stride, int64_t rows, int64_t d) {
+  for (; rows > 0; --rows, from += from_stride, to += to_stride) __builtin_memcpy(to, from, d * sizeof(double));
+}
 
 template <class T>
-inline void write_row(const float* from, T* to, int64_t d, bool streamed) {
-  if (streamed) {
-    for (int64_t i = 0; i < d; i += kLanes) store_past_cache(to + i, load(from + i));
-    return;
-  }
-  int64_t i = 0;
-  for (; i + kLanes <= d; i += kLanes) {
-    store(to + i, load(from + i));
-  }
-  if constexpr (kHalfTail) {
-    if (i < d) store_half(to + i, load(from + i));
-  }
+inline void write_rows(const float* from, int64_t from_stride, T* to, int64_t to_stride, int64_t rows, int64_t d,
+                       bool past_cache) {
+  with_count(d / kLanes, [=](auto n) {
+    past_cache ? write_vectors<true>(n, from, from_stride, to, to_stride, rows, d)
+               : write_vectors<false>(n, from, from_stride, to, to_stride, rows, d);
+  });
 }
-inline void write_row(const double* from, double* to, int64_t d, bool) {
-  __builtin_memcpy(to, from, d * sizeof(double));
+inline void write_rows(const double* from, int64_t from_stride, double* to, int64_t to_stride, int64_t rows, int64_t d,
+                       bool) {
+  read_rows(from, from_stride, to, to_stride, rows, d);
 }
 
 // sum of a[i] * b[i] in four partial sums, which the compiler may hold in lanes.
