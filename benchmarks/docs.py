@@ -130,12 +130,31 @@ def _long_section(document: dict) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _patched_section(document: dict) -> str:
+    """Models of diffusers, before and after `vf.patch`; bytes of the model as it was in brackets."""
+    lines = [
+        "### Models of diffusers, patched\n", f"{_facts(document)}\n",
+        "| model | step | ms | x as it was | modules | difference | kept for backward, MiB | peak, MiB |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]  # fmt: skip
+    for row in document["patched"]:
+        memory = [
+            f"{row[f'patched_{key}'] / 2**20:.0f} ({row[f'plain_{key}'] / 2**20:.0f})" if f"plain_{key}" in row else ""
+            for key in ("saved_bytes", "peak_bytes")
+        ]
+        ratio = row["plain_ms"] / row["patched_ms"]
+        cells = [row["model"], row["step"], f"{row['patched_ms']:.0f}", f"{ratio:.2f}", str(row["modules"])]
+        lines.append(f"| {' | '.join([*cells, format(row['difference'], '.1e'), *memory])} |")
+    return "\n".join(lines) + "\n"
+
+
 def _digits_section(document: dict) -> str:
     found = document["digits"]
     return (
         f"### Digits of the transformer\n\n{_facts(document)}\n\n"
-        f"`recipes/moving_digits_dit.yaml`, {found['step']} steps; {found['videos']} videos of every label in turn, "
-        f"{found['sampling_steps']} sampling steps, guidance {found['guidance']:g}, read by the best-matching training "
+        f"`recipes/moving_digits_dit.yaml`, {found['step']} steps of {found['batch_size']} clips with "
+        f"{found['handwritings']} pictures; {found['videos']} videos of every label in turn, {found['sampler']} in "
+        f"{found['sampling_steps']} steps, guidance {found['guidance']:g}, read by the best-matching training "
         f"picture: {found['frames_right']:.0%} of the frames show the digit that was asked for, in "
         f"{found['videos_right']:.0%} of the videos all do; mean correlation with that picture "
         f"{found['likeness_mean']:.2f} (training clips {found['likeness_of_training_clips']:.2f}).\n"
@@ -149,6 +168,7 @@ WRITERS: dict[str, Callable[[dict], str]] = {
     "fused": _parity_section,
     "cases": _long_section,
     "digits": _digits_section,
+    "patched": _patched_section,
     "rows": _section,
     "profiles": _profile_section,
 }

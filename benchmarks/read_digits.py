@@ -45,22 +45,23 @@ def handwriting(run: TrainedRun) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(dataset.sprites), torch.from_numpy(dataset.targets)
 
 
-def measure(run: TrainedRun, count: int, steps: int, guidance: float, seed: int) -> dict[str, Any]:
+def measure(run: TrainedRun, count: int, sampler: str, steps: int, guidance: float, seed: int) -> dict[str, Any]:
     """Shares of frames, and of whole videos, that show the digit they were asked for."""
     labels = class_labels(count, run.num_classes)
     if labels is None or run.config.data.digits != 1:
         raise SystemExit("read_digits needs a run on moving-digits with labels and one digit")
     with torch.no_grad():
         videos = draw_samples(
-            run.model, run.schedule, run.config, count, steps=steps, guidance=guidance, seed=seed, labels=labels,
-            num_classes=run.num_classes, progress=True,
+            run.model, run.schedule, run.config, count, sampler=sampler, steps=steps, guidance=guidance, seed=seed,
+            labels=labels, num_classes=run.num_classes, progress=True,
         )  # fmt: skip
     digits, likeness = read(videos.cpu(), *handwriting(run))
     right = digits == labels.cpu()[:, None]
     dataset: Any = build_dataset(run.config.data, run.config.seed)
     clips = to_unit_range(torch.stack([dataset[i]["video"] for i in range(min(count, len(dataset)))]))
     return {
-        "step": run.step, "videos": count, "sampling_steps": steps, "guidance": guidance, "seed": seed,
+        "step": run.step, "batch_size": run.config.batch_size, "handwritings": len(handwriting(run)[0]),
+        "videos": count, "sampler": sampler, "sampling_steps": steps, "guidance": guidance, "seed": seed,
         "frames_right": float(right.double().mean()), "videos_right": float(right.all(1).double().mean()),
         "likeness_mean": float(likeness.mean()), "likeness_lowest": float(likeness.min()),
         "likeness_of_training_clips": float(read(clips, *handwriting(run))[1].mean()),
@@ -71,13 +72,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("run", type=Path)
     parser.add_argument("--num", type=int, default=20)
+    parser.add_argument("--sampler", default="ddpm")
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--guidance", type=float, default=1.0)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=None, help="JSON to write")
     given = parser.parse_args()
     run = load_run(given.run)
-    result = measure(run, given.num, given.steps, given.guidance, given.seed)
+    result = measure(run, given.num, given.sampler, given.steps, given.guidance, given.seed)
     if given.out is not None:
         document = {"environment": environment(run.schedule.device), "digits": result}
         given.out.write_text(json.dumps(document, indent=1) + "\n")

@@ -4,9 +4,11 @@ from vdiff_fast import _library, diffusion, layout, models, nn, ops
 from vdiff_fast._dispatch import BackendUnavailableError, use_backend
 from vdiff_fast._doctor import doctor
 from vdiff_fast._version import __version__
+from vdiff_fast.patch import PatchReport, patch, unpatch
 
 __all__ = [
     "BackendUnavailableError",
+    "PatchReport",
     "__version__",
     "diffusion",
     "doctor",
@@ -14,6 +16,8 @@ __all__ = [
     "models",
     "nn",
     "ops",
+    "patch",
+    "unpatch",
     "use_backend",
 ]
 
