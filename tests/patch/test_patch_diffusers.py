@@ -147,6 +147,25 @@ def test_same_answer(name: str) -> None:
     assert torch.equal(again, before)
 
 
+@pytest.mark.parametrize("name", MODELS)
+def test_no_further_off_in_bf16(name: str) -> None:
+    """Norm and SiLU round once instead of twice."""
+    torch.manual_seed(0)
+    model, inputs = MODELS[name][0]()
+    given = inputs()
+
+    @torch.no_grad()
+    def error(expected: Tensor) -> float:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return float((model(**given)[0].float() - expected).norm())
+
+    with torch.no_grad():
+        expected = _awake(model)(**given)[0]
+    plain = error(expected)
+    assert vf.patch(model).count > 0
+    assert error(expected) <= 1.1 * plain
+
+
 @pytest.mark.parametrize(
     ("options", "embedded"),
     [({"time_embedding_norm": "scale_shift"}, True), ({"up": True}, True), ({"down": True}, False), ({}, False)],
