@@ -193,3 +193,16 @@ def test_the_answer_does_not_depend_on_the_number_of_threads() -> None:
 
     for a, b in zip(*with_threads(call)):
         assert torch.equal(a, b)
+
+
+def test_samples_of_one_position_share_a_program() -> None:
+    """A model that reshapes to (B * S, T, C) has one position a sample; a program holds several."""
+    pytest.importorskip("triton")
+    from vdiff_fast.ops.temporal_attention import triton
+    from vdiff_fast.ops.temporal_attention.config import tile_config
+
+    config = tile_config(16, 64, 2, backward=False, fused=False)
+    q, mask = torch.empty(4096, 16, 1, 8, 64), torch.ones(4096, 16, dtype=torch.bool)
+    assert config.positions > 1
+    assert triton._programs(config, triton._as_positions(None, q)[0]) == 4096 // config.positions * 8
+    assert triton._programs(config, triton._as_positions(mask, q)[0]) == 4096 * 8

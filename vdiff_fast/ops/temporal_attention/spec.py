@@ -69,6 +69,8 @@ def samples(device: torch.device, dtype: torch.dtype) -> Iterator[Sample]:
     for frames, heads in ((49, 2), (64, 1)):
         table = randn((heads, frames, frames), device, dtype, seed=4)
         yield Sample(f"bias-T{frames}", _tokens((1, frames, 1, heads, 16), device, dtype), {"bias": table})
+    table = randn((2, 6, 6), device, dtype, seed=4)
+    yield Sample("samples-of-one-position", _tokens((5, 6, 1, 2, 16), device, dtype), {"bias": table})
     packed = randn((2, 6, 5, 3, 2, 24), device, dtype)
     yield Sample("packed", (packed,), options(6, 2, 24, 2, device, dtype))
     bias = randn((2, 16, 16), device, dtype, seed=4)

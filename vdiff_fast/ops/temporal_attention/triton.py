@@ -245,6 +245,16 @@ def _flags(config: TileConfig, options: Options) -> dict[str, int | bool]:
     }
 
 
+def _as_positions(mask: Tensor | None, *tensors: Tensor) -> tuple[Tensor, ...]:
+    """Samples of one position each, a model's (B * S, T, C), as the positions of one sample: a program takes several.
+
+    A mask stays with its sample.
+    """
+    if mask is not None or tensors[0].shape[2] != 1:
+        return tensors
+    return tuple(x.transpose(0, 2) for x in tensors)
+
+
 def _programs(config: TileConfig, q: Tensor) -> int:
     return q.shape[0] * triton.cdiv(q.shape[2], config.positions) * q.shape[3]
 
@@ -254,12 +264,13 @@ def _launch_forward(q: Tensor, k: Tensor, v: Tensor, *options) -> Tensor:
     if out.numel() == 0:
         return out
     bias, mask, qw, kw, cos, sin, _, scale, eps = options
-    _, frames, positions, heads, d = q.shape
+    rows = _as_positions(mask, q, k, v, out)
+    _, frames, positions, heads, d = rows[0].shape
     config = tile_config(frames, d, q.element_size(), backward=False, fused=qw is not None or cos is not None)
-    strides = [n for x in (q, k, v, out) for n in x.stride()[:4]]
+    strides = [n for x in rows for n in x.stride()[:4]]
     tensors = [q if x is None else x for x in (bias, mask, qw, kw, cos, sin)]
-    forward_kernel[(_programs(config, q),)](
-        q, k, v, out, *tensors, *strides, positions, heads, frames, scale, eps, d,
+    forward_kernel[(_programs(config, rows[0]),)](
+        *rows, *tensors, *strides, positions, heads, frames, scale, eps, d,
         **_flags(config, options), num_warps=config.num_warps,
     )  # fmt: skip
     return out
@@ -267,8 +278,8 @@ def _launch_forward(q: Tensor, k: Tensor, v: Tensor, *options) -> Tensor:
 
 def _run_backward(dout: Tensor, parts, gradients, options) -> tuple[Tensor, Tensor, Tensor]:
     """Writes the gradients of q, k, v (equal strides) and returns those of bias and norm weights."""
-    q, k, v = parts
     bias, mask, qw, kw, cos, sin, _, scale, eps = options
+    dout, q, k, v, *gradients = _as_positions(mask, dout, *parts, *gradients)
     _, frames, positions, heads, d = q.shape
     config = tile_config(frames, d, q.element_size(), backward=True, fused=qw is not None or cos is not None)
     programs = _programs(config, q) if q.numel() else 0
