@@ -202,6 +202,18 @@ def test_frame_attention_and_what_it_hands_on(frames: int) -> None:
     assert torch.equal(attention(x, encoder_hidden_states=x.flip(1)[:, :2]), crossed)
 
 
+def test_an_option_of_another_processor_is_handed_on() -> None:
+    attention, x, regions = Attention(query_dim=32, heads=2, dim_head=16), torch.randn(3, 5, 32), torch.ones(4)
+    seen: dict[str, Any] = {}
+
+    def processor(attn: Attention, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        seen.update(kwargs)
+        return hidden_states
+
+    assert FrameAttention(processor)(attention, x, regions=regions) is x
+    assert seen == {"regions": regions}
+
+
 def test_a_head_that_the_kernels_lack() -> None:
     torch.manual_seed(0)
     model = LatteTransformer3DModel(

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from vdiff_fast.ops.geglu import geglu
 from vdiff_fast.ops.gelu_tanh import gelu_tanh
 from vdiff_fast.ops.group_norm_silu import group_norm_silu
+from vdiff_fast.ops.qk_norm_rope.checks import MAX_HEAD_DIM
 from vdiff_fast.ops.temporal_attention import temporal_attention
 from vdiff_fast.ops.temporal_attention.api import MAX_FRAMES
 from vdiff_fast.patch.report import Finding
@@ -113,8 +114,8 @@ class FrameAttention:
         *args: Any,
         **kwargs: Any,
     ) -> Tensor:
-        given = encoder_hidden_states is not None or attention_mask is not None or args or any(kwargs.values())
-        if given or hidden_states.dim() != 3 or hidden_states.shape[1] > MAX_FRAMES:
+        given = (encoder_hidden_states, attention_mask, *args, *kwargs.values())
+        if any(x is not None for x in given) or hidden_states.dim() != 3 or hidden_states.shape[1] > MAX_FRAMES:
             return self.unfused(attn, hidden_states, encoder_hidden_states, attention_mask, temb, *args, **kwargs)
         q, k, v = (
             project(hidden_states).unflatten(-1, (attn.heads, -1))[:, :, None]
@@ -142,7 +143,7 @@ def _why_not_frames(attn: Attention) -> str | None:
     if attn.inner_kv_dim != attn.inner_dim:
         return "fewer heads of keys than of queries"
     d = attn.inner_dim // attn.heads
-    return f"heads of {d}: not a multiple of 8 up to 128" if d % 8 or d > 128 else None
+    return f"heads of {d}: not a multiple of 8 up to {MAX_HEAD_DIM}" if d % 8 or d > MAX_HEAD_DIM else None
 
 
 def _attention_over_frames(name: str, module: nn.Module) -> Iterator[Finding]:
