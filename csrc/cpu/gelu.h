@@ -12,11 +12,11 @@ struct Normal {
 
 // Phi(-t) e^(t^2/2) is a polynomial in 1 / (1 + 0.35 t) to 4e-8 on [0, 13.3]: accurate in both tails, where 1 + erf(x)
 // cancels.
-template <bool kNarrow>
+template <int kDigits>
 inline Normal<vfloat> normal(vfloat x) {
   const vfloat t = vmin(vmax(x, -x), splat(14.0f));
-  const vfloat e = exp_minus<kNarrow>(t * t * 0.5f);
-  const vfloat u = divide<kNarrow>(splat(1.0f), fma(t, splat(0.35f), splat(1.0f)));
+  const vfloat e = exp_minus<kDigits>(t * t * 0.5f);
+  const vfloat u = divide<kDigits>(splat(1.0f), fma(t, splat(0.35f), splat(1.0f)));
   vfloat p = splat(-0.02911511943f);
   p = fma(p, u, splat(0.1438189085f));
   p = fma(p, u, splat(-0.2553919952f));
@@ -29,7 +29,7 @@ inline Normal<vfloat> normal(vfloat x) {
   const vfloat tail = p * u * e;
   return {select(x > splat(0.0f), 1.0f - tail, tail), e * 0.39894228f};
 }
-template <bool kNarrow>
+template <int kDigits>
 inline Normal<vdouble> normal(vdouble x) {
   Normal<vdouble> result;
   for (int i = 0; i < kDoubleLanes; ++i) {
@@ -50,14 +50,14 @@ struct TanhGelu {
     square = clamped * clamped;
   }
   inline V exponent() const { return clamped * fma(square, V{} + kCubic, V{} + kLinear); }
-  template <bool kNarrow>
+  template <int kDigits>
   inline V value() const {
-    return divide<kNarrow>(z, 1 + exp_minus<kNarrow>(exponent()));
+    return divide<kDigits>(z, 1 + exp_minus<kDigits>(exponent()));
   }
   // s + z s (1 - s) v', s = 1 / (1 + e^-v), with 1 - s = e^-v s; a NaN stays one.
-  template <bool kNarrow>
+  template <int kDigits>
   inline V slope() const {
-    const V e = exp_minus<kNarrow>(exponent()), s = divide<kNarrow>(V{} + 1, 1 + e);
+    const V e = exp_minus<kDigits>(exponent()), s = divide<kDigits>(V{} + 1, 1 + e);
     const V dv = fma(square, V{} + 3 * kCubic, V{} + kLinear);
     const V slope = s * fma(clamped * dv, e * s, V{} + 1);
     return z == z ? slope : z;

@@ -19,6 +19,16 @@ struct Lanes<double> {
   static constexpr int count = kDoubleLanes;
 };
 
+// Binary digits of the significand.
+template <class T>
+constexpr int digits = 24;
+template <>
+inline constexpr int digits<bf16> = 8;
+template <>
+inline constexpr int digits<fp16> = 11;
+template <>
+inline constexpr int digits<double> = 53;
+
 inline vdouble load(const double* p) {
   vdouble v;
   __builtin_memcpy(&v, p, sizeof v);
@@ -174,11 +184,11 @@ constexpr vint kPowers = {0x3f800000, 0x3f7b95c2, 0x3f7837f0, 0x3f75fed7,
 #endif
 
 // e^-x for 1 / (1 + e^-x), x clamped to where that is a normal number; a NaN is clamped too, and comes back as callers
-// multiply by x. kNarrow is for results in 16 bits: 6e-5 relative instead of an ulp.
+// multiply by x. kDigits are the result's: up to 11, 16 bits in all, 6e-5 relative will do instead of an ulp.
 //
 // With a table -x = k ln 2 + r, k a multiple of 1/32 or 1/8, whose fraction picks 2^k's mantissa from registers. ln 2
 // is in one piece: its 2e-9 times k shows only where e^-x is so large that 1 / (1 + e^-x) vanishes.
-template <bool kNarrow>
+template <int kDigits>
 inline vfloat exp_minus(vfloat x) {
 #if defined(__AVX512F__)
   const __m512 clamped = _mm512_range_ps((__m512)x, _mm512_set1_ps(87.0f), 2);
@@ -190,7 +200,7 @@ inline vfloat exp_minus(vfloat x) {
       _mm512_permutex2var_epi32((__m512i)kPowers[0], _mm512_castps_si512(shifted), (__m512i)kPowers[1]);
   const vfloat power = (vfloat)_mm512_add_epi32(mantissa, _mm512_slli_epi32(_mm512_castps_si512(shifted), 18));
   // e^r - 1 on |r| <= ln2 / 64: 6e-5 off by a line, 6e-10 by a cubic (a parabola's 5e-8 shows in the gradients).
-  if constexpr (kNarrow) return fma(power, r, power);
+  if constexpr (kDigits <= 11) return fma(power, r, power);
   const vfloat square = fma(splat(0.166666667f), r, splat(0.5f));
   return fma(power, fma(square, r, splat(1.0f)) * r, power);
 #elif defined(__AVX2__)
@@ -202,7 +212,7 @@ inline vfloat exp_minus(vfloat x) {
   const __m256i mantissa = _mm256_permutevar8x32_epi32((__m256i)kPowers, _mm256_castps_si256(shifted));
   const vfloat power = (vfloat)_mm256_add_epi32(mantissa, _mm256_slli_epi32(_mm256_castps_si256(shifted), 20));
   // e^r - 1 on |r| <= ln2 / 16: 1.4e-5 off by a parabola, 2.6e-8 by a cubic.
-  if constexpr (kNarrow) return fma(power, fma(splat(0.49976555f), r * r, r), power);
+  if constexpr (kDigits <= 11) return fma(power, fma(splat(0.49976555f), r * r, r), power);
   return fma(power, fma(fma(splat(0.16666857f), r, splat(0.50006446f)), r * r, r), power);
 #else
   const vfloat clamped = vmin(vmax(-x, splat(-87.0f)), splat(87.0f));
@@ -219,7 +229,7 @@ inline vfloat exp_minus(vfloat x) {
   return from_bits(bits(p) + (bits(shifted) << 23));
 #endif
 }
-template <bool kNarrow>
+template <int kDigits>
 inline vdouble exp_minus(vdouble x) {
   vdouble y;
   for (int i = 0; i < kDoubleLanes; ++i) y[i] = __builtin_exp(-x[i]);
@@ -227,33 +237,34 @@ inline vdouble exp_minus(vdouble x) {
 }
 
 // a / b for b in [1, 1e38]: on AVX-512 by a reciprocal of 14 bits, and the remainder unless the result is narrow; a
-// division costs more than all the rest of SiLU. On AVX2 by one of 12 bits where the result is narrow.
-template <bool kNarrow, class V>
+// division costs more than all the rest of SiLU. On AVX2 by one of 12 bits for bf16: it shows in fp16's 11.
+template <int kDigits, class V>
 inline V divide(V a, V b) {
+  static_assert(kDigits >= 8, "digits<T>, not a bool");
 #if defined(__AVX512F__)
   if constexpr (sizeof(a[0]) == 4) {
     const vfloat guess = (vfloat)_mm512_rcp14_ps((__m512)b);
     const vfloat quotient = a * guess;
-    if constexpr (kNarrow) return quotient;
+    if constexpr (kDigits <= 11) return quotient;
     return fma((vfloat)_mm512_fnmadd_ps((__m512)b, (__m512)quotient, (__m512)a), guess, quotient);
   }
 #elif defined(__AVX2__)
-  if constexpr (kNarrow && sizeof(a[0]) == 4) return a * (vfloat)_mm256_rcp_ps((__m256)b);
+  if constexpr (kDigits <= 8) return a * (vfloat)_mm256_rcp_ps((__m256)b);
 #endif
   return a / b;
 }
 
-template <bool kSilu, bool kNarrow, class V>
+template <bool kSilu, int kDigits, class V>
 inline V activate(V z) {
-  if constexpr (kSilu) return divide<kNarrow>(z, 1 + exp_minus<kNarrow>(z));
+  if constexpr (kSilu) return divide<kDigits>(z, 1 + exp_minus<kDigits>(z));
   return z;
 }
 // The derivative of activate, s + z s (1 - s) with 1 - s = e^-z s, which does not cancel.
-template <bool kSilu, bool kNarrow, class V>
+template <bool kSilu, int kDigits, class V>
 inline V activation_slope(V z) {
   const V one = V{} + 1;
   if constexpr (!kSilu) return one;
-  const V e = exp_minus<kNarrow>(z), s = divide<kNarrow>(one, 1 + e);
+  const V e = exp_minus<kDigits>(z), s = divide<kDigits>(one, 1 + e);
   // Only double is not clamped: e^-z overflows below -700, where the slope is zero.
   if constexpr (sizeof(z[0]) == 8) return z < V{} - 700 ? V{} : s * fma(z, e * s, one);
   return s * fma(z, e * s, one);

@@ -12,7 +12,7 @@ struct Kernels : Columns<T> {
   using Base::each_vector, Base::get, Base::put;
   using typename Base::Real;
   using typename Base::V;
-  static constexpr bool kNarrow = sizeof(T) == 2;
+  static constexpr int kDigits = digits<T>;
 
   static inline V shifted(const T* x, const Real* bias, int64_t i, int lanes) {
     const V z = get(x + i, lanes);
@@ -26,7 +26,7 @@ struct Kernels : Columns<T> {
       const T* x = (const T*)a.x + row * 2 * half;
       transform<false>((T*)a.out + row * half, half, [&](int64_t i, int lanes) {
         const V gate = shifted(x, bias, half + i, lanes);
-        return shifted(x, bias, i, lanes) * (gate * normal<kNarrow>(gate).cdf);
+        return shifted(x, bias, i, lanes) * (gate * normal<kDigits>(gate).cdf);
       });
     }
   }
@@ -41,7 +41,7 @@ struct Kernels : Columns<T> {
       T* dx = (T*)a.out + row * 2 * half;
       each_vector(half, [&](int64_t i, int lanes) {
         const V gate = shifted(x, bias, half + i, lanes), g = get(dy + i, lanes);
-        const auto phi = normal<kNarrow>(gate);
+        const auto phi = normal<kDigits>(gate);
         const V dvalue = g * (gate * phi.cdf);
         const V dgate = g * shifted(x, bias, i, lanes) * fma(gate, phi.pdf, phi.cdf);
         put(dx + i, dvalue, lanes), put(dx + half + i, dgate, lanes);

@@ -12,7 +12,7 @@ struct Kernels : Columns<T> {
   using Base::get, Base::put;
   using typename Base::Real;
   using typename Base::V;
-  static constexpr bool kNarrow = sizeof(T) == 2;
+  static constexpr int kDigits = digits<T>;
 
   static inline V shifted(const T* x, const Real* bias, int64_t i, int lanes) {
     const V z = get(x + i, lanes);
@@ -24,7 +24,7 @@ struct Kernels : Columns<T> {
     for (int64_t row = begin; row < end; ++row) {
       const T* x = (const T*)a.x + row * n;
       transform<false>((T*)a.out + row * n, n, [&](int64_t i, int lanes) {
-        return TanhGelu<V>(shifted(x, (const Real*)a.bias, i, lanes)).template value<kNarrow>();
+        return TanhGelu<V>(shifted(x, (const Real*)a.bias, i, lanes)).template value<kDigits>();
       });
     }
   }
@@ -37,7 +37,7 @@ struct Kernels : Columns<T> {
       const T *x = (const T*)a.x + row * n, *dy = (const T*)a.dy + row * n;
       transform<false>((T*)a.out + row * n, n, [&](int64_t i, int lanes) {
         const TanhGelu<V> gelu(shifted(x, (const Real*)a.bias, i, lanes));
-        const V g = get(dy + i, lanes) * gelu.template slope<kNarrow>();
+        const V g = get(dy + i, lanes) * gelu.template slope<kDigits>();
         if (sums) put(sums + i, get(sums + i, lanes) + g, lanes);
         return g;
       });

@@ -15,6 +15,7 @@ struct Kernels : Columns<T> {
   using typename Base::Real;
   using typename Base::V;
   static constexpr bool kNarrow = sizeof(T) == 2;
+  static constexpr int kDigits = digits<T>;
 
   // --- statistics: mean of a chunk, then the deviations from it while it is in cache, then Chan's combination
 
@@ -148,7 +149,7 @@ struct Kernels : Columns<T> {
       const V center = V{} + affine.center[row], slope = V{} + affine.slope[row], offset = V{} + affine.offset[row];
       transform<kPast>(y, n, [&](int64_t i, int lanes) {
         fetch(x + i, ahead);
-        return activate<kSilu, kNarrow>(fma(get(x + i, lanes) - center, slope, offset));
+        return activate<kSilu, kDigits>(fma(get(x + i, lanes) - center, slope, offset));
       });
     }
     if constexpr (kPast) stores_done();
@@ -172,7 +173,7 @@ struct Kernels : Columns<T> {
       const T* from = x + row * stride;
       transform<kPast>(y + row * y_stride, n, [&](int64_t c, int lanes) {
         V centered;
-        return activate<kSilu, kNarrow>(preactivation(get(from + c, lanes), affine, c, lanes, centered));
+        return activate<kSilu, kDigits>(preactivation(get(from + c, lanes), affine, c, lanes, centered));
       });
     }
     if constexpr (kPast) stores_done();
@@ -196,14 +197,14 @@ struct Kernels : Columns<T> {
 
   template <Source kSource>
   static inline V incoming(const T* dy, T* dx, V z, int lanes) {
-    const V g = get(dy, lanes) * activation_slope<kSource != kPlain, kNarrow>(z);
+    const V g = get(dy, lanes) * activation_slope<kSource != kPlain, kDigits>(z);
     if constexpr (kSource == kKept) put(dx, g, lanes);
     return g;
   }
   template <Source kSource>
   static inline V outgoing(const T* dy, const T* dx, V z, int lanes) {
     if constexpr (kSource == kKept) return get(dx, lanes);
-    return get(dy, lanes) * activation_slope<kSource != kPlain, kNarrow>(z);
+    return get(dy, lanes) * activation_slope<kSource != kPlain, kDigits>(z);
   }
 
   template <Source kSource>

@@ -27,6 +27,7 @@ struct Kernels : Columns<T> {
   using typename Base::Real;
   using typename Base::V;
   static constexpr bool kNarrow = sizeof(T) == 2;
+  static constexpr int kDigits = digits<T>;
   // Positions whose channels are taken together where positions are contiguous: whole cache lines of every channel.
   static constexpr int kWide = 4;
 
@@ -43,7 +44,7 @@ struct Kernels : Columns<T> {
     const Real inverse = Real{1} / root(V{} + (mean + eps))[0];
     *rstd = inverse;
     transform<false>(y, n, [&](int64_t c, int lanes) {
-      return activate<kSilu, kNarrow>(fma(get(x + c, lanes) * inverse, get(slope + c, lanes), get(offset + c, lanes)));
+      return activate<kSilu, kDigits>(fma(get(x + c, lanes) * inverse, get(slope + c, lanes), get(offset + c, lanes)));
     });
   }
 
@@ -54,7 +55,7 @@ struct Kernels : Columns<T> {
     V dot{};
     each_vector(n, [&](int64_t c, int lanes) {
       const V normed = get(x + c, lanes) * rstd, s = get(slope + c, lanes);
-      const V g = get(dy + c, lanes) * activation_slope<kSilu, kNarrow>(fma(normed, s, get(offset + c, lanes)));
+      const V g = get(dy + c, lanes) * activation_slope<kSilu, kDigits>(fma(normed, s, get(offset + c, lanes)));
       store(g_sum + c, load(g_sum + c) + g);
       store(gn_sum + c, fma(g, normed, load(gn_sum + c)));
       store(held + c, g * s);
@@ -112,7 +113,7 @@ struct Kernels : Columns<T> {
       const V s = V{} + slope[c], o = V{} + offset[c];
       for (int j = 0; j < kVectors; ++j) {
         const int64_t at = c * slab.channel_stride + j * kCount;
-        put(y + at, activate<kSilu, kNarrow>(fma(get(x + at, lanes) * squares[j], s, o)), lanes);
+        put(y + at, activate<kSilu, kDigits>(fma(get(x + at, lanes) * squares[j], s, o)), lanes);
       }
     }
   }
@@ -134,7 +135,7 @@ struct Kernels : Columns<T> {
         for (int j = 0; j < kVectors; ++j) {
           const int64_t at = c * slab.channel_stride + j * kCount;
           const V normed = get(x + at, lanes) * inverse[j];
-          const V g = get(dy + at, lanes) * activation_slope<kSilu, kNarrow>(fma(normed, s, o));
+          const V g = get(dy + at, lanes) * activation_slope<kSilu, kDigits>(fma(normed, s, o));
           if constexpr (kKeep<kSilu>) put(dx + at, g, lanes);
           g_sum += g;
           gn_sum = fma(g, normed, gn_sum);
@@ -155,7 +156,7 @@ struct Kernels : Columns<T> {
         if constexpr (kKeep<kSilu>) {
           g = get(dx + at, lanes);
         } else {
-          g = get(dy + at, lanes) * activation_slope<kSilu, kNarrow>(fma(normed, s, o));
+          g = get(dy + at, lanes) * activation_slope<kSilu, kDigits>(fma(normed, s, o));
         }
         put(dx + at, (g * s - normed * dot[j]) * inverse[j], lanes);
       }

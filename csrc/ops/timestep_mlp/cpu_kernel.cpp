@@ -132,7 +132,7 @@ void silu(const void* pre, void* out, int64_t batch, int64_t from, int64_t to, i
     const A* in = (const A*)pre + b * from + begin;
     A* y = (A*)out + b * to + begin;
     C::each_vector(end - begin, [&](int64_t at, int lanes) {
-      C::put(y + at, activate<true, false>(C::get(in + at, lanes)), lanes);
+      C::put(y + at, activate<true, digits<A>>(C::get(in + at, lanes)), lanes);
     });
   }
 }
@@ -230,7 +230,7 @@ void hidden_gradient(const HiddenGradient& args) {
         sum += C::get((const A*)args.dx + (part * args.batch + b) * args.stride + at, lanes);
       }
       const auto pre = C::get((const A*)args.pre + b * args.columns + at, lanes);
-      C::put((A*)args.dpre + b * args.stride + at, sum * activation_slope<true, false>(pre), lanes);
+      C::put((A*)args.dpre + b * args.stride + at, sum * activation_slope<true, digits<A>>(pre), lanes);
     });
   }
 }
