@@ -1,6 +1,6 @@
 """The layers that norms, attentions and adaLN ops are measured on; the other ops name theirs in their spec."""
 
-from vdiff_fast.ops._layers import (
+from vdiff_fast.ops._common.cases.layers import (
     ATTENTION_LAYERS,
     GROUP_NORM_LAYERS,
     RMS_NORM_LAYERS,

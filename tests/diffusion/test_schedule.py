@@ -7,7 +7,7 @@ import torch
 from diffusers import DDIMScheduler, DDPMScheduler
 
 from vdiff_fast.diffusion import NoiseSchedule
-from vdiff_fast.ops._schedule import Schedule
+from vdiff_fast.ops._common.schedule import Schedule
 
 SCHEDULES = {
     "linear": NoiseSchedule.linear(),

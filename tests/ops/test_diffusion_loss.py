@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional as F
 
 import vdiff_fast as vf
-from vdiff_fast.ops._schedule import Tables
+from vdiff_fast.ops._common.schedule import Tables
 from vdiff_fast.ops.q_sample.spec import channels_last
 
 SCHEDULE = Tables.cosine(10)

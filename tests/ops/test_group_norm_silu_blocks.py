@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tests.checks import relative_error, unit_roundoff
 from tests.native import compiled
-from vdiff_fast.ops._layers import GROUP_NORM_LAYERS
+from vdiff_fast.ops._common.cases.layers import GROUP_NORM_LAYERS
 from vdiff_fast.ops.group_norm_silu import reference
 
 BF16 = torch.bfloat16

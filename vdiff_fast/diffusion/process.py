@@ -14,7 +14,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from vdiff_fast.ops._schedule import Schedule
+from vdiff_fast.ops._common.schedule import Schedule
 
 TARGETS = ("noise", "v", "x0", "flow")
 

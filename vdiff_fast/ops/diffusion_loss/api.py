@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from vdiff_fast import _dispatch, layout
-from vdiff_fast.ops import _random, _schedule
+from vdiff_fast.ops._common.random import check_noise_source, counter_word, seed_tensor
+from vdiff_fast.ops._common.schedule import Schedule, check_timesteps, per_sample
 from vdiff_fast.ops.diffusion_loss import reference
 from vdiff_fast.ops.diffusion_loss.config import TARGETS, gradient_first
 from vdiff_fast.ops.noise.api import checked_frames
@@ -96,7 +97,7 @@ class _GradientFirstLoss(torch.autograd.Function):
         if upstream is None:
             return (None,) * 12
         if torch.compiler.is_compiling() or not bool((upstream == 1).all()):
-            gradient = gradient * (_schedule.per_sample(upstream, gradient) if upstream.dim() else upstream)
+            gradient = gradient * (per_sample(upstream, gradient) if upstream.dim() else upstream)
         return gradient, *[None] * 11
 
 
@@ -104,7 +105,7 @@ def diffusion_loss(
     prediction: Tensor,
     x0: Tensor,
     t: Tensor,
-    schedule: _schedule.Schedule,
+    schedule: Schedule,
     *,
     target: str = "noise",
     noise: Tensor | None = None,
@@ -130,7 +131,7 @@ def diffusion_loss(
         prediction: (B, ...) float32, bfloat16, float16 (float64 on CPU); contiguous or channels-last, else one copy.
         x0: of prediction's shape; a copy is made where its layout differs from prediction's.
         t: (B,) int64 steps, or for a flow schedule floats s in [0, 1].
-        schedule: float32 tables on the device of x0 (see `vdiff_fast.ops._schedule.Schedule`).
+        schedule: float32 tables on the device of x0 (see `vdiff_fast.ops._common.schedule.Schedule`).
         target: what the model predicts, "noise", "v", "x0" or "flow".
         noise: the noise of q_sample; drawn again in the kernel, never stored, where `seed` is given instead.
         seed, sample_offset, stream: those q_sample took.
@@ -163,14 +164,14 @@ def diffusion_loss(
         )
     if prediction.device != x0.device:
         raise ValueError(f"diffusion_loss: prediction is on {prediction.device}, but x0 is on {x0.device}")
-    _random.check_noise_source("diffusion_loss", x0, noise, seed)
+    check_noise_source("diffusion_loss", x0, noise, seed)
     frames = checked_frames("diffusion_loss", x0.shape, frame_correlation, correlation_kind)
-    _schedule.check_timesteps("diffusion_loss", t, schedule, x0)
+    check_timesteps("diffusion_loss", t, schedule, x0)
     if check_finite:
         check_values("diffusion_loss", "x0", x0)
-    key = None if seed is None else _random.seed_tensor("diffusion_loss", seed, x0.device)
-    offset = _random.counter_word("diffusion_loss", "sample_offset", sample_offset, x0.device)
-    word = _random.counter_word("diffusion_loss", "stream", stream, x0.device)
+    key = None if seed is None else seed_tensor("diffusion_loss", seed, x0.device)
+    offset = counter_word("diffusion_loss", "sample_offset", sample_offset, x0.device)
+    word = counter_word("diffusion_loss", "stream", stream, x0.device)
     backend = _dispatch.choose("diffusion_loss", PREDICATES, prediction)
     if backend == "reference":
         return _dispatch.call_reference(

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from vdiff_fast.ops import _schedule
+from vdiff_fast.ops._common.schedule import Schedule, coefficients, per_sample
 from vdiff_fast.ops.noise import reference as noise_reference
 
 
@@ -42,7 +42,7 @@ def diffusion_loss(
     prediction: Tensor,
     x0: Tensor,
     t: Tensor,
-    schedule: _schedule.Schedule,
+    schedule: Schedule,
     *,
     target: str = "noise",
     noise: Tensor | None = None,
@@ -59,14 +59,14 @@ def diffusion_loss(
     correlation_kind: str = "mixed",
 ) -> Tensor:
     dtype = torch.float64 if prediction.dtype == torch.float64 else torch.float32
-    signal, noise_scale = _schedule.coefficients(schedule, t, dtype)
+    signal, noise_scale = coefficients(schedule, t, dtype)
     if noise is None:
         assert seed is not None
         noise = noise_reference.noise(
             x0.shape, seed, sample_offset=sample_offset, stream=stream, dtype=dtype, device=x0.device,
             frame_correlation=frame_correlation, correlation_kind=correlation_kind,
         )  # fmt: skip
-    p, q = (_schedule.per_sample(c, x0) for c in target_coefficients(signal, noise_scale, target))
+    p, q = (per_sample(c, x0) for c in target_coefficients(signal, noise_scale, target))
     wanted = p * noise.to(dtype) + q * x0.to(dtype)
     weight = loss_weight(signal, noise_scale, target, weighting, gamma)
     elements = _element_loss(prediction.to(dtype), wanted, kind, delta)

@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional as F
 
 from vdiff_fast._spec import AotCase, BenchCase, Invalid, OpSpec, Sample, randn
-from vdiff_fast.ops._schedule import Tables, per_sample
+from vdiff_fast.ops._common.schedule import Tables, per_sample
 from vdiff_fast.ops.diffusion_loss import api, reference
 from vdiff_fast.ops.diffusion_loss.config import INPUTS, TARGETS
 from vdiff_fast.ops.noise.config import (

@@ -10,7 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from vdiff_fast import _library
-from vdiff_fast.ops._philox_triton import (
+from vdiff_fast.ops._common.triton.philox import (
     counter_word,
     element_normals,
     flat_normals,
@@ -19,7 +19,7 @@ from vdiff_fast.ops._philox_triton import (
     normals,
     shared_normals,
 )
-from vdiff_fast.ops._schedule_triton import coefficients
+from vdiff_fast.ops._common.triton.schedule import coefficients
 from vdiff_fast.ops.diffusion_loss.config import INPUTS, TARGETS
 from vdiff_fast.ops.diffusion_loss.native import fake_backward, fake_loss
 from vdiff_fast.ops.noise.config import Tiling

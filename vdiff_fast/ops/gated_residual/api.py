@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from vdiff_fast import _dispatch
-from vdiff_fast.ops._modulation import check_tokens, like_tokens, modulation, tokens
+from vdiff_fast.ops._common.modulation import check_tokens, like_tokens, modulation, tokens
 from vdiff_fast.ops.gated_residual import reference
 
 _OP = "gated_residual"

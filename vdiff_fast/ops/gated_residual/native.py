@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from vdiff_fast import _library
-from vdiff_fast.ops._modulation import vector_like
+from vdiff_fast.ops._common.modulation import vector_like
 
 
 def fake_forward(residual: Tensor, branch: Tensor, gate: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from vdiff_fast.ops._modulation import over_tokens
+from vdiff_fast.ops._common.modulation import over_tokens
 
 
 def gated_residual(residual: Tensor, branch: Tensor, gate: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from vdiff_fast._spec import AotCase, BenchCase, Invalid, OpSpec, Sample, randn
-from vdiff_fast.ops._layers import TOKEN_LAYERS, TokenLayer
+from vdiff_fast.ops._common.cases.layers import TOKEN_LAYERS, TokenLayer
 from vdiff_fast.ops.gated_residual import api, reference
 from vdiff_fast.ops.gated_residual.config import tile_config
 

@@ -10,7 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from vdiff_fast import _library
-from vdiff_fast.ops._layer_norm_triton import _vector
+from vdiff_fast.ops._common.triton.layer_norm import _vector
 from vdiff_fast.ops.gated_residual.config import tile_config
 from vdiff_fast.ops.gated_residual.native import fake_backward, fake_forward
 

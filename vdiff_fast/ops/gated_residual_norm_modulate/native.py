@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from vdiff_fast import _library
-from vdiff_fast.ops._modulation import row_statistics, vector_like
+from vdiff_fast.ops._common.modulation import row_statistics, vector_like
 
 Backward = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from vdiff_fast._spec import AotCase, BenchCase, Invalid, OpSpec, Sample, randn
-from vdiff_fast.ops import _layer_norm_aot
-from vdiff_fast.ops._layers import TOKEN_LAYERS, TokenLayer
+from vdiff_fast.ops._common.cases import layer_norm_aot
+from vdiff_fast.ops._common.cases.layers import TOKEN_LAYERS, TokenLayer
 from vdiff_fast.ops.gated_residual_norm_modulate import api, reference
 
 
@@ -78,7 +78,7 @@ def bench() -> Iterator[BenchCase]:
 
 
 def aot() -> Iterator[AotCase]:
-    return _layer_norm_aot.cases("gated_residual_norm_modulate", gated=True)
+    return layer_norm_aot.cases("gated_residual_norm_modulate", gated=True)
 
 
 SPEC = OpSpec(

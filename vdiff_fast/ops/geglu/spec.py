@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import torch
 
 from vdiff_fast._spec import AotCase, BenchCase, Invalid, OpSpec, Sample, randn
-from vdiff_fast.ops import _biased_rows_aot
-from vdiff_fast.ops._layers import TOKEN_LAYERS, TokenLayer
+from vdiff_fast.ops._common.cases import biased_rows_aot
+from vdiff_fast.ops._common.cases.layers import TOKEN_LAYERS, TokenLayer
 from vdiff_fast.ops.geglu import api, reference
 
 
@@ -33,7 +33,7 @@ def invalid() -> Iterator[Invalid]:
 
 
 def aot() -> Iterator[AotCase]:
-    return _biased_rows_aot.cases("geglu")
+    return biased_rows_aot.cases("geglu")
 
 
 def bench() -> Iterator[BenchCase]:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from vdiff_fast import _dispatch
-from vdiff_fast.ops._modulation import wide_vector
+from vdiff_fast.ops._common.modulation import wide_vector
 from vdiff_fast.ops.gelu_tanh import reference
 
 _OP = "gelu_tanh"

@@ -8,7 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from vdiff_fast import _library
-from vdiff_fast.ops._biased_rows_triton import launch_backward, launch_forward
+from vdiff_fast.ops._common.triton.biased_rows import launch_backward, launch_forward
 from vdiff_fast.ops.gelu_tanh.native import fake_backward, fake_forward
 
 

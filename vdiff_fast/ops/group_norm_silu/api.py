@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from vdiff_fast import _dispatch, layout
-from vdiff_fast.ops._channel_vectors import (
+from vdiff_fast.ops._common.channel_vectors import (
     affine,
     check_vector,
     for_reference,

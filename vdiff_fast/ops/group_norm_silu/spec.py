@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from vdiff_fast._spec import BenchCase, Invalid, OpSpec, Sample, randn
-from vdiff_fast.ops._layers import GROUP_NORM_LAYERS, NormLayer
+from vdiff_fast.ops._common.cases.layers import GROUP_NORM_LAYERS, NormLayer
 from vdiff_fast.ops.group_norm_silu import api, reference
 from vdiff_fast.ops.group_norm_silu.aot import aot
 

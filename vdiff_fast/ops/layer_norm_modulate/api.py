@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from vdiff_fast import _dispatch
-from vdiff_fast.ops._layer_norm_config import why_not_cuda, why_not_triton
-from vdiff_fast.ops._modulation import check_tokens, modulations, tokens, wide_vector
+from vdiff_fast.ops._common.layer_norm_config import why_not_cuda, why_not_triton
+from vdiff_fast.ops._common.modulation import check_tokens, modulations, tokens, wide_vector
 from vdiff_fast.ops.layer_norm_modulate import reference
 
 _OP = "layer_norm_modulate"

@@ -8,7 +8,7 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn import functional as F
 
-from vdiff_fast.ops._modulation import over_tokens
+from vdiff_fast.ops._common.modulation import over_tokens
 
 
 def layer_norm_modulate(

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from vdiff_fast import _library
-from vdiff_fast.ops._layer_norm_triton import backward_kernel, forward_kernel, launch_backward, sizes, strides
+from vdiff_fast.ops._common.triton.layer_norm import backward_kernel, forward_kernel, launch_backward, sizes, strides
 from vdiff_fast.ops.layer_norm_modulate.native import Backward, fake_backward, fake_forward
 
 __all__ = ["backward", "backward_kernel", "forward", "forward_kernel"]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from vdiff_fast import _dispatch
-from vdiff_fast.ops import _random
+from vdiff_fast.ops._common.random import counter_word, seed_tensor
 from vdiff_fast.ops.noise import reference
 
 BACKENDS = ("reference", "cpu", "triton", "cuda")
@@ -75,9 +75,9 @@ def noise(
     frames = checked_frames("noise", shape, frame_correlation, correlation_kind)
     if device is None:
         device = seed.device if isinstance(seed, Tensor) else "cpu"
-    seed = _random.seed_tensor("noise", seed, torch.device(device))
-    offset = _random.counter_word("noise", "sample_offset", sample_offset, seed.device)
-    word = _random.counter_word("noise", "stream", stream, seed.device)
+    seed = seed_tensor("noise", seed, torch.device(device))
+    offset = counter_word("noise", "sample_offset", sample_offset, seed.device)
+    word = counter_word("noise", "stream", stream, seed.device)
     backend = _dispatch.choose("noise", PREDICATES, seed, dtype)
     draw = reference.normals if backend == "reference" else _KERNELS[backend].noise
     return reference.shaped(draw(seed, offset, word, shape[0], math.prod(shape[1:]), dtype, *frames), shape)

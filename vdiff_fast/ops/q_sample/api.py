@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from vdiff_fast import _dispatch, layout
-from vdiff_fast.ops import _random, _schedule
+from vdiff_fast.ops._common.random import check_noise_source, counter_word, seed_tensor
+from vdiff_fast.ops._common.schedule import Schedule, check_timesteps
 from vdiff_fast.ops.noise.api import checked_frames
 from vdiff_fast.ops.noise.reference import INDEPENDENT, FrameArguments
 from vdiff_fast.ops.q_sample import reference
@@ -59,7 +60,7 @@ class _QSample(torch.autograd.Function):
 def q_sample(
     x0: Tensor,
     t: Tensor,
-    schedule: _schedule.Schedule,
+    schedule: Schedule,
     *,
     noise: Tensor | None = None,
     seed: int | Tensor | None = None,
@@ -76,7 +77,7 @@ def q_sample(
     Args:
         x0: (B, ...), contiguous or channels-last (one copy otherwise); float32, bfloat16, float16 (float64 on CPU).
         t: (B,) int64 steps, or for a flow schedule floats s in [0, 1].
-        schedule: float32 tables on the device of x0 (see `vdiff_fast.ops._schedule.Schedule`).
+        schedule: float32 tables on the device of x0 (see `vdiff_fast.ops._common.schedule.Schedule`).
         noise: of x0's shape; drawn in the kernel and never stored where `seed` is given instead.
         seed, sample_offset, stream: what `vdiff_fast.ops.noise` takes.
         frame_correlation, correlation_kind: of the drawn noise of a video's frames, see `vdiff_fast.ops.noise`.
@@ -94,14 +95,14 @@ def q_sample(
     "Flow straight and fast".
     """
     check_video("q_sample", "x0", x0)
-    _random.check_noise_source("q_sample", x0, noise, seed)
+    check_noise_source("q_sample", x0, noise, seed)
     frames = checked_frames("q_sample", x0.shape, frame_correlation, correlation_kind)
-    _schedule.check_timesteps("q_sample", t, schedule, x0)
+    check_timesteps("q_sample", t, schedule, x0)
     if check_finite:
         check_values("q_sample", "x0", x0)
-    key = None if seed is None else _random.seed_tensor("q_sample", seed, x0.device)
-    offset = _random.counter_word("q_sample", "sample_offset", sample_offset, x0.device)
-    word = _random.counter_word("q_sample", "stream", stream, x0.device)
+    key = None if seed is None else seed_tensor("q_sample", seed, x0.device)
+    offset = counter_word("q_sample", "sample_offset", sample_offset, x0.device)
+    word = counter_word("q_sample", "stream", stream, x0.device)
     backend = _dispatch.choose("q_sample", PREDICATES, x0)
     if backend == "reference":
         return _dispatch.call_reference(

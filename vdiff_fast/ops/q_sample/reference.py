@@ -5,14 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from vdiff_fast.ops import _schedule
+from vdiff_fast.ops._common.schedule import Schedule, coefficients, per_sample
 from vdiff_fast.ops.noise import reference as noise_reference
 
 
 def q_sample(
     x0: Tensor,
     t: Tensor,
-    schedule: _schedule.Schedule,
+    schedule: Schedule,
     *,
     noise: Tensor | None = None,
     seed: int | Tensor | None = None,
@@ -23,7 +23,7 @@ def q_sample(
     correlation_kind: str = "mixed",
 ) -> Tensor:
     dtype = torch.float64 if x0.dtype == torch.float64 else torch.float32
-    signal, noise_scale = _schedule.coefficients(schedule, t, dtype)
+    signal, noise_scale = coefficients(schedule, t, dtype)
     if noise is None:
         assert seed is not None
         noise = noise_reference.noise(
@@ -31,5 +31,5 @@ def q_sample(
             frame_correlation=frame_correlation, correlation_kind=correlation_kind,
         )  # fmt: skip
     x = x0.to(dtype)
-    mixed = _schedule.per_sample(signal, x) * x + _schedule.per_sample(noise_scale, x) * noise.to(dtype)
+    mixed = per_sample(signal, x) * x + per_sample(noise_scale, x) * noise.to(dtype)
     return mixed.to(x0.dtype)

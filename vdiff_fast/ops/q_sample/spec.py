@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from vdiff_fast._spec import AotCase, BenchCase, Invalid, OpSpec, Sample, randn
-from vdiff_fast.ops._schedule import Tables, per_sample
+from vdiff_fast.ops._common.schedule import Tables, per_sample
 from vdiff_fast.ops.noise.config import (
     DRAW,
     FLAT,

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from vdiff_fast._spec import AotCase, BenchCase, Invalid, OpSpec, Sample, randn
-from vdiff_fast.ops._layers import ATTENTION_LAYERS, AttentionLayer
+from vdiff_fast.ops._common.cases.layers import ATTENTION_LAYERS, AttentionLayer
 from vdiff_fast.ops.qk_norm_rope import api, reference
 from vdiff_fast.ops.qk_norm_rope.config import tile_config
 from vdiff_fast.ops.qk_norm_rope.tables import rope_tables

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from vdiff_fast import _dispatch, layout
-from vdiff_fast.ops._channel_vectors import affine, for_reference, laid_out, modulation, three_axes
+from vdiff_fast.ops._common.channel_vectors import affine, for_reference, laid_out, modulation, three_axes
 from vdiff_fast.ops.rms_norm_silu import reference
 
 _OP = "rms_norm_silu"

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from vdiff_fast import _dispatch, layout
-from vdiff_fast.ops import _random
+from vdiff_fast.ops._common.random import counter_word, seed_tensor
 from vdiff_fast.ops.noise.api import checked_frames
 from vdiff_fast.ops.sampler_step import columns, reference
 from vdiff_fast.ops.sampler_step.native import Call
@@ -87,7 +87,7 @@ def _check_values(
 
 def _word(name: str, value: int | Tensor, x: Tensor) -> Tensor:
     """A 0-d int64 tensor on the device of x, so that one compiled graph serves every step."""
-    word = _random.counter_word("sampler_step", name, value, x.device)
+    word = counter_word("sampler_step", name, value, x.device)
     return torch.zeros((), dtype=torch.int64, device=x.device) if word is None else word
 
 
@@ -175,8 +175,8 @@ def sampler_step(
     if noise is not None and seed is not None:
         raise ValueError("sampler_step: give noise= or seed=, not both")
     step = _word("step", step, x)
-    seed = None if seed is None else _random.seed_tensor("sampler_step", seed, x.device)
-    offset = _random.counter_word("sampler_step", "sample_offset", sample_offset, x.device)
+    seed = None if seed is None else seed_tensor("sampler_step", seed, x.device)
+    offset = counter_word("sampler_step", "sample_offset", sample_offset, x.device)
     stream = None if stream is None else _word("stream", stream, x)
     if x.device.type == "cpu" and not torch.compiler.is_compiling():
         _check_values(table, step, previous, previous2, noise is not None or seed is not None)

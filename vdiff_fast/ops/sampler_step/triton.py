@@ -8,7 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from vdiff_fast import _library
-from vdiff_fast.ops._philox_triton import (
+from vdiff_fast.ops._common.triton.philox import (
     counter_word,
     element_normals,
     flat_normals,

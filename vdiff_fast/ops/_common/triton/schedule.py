@@ -1,4 +1,4 @@
-"""The two coefficients of a sample as a Triton device function; see vdiff_fast/ops/_schedule.py."""
+"""The two coefficients of a sample as a Triton device function; see vdiff_fast/ops/_common/schedule.py."""
 
 from __future__ import annotations
 

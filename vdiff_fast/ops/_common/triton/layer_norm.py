@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from vdiff_fast.ops._layer_norm_config import RowConfig, row_config
+from vdiff_fast.ops._common.layer_norm_config import RowConfig, row_config
 
 
 @triton.jit

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from vdiff_fast.ops._channel_vectors import affine, check_vector
+from vdiff_fast.ops._common.channel_vectors import affine, check_vector
 
 
 def check_tokens(op: str, name: str, x: Tensor) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from vdiff_fast._spec import AotCase
-from vdiff_fast.ops._layer_norm_config import row_config
+from vdiff_fast.ops._common.layer_norm_config import row_config
 
 WIDTHS = (64, 192, 1152, 3072, 8192)
 _FORWARD = ("residual", "branch", "gate", "shift", "scale", "weight", "bias", "h", "y", "statistics")

@@ -9,7 +9,7 @@ import torch
 import triton
 from torch import Tensor
 
-from vdiff_fast.ops._biased_rows_config import tile_config
+from vdiff_fast.ops._common.biased_rows_config import tile_config
 
 
 def launch_forward(kernel: Any, x: Tensor, bias: Tensor | None, y: Tensor) -> Tensor:

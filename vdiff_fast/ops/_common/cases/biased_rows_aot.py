@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from vdiff_fast._spec import AotCase
-from vdiff_fast.ops._biased_rows_config import tile_config
+from vdiff_fast.ops._common.biased_rows_config import tile_config
 
 _POINTERS = {
     "forward_kernel": ("x_ptr", "bias_ptr", "y_ptr"),
