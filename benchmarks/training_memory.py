@@ -19,7 +19,7 @@ from torch import Tensor
 import vdiff_fast as vf
 from vdiff_fast.bench.measure import peak_bytes, saved_bytes
 from vdiff_fast.bench.report import environment, machine_name
-from vdiff_fast.ops.noise.config import BENCH_SHAPES
+from vdiff_fast.ops._common.cases.drawn_noise import BENCH_SHAPES
 
 DRAWN, STORED, EAGER = "drawn from the seed", "stored", "stored, reference backend"
 

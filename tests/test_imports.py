@@ -46,6 +46,30 @@ def test_imports_run_downward_only() -> None:
     assert not upward, "\n".join(upward)
 
 
+def _foreign_imports(path: Path, room: str) -> list[str]:
+    """What a file of an op room imports of other rooms, beyond their public function and their reference."""
+    found = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if not isinstance(node, ast.ImportFrom) or not (node.module or "").startswith("vdiff_fast.ops."):
+            continue
+        other, *rest = (node.module or "").split(".")[2:]
+        if other in (room, "_common"):
+            continue
+        names = rest or [alias.name for alias in node.names if (PACKAGE / "ops" / other / f"{alias.name}.py").exists()]
+        found += [f"{path.relative_to(PACKAGE)} imports {other}.{name}" for name in names if name != "reference"]
+    return found
+
+
+def test_a_room_imports_of_another_only_its_reference_or_its_public_function() -> None:
+    rooms = [path for path in (PACKAGE / "ops").iterdir() if (path / "spec.py").exists()]
+    assert len(rooms) > 10
+    foreign = [line for room in rooms for path in room.glob("*.py") for line in _foreign_imports(path, room.name)]
+    common = [
+        line for path in (PACKAGE / "ops" / "_common").rglob("*.py") for line in _foreign_imports(path, "_common")
+    ]
+    assert not foreign + common, "\n".join(foreign + common)
+
+
 def test_no_file_is_over_600_lines() -> None:
     root = PACKAGE.parent
     sources = [p for d in ("vdiff_fast", "csrc", "tests", "benchmarks") for p in (root / d).rglob("*.[pch]*")]

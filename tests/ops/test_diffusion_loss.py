@@ -10,8 +10,8 @@ import torch
 from torch.nn import functional as F
 
 import vdiff_fast as vf
+from vdiff_fast.ops._common.cases.drawn_noise import channels_last
 from vdiff_fast.ops._common.schedule import Tables
-from vdiff_fast.ops.q_sample.spec import channels_last
 
 SCHEDULE = Tables.cosine(10)
 T = torch.tensor([0, 3, 6, 9])

@@ -7,8 +7,8 @@ import torch
 
 import vdiff_fast as vf
 from vdiff_fast import _library
+from vdiff_fast.ops._common.cases.drawn_noise import channels_last
 from vdiff_fast.ops._common.schedule import Tables
-from vdiff_fast.ops.q_sample.spec import channels_last
 
 SCHEDULE = Tables.cosine(10)
 # Channels 1, 3, 4, 7, 16 and 35 take different paths through planes of channels; sizes leave partial tiles.

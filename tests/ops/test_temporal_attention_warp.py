@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from tests.checks import relative_error, unit_roundoff
-from vdiff_fast.ops.qk_norm_rope.tables import rope_tables
+from vdiff_fast.ops.qk_norm_rope import rope_tables
 from vdiff_fast.ops.temporal_attention import reference
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -16,10 +16,10 @@ from diffusers.models.resnet import ResnetBlock2D, TemporalResnetBlock
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vdiff_fast.ops._common.tokens import MAX_HEAD_DIM
 from vdiff_fast.ops.geglu import geglu
 from vdiff_fast.ops.gelu_tanh import gelu_tanh
 from vdiff_fast.ops.group_norm_silu import group_norm_silu
-from vdiff_fast.ops.qk_norm_rope.checks import MAX_HEAD_DIM
 from vdiff_fast.ops.temporal_attention import temporal_attention
 from vdiff_fast.ops.temporal_attention.api import MAX_FRAMES
 from vdiff_fast.patch.report import Finding

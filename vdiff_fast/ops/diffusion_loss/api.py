@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from vdiff_fast import _dispatch, layout
+from vdiff_fast.ops._common.frames import checked_frames
 from vdiff_fast.ops._common.random import check_noise_source, counter_word, seed_tensor
 from vdiff_fast.ops._common.schedule import Schedule, check_timesteps, per_sample
+from vdiff_fast.ops._common.videos import check_values, check_video
 from vdiff_fast.ops.diffusion_loss import reference
 from vdiff_fast.ops.diffusion_loss.config import TARGETS, gradient_first
-from vdiff_fast.ops.noise.api import checked_frames
-from vdiff_fast.ops.q_sample.api import check_values, check_video
 
 BACKENDS = ("reference", "cpu", "triton", "cuda")
 PREDICATES = {name: _dispatch.GENERIC_PREDICATES[name] for name in BACKENDS}

@@ -10,21 +10,11 @@ import torch
 from torch.nn import functional as F
 
 from vdiff_fast._spec import AotCase, BenchCase, Invalid, OpSpec, Sample, randn
+from vdiff_fast.ops._common.cases.drawn_noise import FRAME_TYPES, bench_layouts, channels_last, correlated_cases
 from vdiff_fast.ops._common.schedule import Tables, per_sample
+from vdiff_fast.ops._common.tiling import DRAW, FLAT, INDEPENDENT, MIXED, PLANES, PLANES_OF_FOUR, PROGRESSIVE
 from vdiff_fast.ops.diffusion_loss import api, reference
 from vdiff_fast.ops.diffusion_loss.config import INPUTS, TARGETS
-from vdiff_fast.ops.noise.config import (
-    DRAW,
-    FLAT,
-    INDEPENDENT,
-    MIXED,
-    PLANES,
-    PLANES_OF_FOUR,
-    PROGRESSIVE,
-    bench_layouts,
-)
-from vdiff_fast.ops.noise.spec import FRAME_TYPES, correlated_cases
-from vdiff_fast.ops.q_sample.spec import channels_last
 
 SHAPES = ((2, 3, 4, 5), (2, 4, 3, 5, 2), (3, 5, 7), (4,), (1, 16, 1, 1, 5))
 

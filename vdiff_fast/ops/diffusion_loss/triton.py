@@ -10,6 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from vdiff_fast import _library
+from vdiff_fast.ops._common.tiling import Tiling
 from vdiff_fast.ops._common.triton.philox import (
     counter_word,
     element_normals,
@@ -22,7 +23,6 @@ from vdiff_fast.ops._common.triton.philox import (
 from vdiff_fast.ops._common.triton.schedule import coefficients
 from vdiff_fast.ops.diffusion_loss.config import INPUTS, TARGETS
 from vdiff_fast.ops.diffusion_loss.native import fake_backward, fake_loss
-from vdiff_fast.ops.noise.config import Tiling
 
 _SUM_BLOCK = 1024
 

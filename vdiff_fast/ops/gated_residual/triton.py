@@ -10,7 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from vdiff_fast import _library
-from vdiff_fast.ops._common.triton.layer_norm import _vector
+from vdiff_fast.ops._common.triton.layer_norm import run_vector
 from vdiff_fast.ops.gated_residual.config import tile_config
 from vdiff_fast.ops.gated_residual.native import fake_backward, fake_forward
 
@@ -25,7 +25,7 @@ def forward_kernel(
     column = tile * BLOCK + tl.arange(0, BLOCK)
     mask = column < width
     at = row * width + column
-    gate = _vector(gate_ptr, row // length, per_sample, gate_sample, gate_run, column, mask)
+    gate = run_vector(gate_ptr, row // length, per_sample, gate_sample, gate_run, column, mask)
     branch = tl.load(branch_ptr + at, mask=mask, other=0.0).to(tl.float32)
     y = tl.load(residual_ptr + at, mask=mask, other=0.0).to(tl.float32) + gate * branch
     tl.store(y_ptr + at, y.to(y_ptr.dtype.element_ty), mask=mask)
@@ -42,7 +42,7 @@ def backward_kernel(
     run, within = chunk // chunks, chunk % chunks * walk
     column = tile * BLOCK + tl.arange(0, BLOCK)
     mask = column < width
-    gate = _vector(gate_ptr, run, per_sample, gate_sample, gate_run, column, mask)
+    gate = run_vector(gate_ptr, run, per_sample, gate_sample, gate_run, column, mask)
     total = tl.zeros([BLOCK], tl.float32)
     for i in range(0, tl.minimum(walk, length - within)):
         at = (run * length + within + i) * width + column

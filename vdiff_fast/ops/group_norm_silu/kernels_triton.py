@@ -7,25 +7,15 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-
-@triton.jit
-def _origin(sample, channel, position, channels, positions, CHANNELS_LAST: tl.constexpr):
-    """Offset of an element, in 64 bits."""
-    if CHANNELS_LAST:
-        offset = (sample * positions + position) * channels + channel
-    else:
-        offset = (sample * channels + channel) * positions + position
-    return offset
-
-
-@triton.jit
-def _within(local, r, channels, positions, CHANNELS_LAST: tl.constexpr):
-    """Offsets [local channel, local position] from a tile's origin; config.py keeps them below 2^31."""
-    if CHANNELS_LAST:
-        offsets = local[:, None] + (r * channels)[None, :]
-    else:
-        offsets = (local * positions)[:, None] + r[None, :]
-    return offsets
+from vdiff_fast.ops._common.triton.norm import (
+    activate,
+    activate_backward,
+    as_column,
+    element_offset,
+    per_channel,
+    tile_offsets,
+    widen,
+)
 
 
 @triton.jit
@@ -34,13 +24,13 @@ def _load(
     HAS_X2: tl.constexpr, CHANNELS_LAST: tl.constexpr,
 ):  # fmt: skip
     """The tile of [x | x2] whose origin is (sample, channel, position), as float32, 0 where masked."""
-    x_ptr += _origin(sample, channel, position, C1, positions, CHANNELS_LAST)
-    at = _within(local, r, C1, positions, CHANNELS_LAST)
+    x_ptr += element_offset(sample, channel, position, C1, positions, CHANNELS_LAST)
+    at = tile_offsets(local, r, C1, positions, CHANNELS_LAST)
     if HAS_X2:
         second = (channel + local >= C1)[:, None]
         value = tl.load(x_ptr + at, mask=mask & (channel + local < C1)[:, None], other=0.0).to(tl.float32)
-        x2_ptr += _origin(sample, channel - C1, position, C2, positions, CHANNELS_LAST)
-        at = _within(local, r, C2, positions, CHANNELS_LAST)
+        x2_ptr += element_offset(sample, channel - C1, position, C2, positions, CHANNELS_LAST)
+        at = tile_offsets(local, r, C2, positions, CHANNELS_LAST)
         value += tl.load(x2_ptr + at, mask=mask & second, other=0.0).to(tl.float32)
     else:
         value = tl.load(x_ptr + at, mask=mask, other=0.0).to(tl.float32)
@@ -53,49 +43,26 @@ def _store(
     HAS_X2: tl.constexpr, CHANNELS_LAST: tl.constexpr,
 ):  # fmt: skip
     value = value.to(x_ptr.dtype.element_ty)
-    x_ptr += _origin(sample, channel, position, C1, positions, CHANNELS_LAST)
-    at = _within(local, r, C1, positions, CHANNELS_LAST)
+    x_ptr += element_offset(sample, channel, position, C1, positions, CHANNELS_LAST)
+    at = tile_offsets(local, r, C1, positions, CHANNELS_LAST)
     if HAS_X2:
         tl.store(x_ptr + at, value, mask=mask & (channel + local < C1)[:, None])
-        x2_ptr += _origin(sample, channel - C1, position, C2, positions, CHANNELS_LAST)
-        at = _within(local, r, C2, positions, CHANNELS_LAST)
+        x2_ptr += element_offset(sample, channel - C1, position, C2, positions, CHANNELS_LAST)
+        at = tile_offsets(local, r, C2, positions, CHANNELS_LAST)
         tl.store(x2_ptr + at, value, mask=mask & (channel + local >= C1)[:, None])
     else:
         tl.store(x_ptr + at, value, mask=mask)
 
 
 @triton.jit
-def _vector(pointer, at, valid, PRESENT: tl.constexpr, DEFAULT: tl.constexpr):
-    if PRESENT:
-        value = tl.load(pointer + at, mask=valid, other=0.0).to(tl.float32)
-    else:
-        value = tl.full(at.shape, DEFAULT, tl.float32)
-    return value
-
-
-@triton.jit
-def _widen(value, PRECISE: tl.constexpr):
-    """Numbers of one channel or group are float64 beside a float32 activation, so that they are rounded once."""
-    if PRECISE:
-        value = value.to(tl.float64)
-    return value
-
-
-@triton.jit
 def _sum(tile, PRECISE: tl.constexpr):
     """Over the positions of each channel."""
-    return _widen(tl.sum(tile, 1), PRECISE)
+    return widen(tl.sum(tile, 1), PRECISE)
 
 
 @triton.jit
 def _rstd(variance, eps, PRECISE: tl.constexpr):
-    return 1.0 / tl.sqrt(_widen(tl.maximum(variance, 0.0), PRECISE) + tl.cast(eps, tl.float32))
-
-
-@triton.jit
-def _columns(value):
-    """A [channel] vector as float32 beside a tile."""
-    return value.to(tl.float32)[:, None]
+    return 1.0 / tl.sqrt(widen(tl.maximum(variance, 0.0), PRECISE) + tl.cast(eps, tl.float32))
 
 
 @triton.jit
@@ -105,36 +72,11 @@ def _coefficients(
     PRECISE: tl.constexpr,
 ):  # fmt: skip
     """weight, bias, 1 + scale and shift of each channel."""
-    weight = _widen(_vector(weight_ptr, channel, valid, HAS_WEIGHT, 1.0), PRECISE)
-    bias = _widen(_vector(bias_ptr, channel, valid, HAS_BIAS, 0.0), PRECISE)
-    scale = _widen(_vector(scale_ptr, scale_row.to(tl.int64) * channels + channel, valid, HAS_SCALE, 0.0), PRECISE)
-    shift = _widen(_vector(shift_ptr, shift_row.to(tl.int64) * channels + channel, valid, HAS_SHIFT, 0.0), PRECISE)
+    weight = widen(per_channel(weight_ptr, channel, valid, HAS_WEIGHT, 1.0), PRECISE)
+    bias = widen(per_channel(bias_ptr, channel, valid, HAS_BIAS, 0.0), PRECISE)
+    scale = widen(per_channel(scale_ptr, scale_row.to(tl.int64) * channels + channel, valid, HAS_SCALE, 0.0), PRECISE)
+    shift = widen(per_channel(shift_ptr, shift_row.to(tl.int64) * channels + channel, valid, HAS_SHIFT, 0.0), PRECISE)
     return weight, bias, 1.0 + scale, shift
-
-
-@triton.jit
-def _divide(a, b, PRECISE: tl.constexpr):
-    """a / b; correctly rounded for float32 tensors, whose tolerance the fast division would use up."""
-    if PRECISE:
-        quotient = tl.div_rn(a, b)
-    else:
-        quotient = a / b
-    return quotient
-
-
-@triton.jit
-def _activate(p, SILU: tl.constexpr, PRECISE: tl.constexpr):
-    if SILU:
-        p = _divide(p, 1.0 + tl.exp(-p), PRECISE)
-    return p
-
-
-@triton.jit
-def _activate_backward(dy, p, SILU: tl.constexpr, PRECISE: tl.constexpr):
-    if SILU:
-        sigmoid = _divide(tl.full(p.shape, 1.0, tl.float32), 1.0 + tl.exp(-p), PRECISE)
-        dy = dy * sigmoid * (1.0 + p * (1.0 - sigmoid))
-    return dy
 
 
 @triton.jit
@@ -188,7 +130,7 @@ def resident_forward_kernel(
     start = (unit % segments_per_sample).to(tl.int64) * length
     x = _load(x_ptr, x2_ptr, sample, origin, start, local, r, mask, C1, C2, positions, HAS_X2, CHANNELS_LAST)
     if HAS_ADD:
-        x = tl.where(mask, x + _vector(add_ptr, sample * channels + channel, valid, True, 0.0)[:, None], 0.0)
+        x = tl.where(mask, x + per_channel(add_ptr, sample * channels + channel, valid, True, 0.0)[:, None], 0.0)
 
     count = tl.cast(group_channels, tl.float32) * length
     mean = _group_sum(tl.sum(x, 1), group, BLOCK_K) / count
@@ -207,8 +149,8 @@ def resident_forward_kernel(
         HAS_WEIGHT, HAS_BIAS, HAS_SCALE, HAS_SHIFT, PRECISE,
     )  # fmt: skip
     slope = rstd * weight * gain
-    p = x * _columns(slope) + _columns(bias * gain + shift - rest * slope)
-    y = _activate(p, SILU, PRECISE)
+    p = x * as_column(slope) + as_column(bias * gain + shift - rest * slope)
+    y = activate(p, SILU, PRECISE)
     _store(y_ptr, y_ptr, y, sample, origin, start, local, r, mask, channels, 0, positions, False, CHANNELS_LAST)
 
 
@@ -237,15 +179,15 @@ def resident_backward_kernel(
     x = _load(x_ptr, x2_ptr, sample, origin, start, local, r, mask, C1, C2, positions, HAS_X2, CHANNELS_LAST)
     dp = _load(dy_ptr, dy_ptr, sample, origin, start, local, r, mask, channels, 0, positions, False, CHANNELS_LAST)
     if HAS_ADD:
-        x += _vector(add_ptr, sample * channels + channel, valid, True, 0.0)[:, None]
+        x += per_channel(add_ptr, sample * channels + channel, valid, True, 0.0)[:, None]
     if BLOCK_K == 1:  # one group: a scalar costs no register per channel
         at = unit.to(tl.int64) * num_groups + slab
         mean = tl.load(mean_ptr + at) + tl.zeros([BLOCK_C], tl.float32)
-        rstd = _widen(tl.load(rstd_ptr + at) + tl.zeros([BLOCK_C], tl.float32), PRECISE)
+        rstd = widen(tl.load(rstd_ptr + at) + tl.zeros([BLOCK_C], tl.float32), PRECISE)
     else:
         at = unit.to(tl.int64) * num_groups + channel // group_channels
         mean = tl.load(mean_ptr + at, mask=valid, other=0.0)
-        rstd = _widen(tl.load(rstd_ptr + at, mask=valid, other=0.0), PRECISE)
+        rstd = widen(tl.load(rstd_ptr + at, mask=valid, other=0.0), PRECISE)
     weight, bias, gain, shift = _coefficients(
         weight_ptr, bias_ptr, scale_ptr, shift_ptr, channel, valid,
         unit // segments_per_scale, unit // segments_per_shift, channels,
@@ -253,7 +195,7 @@ def resident_backward_kernel(
     )  # fmt: skip
     x = x - mean[:, None]
     slope = rstd * weight * gain
-    dp = _activate_backward(dp, x * _columns(slope) + _columns(bias * gain + shift), SILU, PRECISE)
+    dp = activate_backward(dp, x * as_column(slope) + as_column(bias * gain + shift), SILU, PRECISE)
     sum_dp = _sum(dp, PRECISE)
     sum_dp_xhat = _sum(dp * x, PRECISE) * rstd
     row = unit.to(tl.int64) * channels + channel
@@ -265,7 +207,7 @@ def resident_backward_kernel(
     count = tl.cast(group_channels, tl.float32) * length
     mean_g = _group_sum(weight * gain * sum_dp, group, BLOCK_K) / count
     mean_g_xhat = _group_sum(weight * gain * sum_dp_xhat, group, BLOCK_K) / count
-    dx = dp * _columns(slope) - x * _columns(rstd * rstd * mean_g_xhat) - _columns(rstd * mean_g)
+    dx = dp * as_column(slope) - x * as_column(rstd * rstd * mean_g_xhat) - as_column(rstd * mean_g)
     if HAS_ADD:
         tl.store(dadd_ptr + row, tl.sum(tl.where(mask, dx, 0.0), 1), mask=valid)
     _store(dx_ptr, dx2_ptr, dx, sample, origin, start, local, r, mask, C1, C2, positions, HAS_X2, CHANNELS_LAST)
@@ -291,14 +233,14 @@ def _pivot(
     segment = unit * segments_per_unit
     sample = (segment // segments_per_sample).to(tl.int64)
     position = (segment % segments_per_sample).to(tl.int64) * length
-    at = _origin(sample, channel, position, C1, positions, CHANNELS_LAST)
+    at = element_offset(sample, channel, position, C1, positions, CHANNELS_LAST)
     if HAS_X2:
         x = tl.load(x_ptr + at, mask=valid & (channel < C1), other=0.0).to(tl.float32)
-        at = _origin(sample, channel - C1, position, C2, positions, CHANNELS_LAST)
+        at = element_offset(sample, channel - C1, position, C2, positions, CHANNELS_LAST)
         x += tl.load(x2_ptr + at, mask=valid & (channel >= C1), other=0.0).to(tl.float32)
     else:
         x = tl.load(x_ptr + at, mask=valid, other=0.0).to(tl.float32)
-    return x + _vector(add_ptr, sample * (C1 + C2) + channel, valid, HAS_ADD, 0.0)
+    return x + per_channel(add_ptr, sample * (C1 + C2) + channel, valid, HAS_ADD, 0.0)
 
 
 @triton.jit
@@ -323,7 +265,7 @@ def statistics_kernel(
         x_ptr, x2_ptr, add_ptr, segment // segments_per_unit, channel // group_channels * group_channels, valid,
         C1, C2, positions, length, segments_per_sample, segments_per_unit, HAS_X2, HAS_ADD, CHANNELS_LAST,
     )  # fmt: skip
-    added = _vector(add_ptr, sample * channels + channel, valid, HAS_ADD, 0.0)
+    added = per_channel(add_ptr, sample * channels + channel, valid, HAS_ADD, 0.0)
     mean = tl.zeros([BLOCK_C, BLOCK_R], tl.float32)
     m2 = tl.zeros([BLOCK_C, BLOCK_R], tl.float32)
     for i in range(0, tiles):
@@ -409,19 +351,19 @@ def apply_kernel(
     valid = channel < channels
     at = (segment // segments_per_unit).to(tl.int64) * num_groups + channel // group_channels
     mean = tl.load(mean_ptr + at, mask=valid, other=0.0)
-    rstd = _widen(tl.load(rstd_ptr + at, mask=valid, other=0.0), PRECISE)
+    rstd = widen(tl.load(rstd_ptr + at, mask=valid, other=0.0), PRECISE)
     weight, bias, gain, shift = _coefficients(
         weight_ptr, bias_ptr, scale_ptr, shift_ptr, channel, valid,
         segment // segments_per_scale, segment // segments_per_shift, channels,
         HAS_WEIGHT, HAS_BIAS, HAS_SCALE, HAS_SHIFT, PRECISE,
     )  # fmt: skip
-    slope, offset = _columns(rstd * weight * gain), _columns(bias * gain + shift)
-    center = (mean - _vector(add_ptr, sample * channels + channel, valid, HAS_ADD, 0.0))[:, None]
+    slope, offset = as_column(rstd * weight * gain), as_column(bias * gain + shift)
+    center = (mean - per_channel(add_ptr, sample * channels + channel, valid, HAS_ADD, 0.0))[:, None]
     for i in range(0, tiles):
         r = i * BLOCK_R + lane
         mask = valid[:, None] & (r < here)[None, :]
         x = _load(x_ptr, x2_ptr, sample, origin, start, local, r, mask, C1, C2, positions, HAS_X2, CHANNELS_LAST)
-        y = _activate((x - center) * slope + offset, SILU, PRECISE)
+        y = activate((x - center) * slope + offset, SILU, PRECISE)
         _store(y_ptr, y_ptr, y, sample, origin, start, local, r, mask, channels, 0, positions, False, CHANNELS_LAST)
 
 
@@ -449,14 +391,14 @@ def backward_sums_kernel(
     valid = channel < channels
     at = (segment // segments_per_unit).to(tl.int64) * num_groups + channel // group_channels
     mean = tl.load(mean_ptr + at, mask=valid, other=0.0)
-    rstd = _widen(tl.load(rstd_ptr + at, mask=valid, other=0.0), PRECISE)
+    rstd = widen(tl.load(rstd_ptr + at, mask=valid, other=0.0), PRECISE)
     weight, bias, gain, shift = _coefficients(
         weight_ptr, bias_ptr, scale_ptr, shift_ptr, channel, valid,
         segment // segments_per_scale, segment // segments_per_shift, channels,
         HAS_WEIGHT, HAS_BIAS, HAS_SCALE, HAS_SHIFT, PRECISE,
     )  # fmt: skip
-    slope, offset = _columns(rstd * weight * gain), _columns(bias * gain + shift)
-    center = (mean - _vector(add_ptr, sample * channels + channel, valid, HAS_ADD, 0.0))[:, None]
+    slope, offset = as_column(rstd * weight * gain), as_column(bias * gain + shift)
+    center = (mean - per_channel(add_ptr, sample * channels + channel, valid, HAS_ADD, 0.0))[:, None]
     sum_dp = tl.zeros([BLOCK_C, BLOCK_R], tl.float32)
     sum_dp_x = tl.zeros([BLOCK_C, BLOCK_R], tl.float32)
     for i in range(0, tiles):
@@ -465,7 +407,7 @@ def backward_sums_kernel(
         x = _load(x_ptr, x2_ptr, sample, origin, start, local, r, mask, C1, C2, positions, HAS_X2, CHANNELS_LAST)
         dp = _load(dy_ptr, dy_ptr, sample, origin, start, local, r, mask, channels, 0, positions, False, CHANNELS_LAST)
         x = x - center
-        dp = _activate_backward(dp, x * slope + offset, SILU, PRECISE)
+        dp = activate_backward(dp, x * slope + offset, SILU, PRECISE)
         sum_dp += dp
         sum_dp_x += dp * x
     at = (segment.to(tl.int64) * chunks + chunk) * channels + channel
@@ -540,7 +482,7 @@ def backward_apply_kernel(
     valid = channel < channels
     at = (segment // segments_per_unit).to(tl.int64) * num_groups + channel // group_channels
     mean = tl.load(mean_ptr + at, mask=valid, other=0.0)
-    rstd = _widen(tl.load(rstd_ptr + at, mask=valid, other=0.0), PRECISE)
+    rstd = widen(tl.load(rstd_ptr + at, mask=valid, other=0.0), PRECISE)
     mean_g = tl.load(mean_g_ptr + at, mask=valid, other=0.0)
     mean_g_xhat = tl.load(mean_g_xhat_ptr + at, mask=valid, other=0.0)
     weight, bias, gain, shift = _coefficients(
@@ -548,9 +490,9 @@ def backward_apply_kernel(
         segment // segments_per_scale, segment // segments_per_shift, channels,
         HAS_WEIGHT, HAS_BIAS, HAS_SCALE, HAS_SHIFT, PRECISE,
     )  # fmt: skip
-    slope, offset = _columns(rstd * weight * gain), _columns(bias * gain + shift)
-    center = (mean - _vector(add_ptr, sample * channels + channel, valid, HAS_ADD, 0.0))[:, None]
-    along, level = _columns(rstd * rstd * mean_g_xhat), _columns(rstd * mean_g)
+    slope, offset = as_column(rstd * weight * gain), as_column(bias * gain + shift)
+    center = (mean - per_channel(add_ptr, sample * channels + channel, valid, HAS_ADD, 0.0))[:, None]
+    along, level = as_column(rstd * rstd * mean_g_xhat), as_column(rstd * mean_g)
     sum_dx = tl.zeros([BLOCK_C, BLOCK_R], tl.float32)
     for i in range(0, tiles):
         r = i * BLOCK_R + lane
@@ -558,7 +500,7 @@ def backward_apply_kernel(
         x = _load(x_ptr, x2_ptr, sample, origin, start, local, r, mask, C1, C2, positions, HAS_X2, CHANNELS_LAST)
         dp = _load(dy_ptr, dy_ptr, sample, origin, start, local, r, mask, channels, 0, positions, False, CHANNELS_LAST)
         x = x - center
-        dp = _activate_backward(dp, x * slope + offset, SILU, PRECISE)
+        dp = activate_backward(dp, x * slope + offset, SILU, PRECISE)
         dx = dp * slope - x * along - level
         if HAS_ADD:
             sum_dx += tl.where(mask, dx, 0.0)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from vdiff_fast import _dispatch
+from vdiff_fast.ops._common.frames import checked_frames
 from vdiff_fast.ops._common.random import counter_word, seed_tensor
 from vdiff_fast.ops.noise import reference
 
@@ -81,14 +82,3 @@ def noise(
     backend = _dispatch.choose("noise", PREDICATES, seed, dtype)
     draw = reference.normals if backend == "reference" else _KERNELS[backend].noise
     return reference.shaped(draw(seed, offset, word, shape[0], math.prod(shape[1:]), dtype, *frames), shape)
-
-
-def checked_frames(op: str, shape: Sequence[int], correlation: float, kind: str) -> reference.FrameArguments:
-    """What kernels take of frame_correlation and correlation_kind; every op that draws noise raises the same errors."""
-    if kind not in ("mixed", "progressive"):
-        raise ValueError(f"{op}: correlation_kind must be mixed or progressive, got {kind!r}")
-    if not 0 <= correlation <= 1:
-        raise ValueError(f"{op}: frame_correlation must be within [0, 1], got {correlation}")
-    if correlation and len(shape) != 5:
-        raise ValueError(f"{op}: frame_correlation needs a video (B, C, T, H, W), got shape {tuple(shape)}")
-    return reference.frame_arguments(shape, correlation, kind)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from vdiff_fast import _philox
+from vdiff_fast.ops._common.frames import frame_arguments
 
 
 def noise(
@@ -26,20 +27,6 @@ def noise(
         seed = torch.full((), seed, dtype=torch.int64, device=device)
     words = (seed, sample_offset, stream, shape[0], math.prod(shape[1:]), dtype)
     return shaped(normals(*words, *frame_arguments(shape, frame_correlation, correlation_kind)), shape)
-
-
-# frames (0: independent elements), the weights of what they share and of their own, progressive.
-FrameArguments = tuple[int, float, float, bool]
-INDEPENDENT: FrameArguments = (0, 0.0, 1.0, False)
-
-
-def frame_arguments(shape: Sequence[int], correlation: float, kind: str) -> FrameArguments:
-    """Weights of unit variance; correlation is that of two frames (mixed) or of neighbours (progressive)."""
-    if not correlation:
-        return INDEPENDENT
-    if kind == "mixed":
-        return shape[2], math.sqrt(correlation), math.sqrt(1 - correlation), False
-    return shape[2], correlation, math.sqrt(1 - correlation * correlation), True
 
 
 def normals(

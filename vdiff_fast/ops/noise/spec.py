@@ -4,33 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 
 from vdiff_fast._spec import AotCase, BenchCase, Invalid, OpSpec, Sample
 from vdiff_fast.layout import channels_last_format
+from vdiff_fast.ops._common.cases.drawn_noise import BENCH_SHAPES, FRAME_TYPES
+from vdiff_fast.ops._common.tiling import DRAW, FLAT, INDEPENDENT, MIXED, PLANES, PROGRESSIVE
 from vdiff_fast.ops.noise import api, reference
-from vdiff_fast.ops.noise.config import BENCH_SHAPES, DRAW, FLAT, INDEPENDENT, MIXED, PLANES, PROGRESSIVE
-
-# Of every kernel that draws noise.
-FRAME_TYPES = {"frames": "i32", "shared": "fp32", "own": "fp32"}
-# Videos of correlated frames: frames that begin inside a counter in the order of e and as planes, planes of four
-# channels, frames of whole counters.
-CORRELATED = (
-    ("mixed", (2, 3, 4, 2, 5), True),
-    ("progressive", (1, 3, 3, 3, 2), False),
-    ("progressive", (2, 4, 3, 3, 2), False),
-    ("mixed", (1, 4, 3, 2, 2), True),
-)
-
-
-def correlated_cases() -> Iterator[tuple[str, tuple[int, ...], bool, dict[str, Any]]]:
-    """Name, shape, whether channels-last, and options of the videos that every op which draws noise is tested on."""
-    for kind, shape, last in CORRELATED:
-        name = "-".join([kind, "x".join(map(str, shape)), *(["cl"] if last else [])])
-        yield name, shape, last, {"frame_correlation": 0.6, "correlation_kind": kind}
-
 
 SHAPES = ((3,), (2, 7), (2, 3, 5), (2, 3, 4, 5), (2, 4, 3, 5, 2), (1, 1, 1, 1), (0, 3, 2, 2), (2, 0, 4))
 

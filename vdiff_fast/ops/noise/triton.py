@@ -10,8 +10,8 @@ import triton.language as tl
 from torch import Tensor
 
 from vdiff_fast import _library
+from vdiff_fast.ops._common.tiling import Tiling
 from vdiff_fast.ops._common.triton.philox import counter_word, flat_normals, frame_normals, frame_tile, shared_normals
-from vdiff_fast.ops.noise.config import Tiling
 from vdiff_fast.ops.noise.native import fake_noise
 
 

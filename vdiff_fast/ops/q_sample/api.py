@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from vdiff_fast import _dispatch, layout
+from vdiff_fast.ops._common.frames import INDEPENDENT, FrameArguments, checked_frames
 from vdiff_fast.ops._common.random import check_noise_source, counter_word, seed_tensor
 from vdiff_fast.ops._common.schedule import Schedule, check_timesteps
-from vdiff_fast.ops.noise.api import checked_frames
-from vdiff_fast.ops.noise.reference import INDEPENDENT, FrameArguments
+from vdiff_fast.ops._common.videos import check_values, check_video
 from vdiff_fast.ops.q_sample import reference
 
 BACKENDS = ("reference", "cpu", "triton", "cuda")
@@ -116,19 +116,3 @@ def q_sample(
     signal, noise_scale = schedule.sqrt_alphas_cumprod, schedule.sqrt_one_minus_alphas_cumprod
     steps = steps.contiguous()
     return _dispatch.apply(_QSample, x0, noise, steps, signal, noise_scale, key, offset, word, frames, backend)
-
-
-def check_video(op: str, name: str, x: Tensor) -> None:
-    """A floating tensor with a batch axis."""
-    if not x.is_floating_point():
-        raise TypeError(f"{op}: {name} must be floating point, got {x.dtype}")
-    if x.dim() == 0:
-        raise ValueError(f"{op}: {name} must have a batch axis, (B, ...), got a scalar")
-
-
-def check_values(op: str, name: str, x: Tensor) -> None:
-    """Names the first sample with a NaN or Inf; reads values, so eager CPU tensors only."""
-    if x.device.type != "cpu" or torch.compiler.is_compiling() or bool(torch.isfinite(x).all()):
-        return
-    sample = int((~torch.isfinite(x.flatten(1) if x.dim() > 1 else x[:, None])).any(1).nonzero()[0])
-    raise ValueError(f"{op}: {name} holds NaN or Inf, first in sample {sample}; check the decoded frames or latents")

@@ -9,26 +9,12 @@ from typing import Any
 import torch
 
 from vdiff_fast._spec import AotCase, BenchCase, Invalid, OpSpec, Sample, randn
+from vdiff_fast.ops._common.cases.drawn_noise import FRAME_TYPES, bench_layouts, channels_last, correlated_cases
 from vdiff_fast.ops._common.schedule import Tables, per_sample
-from vdiff_fast.ops.noise.config import (
-    DRAW,
-    FLAT,
-    INDEPENDENT,
-    MIXED,
-    PLANES,
-    PLANES_OF_FOUR,
-    PROGRESSIVE,
-    bench_layouts,
-)
-from vdiff_fast.ops.noise.spec import FRAME_TYPES, correlated_cases
+from vdiff_fast.ops._common.tiling import DRAW, FLAT, INDEPENDENT, MIXED, PLANES, PLANES_OF_FOUR, PROGRESSIVE
 from vdiff_fast.ops.q_sample import api, reference
 
 SHAPES = ((2, 3, 4, 5), (2, 4, 3, 5, 2), (3, 5, 7), (4,), (2, 1, 2, 3, 3), (1, 16, 1, 1, 5), (0, 3, 2, 2), (2, 0, 2, 2))
-
-
-def channels_last(x: torch.Tensor) -> torch.Tensor:
-    """The same values in channels-last memory, a leaf as before."""
-    return x.detach().movedim(1, -1).contiguous().movedim(-1, 1).requires_grad_(x.requires_grad)
 
 
 def _steps(batch: int, device: torch.device) -> torch.Tensor:

@@ -10,6 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from vdiff_fast import _library
+from vdiff_fast.ops._common.tiling import Tiling
 from vdiff_fast.ops._common.triton.philox import (
     counter_word,
     element_normals,
@@ -20,7 +21,6 @@ from vdiff_fast.ops._common.triton.philox import (
     shared_normals,
 )
 from vdiff_fast.ops._common.triton.schedule import coefficients
-from vdiff_fast.ops.noise.config import Tiling
 from vdiff_fast.ops.q_sample.native import fake_q_sample
 
 

@@ -8,9 +8,8 @@ import torch
 from torch import Tensor
 
 from vdiff_fast import _dispatch
+from vdiff_fast.ops._common.tokens import Norm, Tables, check_norm, check_same_kind, check_tables, check_tokens
 from vdiff_fast.ops.qk_norm_rope import reference
-from vdiff_fast.ops.qk_norm_rope.checks import check_norm, check_same_kind, check_tables, check_tokens
-from vdiff_fast.ops.qk_norm_rope.reference import Norm, Tables
 
 PREDICATES: dict[str, _dispatch.Predicate] = {
     "reference": _dispatch.why_not_reference,

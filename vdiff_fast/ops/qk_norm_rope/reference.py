@@ -9,8 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-Norm = tuple[Tensor, Tensor]
-Tables = tuple[Tensor, Tensor]
+from vdiff_fast.ops._common.tokens import Norm, Tables
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from vdiff_fast.ops.qk_norm_rope.reference import Tables
+from vdiff_fast.ops._common.tokens import Tables
 
 
 def rope_tables(

@@ -3,14 +3,14 @@
 import triton
 import triton.language as tl
 
-from vdiff_fast.ops.group_norm_silu.kernels_triton import (
-    _activate,
-    _activate_backward,
-    _columns,
-    _origin,
-    _vector,
-    _widen,
-    _within,
+from vdiff_fast.ops._common.triton.norm import (
+    activate,
+    activate_backward,
+    as_column,
+    element_offset,
+    per_channel,
+    tile_offsets,
+    widen,
 )
 
 
@@ -20,8 +20,8 @@ def _load(
 ):  # fmt: skip
     """Channels c + local at positions start + r, as float32, 0 outside."""
     mask = (c + local < channels)[:, None] & (r < here)[None, :]
-    at = _within(local, r, channels, positions, CHANNELS_LAST)
-    origin = _origin(sample, tl.cast(c, tl.int64), start, channels, positions, CHANNELS_LAST)
+    at = tile_offsets(local, r, channels, positions, CHANNELS_LAST)
+    origin = element_offset(sample, tl.cast(c, tl.int64), start, channels, positions, CHANNELS_LAST)
     return tl.load(x_ptr + origin + at, mask=mask, other=0.0).to(tl.float32)
 
 
@@ -30,8 +30,8 @@ def _store(
     y_ptr, y, sample, c, start, local, r, here, channels, positions, CHANNELS_LAST: tl.constexpr,
 ):  # fmt: skip
     mask = (c + local < channels)[:, None] & (r < here)[None, :]
-    at = _within(local, r, channels, positions, CHANNELS_LAST)
-    origin = _origin(sample, tl.cast(c, tl.int64), start, channels, positions, CHANNELS_LAST)
+    at = tile_offsets(local, r, channels, positions, CHANNELS_LAST)
+    origin = element_offset(sample, tl.cast(c, tl.int64), start, channels, positions, CHANNELS_LAST)
     tl.store(y_ptr + origin + at, y.to(y_ptr.dtype.element_ty), mask=mask)
 
 
@@ -42,15 +42,15 @@ def _coefficients(
 ):  # fmt: skip
     """weight, 1 + scale and shift of each channel."""
     valid = channel < channels
-    weight = _widen(_vector(weight_ptr, channel, valid, HAS_WEIGHT, 1.0), PRECISE)
-    scale = _widen(_vector(scale_ptr, scale_row.to(tl.int64) * channels + channel, valid, HAS_SCALE, 0.0), PRECISE)
-    shift = _vector(shift_ptr, shift_row.to(tl.int64) * channels + channel, valid, HAS_SHIFT, 0.0)
+    weight = widen(per_channel(weight_ptr, channel, valid, HAS_WEIGHT, 1.0), PRECISE)
+    scale = widen(per_channel(scale_ptr, scale_row.to(tl.int64) * channels + channel, valid, HAS_SCALE, 0.0), PRECISE)
+    shift = per_channel(shift_ptr, shift_row.to(tl.int64) * channels + channel, valid, HAS_SHIFT, 0.0)
     return weight, 1.0 + scale, shift
 
 
 @triton.jit
 def _rstd(total, channels, eps, PRECISE: tl.constexpr):
-    mean = _widen(total, PRECISE) / tl.cast(channels, tl.float32)
+    mean = widen(total, PRECISE) / tl.cast(channels, tl.float32)
     return (1.0 / tl.sqrt(mean + tl.cast(eps, tl.float32))).to(tl.float32)
 
 
@@ -88,7 +88,7 @@ def forward_kernel(
             weight_ptr, scale_ptr, shift_ptr, c + local, channels,
             segment // segments_per_scale, segment // segments_per_shift, HAS_WEIGHT, HAS_SCALE, HAS_SHIFT, PRECISE,
         )  # fmt: skip
-        y = _activate(x * rstd[None, :] * _columns(weight * gain) + _columns(shift), SILU, PRECISE)
+        y = activate(x * rstd[None, :] * as_column(weight * gain) + as_column(shift), SILU, PRECISE)
         _store(y_ptr, y, sample, c, start, local, r, here, channels, positions, CHANNELS_LAST)
 
 
@@ -124,9 +124,9 @@ def backward_kernel(
                 weight_ptr, scale_ptr, shift_ptr, c + local, channels, scale_row, shift_row,
                 HAS_WEIGHT, HAS_SCALE, HAS_SHIFT, PRECISE,
             )  # fmt: skip
-            slope = _columns(weight * gain)
+            slope = as_column(weight * gain)
             xhat = x * rstd[None, :]
-            dp = _activate_backward(dp, xhat * slope + _columns(shift), SILU, PRECISE)
+            dp = activate_backward(dp, xhat * slope + as_column(shift), SILU, PRECISE)
             if ONE_READ:
                 sum_dp += tl.sum(dp, 1)
                 sum_dp_xhat += tl.sum(dp * xhat, 1)
@@ -148,9 +148,9 @@ def backward_kernel(
                     weight_ptr, scale_ptr, shift_ptr, c + local, channels, scale_row, shift_row,
                     HAS_WEIGHT, HAS_SCALE, HAS_SHIFT, PRECISE,
                 )  # fmt: skip
-                slope = _columns(weight * gain)
+                slope = as_column(weight * gain)
                 xhat = x * rstd[None, :]
-                dp = _activate_backward(dp, xhat * slope + _columns(shift), SILU, PRECISE)
+                dp = activate_backward(dp, xhat * slope + as_column(shift), SILU, PRECISE)
                 dx = rstd[None, :] * (dp * slope - xhat * mean[None, :])
                 _store(dx_ptr, dx, sample, c, start, local, lane, here, channels, positions, CHANNELS_LAST)
     if ONE_READ:

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from vdiff_fast import _dispatch, layout
+from vdiff_fast.ops._common.frames import checked_frames
 from vdiff_fast.ops._common.random import counter_word, seed_tensor
-from vdiff_fast.ops.noise.api import checked_frames
 from vdiff_fast.ops.sampler_step import columns, reference
 from vdiff_fast.ops.sampler_step.native import Call
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from vdiff_fast._spec import AotCase, BenchCase, Invalid, OpSpec, Sample, randn
-from vdiff_fast.ops.noise.config import DRAW, FLAT, INDEPENDENT, MIXED, PLANES, PLANES_OF_FOUR, PROGRESSIVE
-from vdiff_fast.ops.noise.spec import FRAME_TYPES, correlated_cases
+from vdiff_fast.ops._common.cases.drawn_noise import FRAME_TYPES, correlated_cases
+from vdiff_fast.ops._common.tiling import DRAW, FLAT, INDEPENDENT, MIXED, PLANES, PLANES_OF_FOUR, PROGRESSIVE
 from vdiff_fast.ops.sampler_step import api, columns, reference
 from vdiff_fast.ops.sampler_step.config import SPREAD
 

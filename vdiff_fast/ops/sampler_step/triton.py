@@ -8,6 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from vdiff_fast import _library
+from vdiff_fast.ops._common.tiling import Tiling
 from vdiff_fast.ops._common.triton.philox import (
     counter_word,
     element_normals,
@@ -17,7 +18,6 @@ from vdiff_fast.ops._common.triton.philox import (
     normals,
     shared_normals,
 )
-from vdiff_fast.ops.noise.config import Tiling
 from vdiff_fast.ops.sampler_step import columns
 from vdiff_fast.ops.sampler_step.config import SPREAD
 from vdiff_fast.ops.sampler_step.native import Call, fake_sampler_step

@@ -5,9 +5,16 @@ from __future__ import annotations
 from torch import Tensor
 
 from vdiff_fast import _dispatch
-from vdiff_fast.ops.qk_norm_rope.api import qk_norm_rope
-from vdiff_fast.ops.qk_norm_rope.checks import check_norm, check_packed, check_same_kind, check_tables, check_tokens
-from vdiff_fast.ops.qk_norm_rope.reference import Norm, Tables
+from vdiff_fast.ops._common.tokens import (
+    Norm,
+    Tables,
+    check_norm,
+    check_packed,
+    check_same_kind,
+    check_tables,
+    check_tokens,
+)
+from vdiff_fast.ops.qk_norm_rope import qk_norm_rope
 from vdiff_fast.ops.spatial_attention import reference, sdpa
 
 PREDICATES: dict[str, _dispatch.Predicate] = {

@@ -8,8 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from vdiff_fast.ops._common.tokens import Norm, Tables
 from vdiff_fast.ops.qk_norm_rope import reference as qk
-from vdiff_fast.ops.qk_norm_rope.reference import Norm, Tables
 
 
 def spatial_attention(

@@ -11,7 +11,7 @@ from torch import Tensor
 from vdiff_fast._spec import BenchCase, Invalid, OpSpec, Sample, randn
 from vdiff_fast.ops._common.cases.attention_peers import attention_peers
 from vdiff_fast.ops._common.cases.layers import ATTENTION_LAYERS, AttentionLayer
-from vdiff_fast.ops.qk_norm_rope.tables import rope_tables
+from vdiff_fast.ops.qk_norm_rope import rope_tables
 from vdiff_fast.ops.spatial_attention import api, reference
 
 

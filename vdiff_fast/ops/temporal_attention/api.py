@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 
 from vdiff_fast import _dispatch
-from vdiff_fast.ops.qk_norm_rope.checks import (
+from vdiff_fast.ops._common.tokens import (
+    Norm,
+    Tables,
     check_device,
     check_norm,
     check_packed,
@@ -16,8 +18,7 @@ from vdiff_fast.ops.qk_norm_rope.checks import (
     check_tables,
     check_tokens,
 )
-from vdiff_fast.ops.qk_norm_rope.reference import Norm, Tables
-from vdiff_fast.ops.qk_norm_rope.tables import rope_tables
+from vdiff_fast.ops.qk_norm_rope import rope_tables
 from vdiff_fast.ops.temporal_attention import cross, reference
 from vdiff_fast.ops.temporal_attention.config import holds
 from vdiff_fast.ops.temporal_attention.cross import rows

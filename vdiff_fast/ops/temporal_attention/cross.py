@@ -15,7 +15,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vdiff_fast import _dispatch
-from vdiff_fast.ops.qk_norm_rope.reference import Norm, rms_norm
+from vdiff_fast.ops._common.tokens import Norm
+from vdiff_fast.ops.qk_norm_rope.reference import rms_norm
 from vdiff_fast.ops.temporal_attention import native
 
 # Fewer queries than the smallest vector of a kernel leave its lanes empty.

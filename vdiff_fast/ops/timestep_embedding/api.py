@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from vdiff_fast import _dispatch, _library
+from vdiff_fast.ops._common.times import check_times, kernel_times
 from vdiff_fast.ops.timestep_embedding import reference
 
 _KERNELS = _dispatch.kernel_modules(__package__)
@@ -44,26 +45,6 @@ PREDICATES: dict[str, _dispatch.Predicate] = {
 }
 
 
-def kernel_times(t: Tensor) -> Tensor:
-    """t as kernels read it: contiguous float32, float64 or int64."""
-    if t.dtype not in (torch.float32, torch.float64, torch.int64):
-        t = t.to(torch.float32 if t.is_floating_point() else torch.int64)
-    return (t.detach() if t.requires_grad else t).contiguous()
-
-
-def check(op: str, t: Tensor, dim: int, max_period: float, shift: float) -> None:
-    """Typed errors of the embedding's arguments; timestep_mlp raises the same under its own name."""
-    if not isinstance(t, Tensor) or t.is_complex() or t.dtype == torch.bool:
-        found = t.dtype if isinstance(t, Tensor) else type(t).__name__
-        raise TypeError(f"{op}: t must be a tensor of integers or floats, got {found}")
-    if t.dim() != 1:
-        raise ValueError(f"{op}: t must be (B,), got shape {tuple(t.shape)}; use t.reshape(-1) or t.expand(B)")
-    if dim < 2 or dim // 2 <= shift:
-        raise ValueError(f"{op}: dim {dim} must be at least 2 with dim // 2 > shift ({shift})")
-    if max_period <= 0:
-        raise ValueError(f"{op}: max_period {max_period} must be > 0")
-
-
 def timestep_embedding(
     t: Tensor,
     dim: int,
@@ -95,7 +76,7 @@ def timestep_embedding(
 
     Source: Vaswani et al. 2017, section 3.5; Ho et al. 2020.
     """
-    check("timestep_embedding", t, dim, max_period, shift)
+    check_times("timestep_embedding", t, dim, max_period, shift)
     backend = _dispatch.choose("timestep_embedding", PREDICATES, t)
     if backend == "reference":
         options = {"max_period": max_period, "shift": shift, "flip_sin_to_cos": flip_sin_to_cos, "scale": scale}

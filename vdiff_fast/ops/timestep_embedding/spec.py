@@ -7,16 +7,9 @@ from collections.abc import Iterator
 import torch
 
 from vdiff_fast._spec import AotCase, BenchCase, Invalid, OpSpec, Sample
+from vdiff_fast.ops._common.cases.times import ADM, steps
 from vdiff_fast.ops.timestep_embedding import api, reference
 from vdiff_fast.ops.timestep_embedding.config import TILE
-
-ADM = {"shift": 0.0, "flip_sin_to_cos": True}
-
-
-def steps(batch: int, device: torch.device, dtype: torch.dtype, high: float = 1000.0) -> torch.Tensor:
-    """Seeded times in [0, high), rounded to dtype."""
-    generator = torch.Generator().manual_seed(batch)
-    return (torch.rand(batch, generator=generator, dtype=torch.float64) * high).to(device, dtype)
 
 
 def samples(device: torch.device, dtype: torch.dtype) -> Iterator[Sample]:

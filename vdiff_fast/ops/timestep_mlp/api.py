@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from vdiff_fast import _dispatch
-from vdiff_fast.ops.timestep_embedding.api import check as check_embedding
-from vdiff_fast.ops.timestep_embedding.api import kernel_times, timestep_embedding
+from vdiff_fast.ops._common.times import check_times, kernel_times
+from vdiff_fast.ops.timestep_embedding import timestep_embedding
 from vdiff_fast.ops.timestep_mlp import reference
 
 _KERNELS = _dispatch.kernel_modules(__package__)
@@ -120,7 +120,7 @@ def timestep_mlp(
     Source: Ho et al. 2020, appendix B; Dhariwal, Nichol 2021.
     """
     _check(t, w1, b1, w2, b2)
-    check_embedding("timestep_mlp", t, w1.shape[1], max_period, shift)
+    check_times("timestep_mlp", t, w1.shape[1], max_period, shift)
     for name, tensor in (("t", t), ("b1", b1), ("w2", w2), ("b2", b2)):
         if tensor is not None and tensor.device != w1.device:
             raise ValueError(f"timestep_mlp: {name} is on {tensor.device}, w1 is on {w1.device}; move {name}")

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 
 from vdiff_fast._spec import AotCase, BenchCase, Invalid, OpSpec, Sample, randn
-from vdiff_fast.ops.timestep_embedding.spec import ADM, steps
+from vdiff_fast.ops._common.cases.times import ADM, steps
 from vdiff_fast.ops.timestep_mlp import api, reference
 from vdiff_fast.ops.timestep_mlp.config import LARGE, LINEAR, SMALL
 

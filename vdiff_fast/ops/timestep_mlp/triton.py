@@ -11,7 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from vdiff_fast import _library
-from vdiff_fast.ops.timestep_embedding.triton import sincos
+from vdiff_fast.ops._common.triton.sincos import sincos
 from vdiff_fast.ops.timestep_mlp.config import LINEAR, samples_of
 from vdiff_fast.ops.timestep_mlp.native import fake_timestep_mlp
 

@@ -11,7 +11,7 @@ from vdiff_fast.ops._common.layer_norm_config import RowConfig, row_config
 
 
 @triton.jit
-def _vector(ptr, run, per_sample, sample_stride, run_stride, column, mask):
+def run_vector(ptr, run, per_sample, sample_stride, run_stride, column, mask):
     """The vector of one run of rows, by stride, as float32."""
     sample = (run // per_sample).to(tl.int64)
     at = sample * sample_stride + (run % per_sample).to(tl.int64) * run_stride
@@ -31,7 +31,7 @@ def forward_kernel(
     at = row * width + column
     x = tl.load(residual_ptr + at, mask=mask, other=0.0).to(tl.float32)
     if GATED:
-        gate = _vector(gate_ptr, run, per_sample, gate_sample, gate_run, column, mask)
+        gate = run_vector(gate_ptr, run, per_sample, gate_sample, gate_run, column, mask)
         h = x + gate * tl.load(branch_ptr + at, mask=mask, other=0.0).to(tl.float32)
         h = h.to(h_ptr.dtype.element_ty)
         tl.store(h_ptr + at, h, mask=mask)
@@ -50,8 +50,8 @@ def forward_kernel(
         z *= tl.load(weight_ptr + column, mask=mask, other=0.0)
     if HAS_BIAS:
         z += tl.load(bias_ptr + column, mask=mask, other=0.0)
-    gain = 1.0 + _vector(scale_ptr, run, per_sample, scale_sample, scale_run, column, mask)
-    y = z * gain + _vector(shift_ptr, run, per_sample, shift_sample, shift_run, column, mask)
+    gain = 1.0 + run_vector(scale_ptr, run, per_sample, scale_sample, scale_run, column, mask)
+    y = z * gain + run_vector(shift_ptr, run, per_sample, shift_sample, shift_run, column, mask)
     tl.store(y_ptr + at, y.to(y_ptr.dtype.element_ty), mask=mask)
 
 
@@ -89,7 +89,7 @@ def backward_kernel(
         normed = tl.load(h_ptr + at, mask=mask, other=0.0).to(tl.float32)
         normed = tl.where(mask, (normed - high - low) * rstd, 0.0)
         dy = tl.load(dy_ptr + at, mask=mask, other=0.0).to(tl.float32)
-        dz = dy * (1.0 + _vector(scale_ptr, run, per_sample, scale_sample, scale_run, column, mask))
+        dz = dy * (1.0 + run_vector(scale_ptr, run, per_sample, scale_sample, scale_run, column, mask))
         if PER_TOKEN:
             gained = normed
             if HAS_WEIGHT:
@@ -111,7 +111,7 @@ def backward_kernel(
         if GATED:
             if HAS_DH:
                 dx += tl.load(dh_ptr + at, mask=mask, other=0.0).to(tl.float32)
-            gate = _vector(gate_ptr, run, per_sample, gate_sample, gate_run, column, mask)
+            gate = run_vector(gate_ptr, run, per_sample, gate_sample, gate_run, column, mask)
             tl.store(dbranch_ptr + at, (dx * gate).to(dbranch_ptr.dtype.element_ty), mask=mask)
             dgate = dx * tl.load(branch_ptr + at, mask=mask, other=0.0).to(tl.float32)
             if PER_TOKEN:

@@ -105,7 +105,7 @@ def element_normals(seed, sample, stream, element):
 def frame_tile(channels, positions, frames, tile, MODE: tl.constexpr, QUADS: tl.constexpr):
     """A tile of a video's first frame: offsets in the sample, places in the order of e, and which elements exist.
 
-    MODE is the tiling's (vdiff_fast/ops/noise/config.py); the offsets in frame f are f * (positions // frames) more.
+    MODE is the tiling's (vdiff_fast/ops/_common/tiling.py); the offsets in frame f are f * (positions // frames) more.
     """
     frame = tl.cast(positions, tl.int64) // frames
     lane = tl.arange(0, 4 * QUADS).to(tl.int64)

@@ -2,28 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
-
-# Benchmarks: latents of Stable Video Diffusion and Wan, and pixels of a small model.
-BENCH_SHAPES = {
-    "svd_latent": (2, 4, 14, 72, 128),
-    "wan_latent": (1, 16, 21, 60, 104),
-    "pixels": (4, 3, 16, 64, 64),
-}
-# Shapes that are measured in contiguous memory too, where torch draws noise faster.
-CONTIGUOUS = ("svd_latent", "pixels")
-
-
-def bench_layouts() -> Iterator[tuple[str, tuple[int, ...], bool]]:
-    """Name, shape and whether the memory is channels-last, of every case that draws noise for a video."""
-    for name, shape in BENCH_SHAPES.items():
-        yield name, shape, True
-    for name in CONTIGUOUS:
-        yield f"{name}-contiguous", BENCH_SHAPES[name], False
 
 
 @dataclass(frozen=True)
@@ -80,8 +61,3 @@ class Tiling:
             "MODE": self.mode, "CORRELATION": self.correlation, "QUADS": DRAW.quads, "num_warps": DRAW.num_warps,
             "enable_fp_fusion": False,
         }  # fmt: skip
-
-
-def triton_type(dtype: torch.dtype) -> str:
-    """The pointer type of an AOT signature."""
-    return {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16"}[dtype]

@@ -1,11 +1,12 @@
-"""Typed errors shared by the attention rooms. Tokens are (B, T, S, heads, d)."""
+"""Types and typed errors that the attention rooms share. Tokens are (B, T, S, heads, d)."""
 
 from __future__ import annotations
 
 from torch import Tensor
 
-from vdiff_fast.ops.qk_norm_rope.reference import Norm, Tables
-
+# The weights of the normalisation of queries and keys, and the cosines and sines of a rotary embedding.
+Norm = tuple[Tensor, Tensor]
+Tables = tuple[Tensor, Tensor]
 MAX_HEAD_DIM = 128
 
 
