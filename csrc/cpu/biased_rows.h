@@ -2,7 +2,7 @@
 #pragma once
 
 #include "cpu/dtype.h"
-#include "cpu/runs.h"
+#include "cpu/spans.h"
 
 namespace vdiff {
 

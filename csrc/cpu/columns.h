@@ -2,7 +2,7 @@
 #pragma once
 
 #include "cpu/lanes.h"
-#include "cpu/runs.h"
+#include "cpu/spans.h"
 
 namespace vdiff::VDIFF_ISA {
 

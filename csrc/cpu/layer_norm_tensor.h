@@ -2,7 +2,7 @@
 #pragma once
 
 #include "cpu/layer_norm_rows.h"
-#include "cpu/runs_tensor.h"
+#include "cpu/spans_tensor.h"
 
 namespace vdiff {
 

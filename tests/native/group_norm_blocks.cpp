@@ -1,6 +1,6 @@
-// The blocks of csrc/ops/group_norm_silu/share.h played on the host. Built and called by
+// The blocks of csrc/ops/group_norm_silu/cuda_block.h played on the host. Built and called by
 // tests/ops/test_group_norm_silu_blocks.py.
-#include "ops/group_norm_silu/share.h"
+#include "ops/group_norm_silu/cuda_block.h"
 
 #include <algorithm>
 #include <cstring>

@@ -2,8 +2,8 @@
 // barrier is a data race. Lanes of a warp exchange values without ordering memory, as shuffles do. With the argument
 // "barriers", those of a block wait for nobody; with "meetings", nobody waits for a grid's counters: races must be
 // found.
-#include "ops/group_norm_silu/share.h"
-#include "ops/rms_norm_silu/tile.h"
+#include "ops/group_norm_silu/cuda_block.h"
+#include "ops/rms_norm_silu/cuda_block.h"
 
 #include <atomic>
 #include <barrier>

@@ -1,6 +1,6 @@
-// The blocks of csrc/ops/rms_norm_silu/tile.h played on the host. Built and called by
+// The blocks of csrc/ops/rms_norm_silu/cuda_block.h played on the host. Built and called by
 // tests/ops/test_rms_norm_silu_tiles.py.
-#include "ops/rms_norm_silu/tile.h"
+#include "ops/rms_norm_silu/cuda_block.h"
 
 #include "host_cta.h"
 

@@ -1,8 +1,9 @@
-// The warps of csrc/ops/temporal_attention/{warp,tall}.h played on the host: 32 lanes side by side, mma.m16n8k16 and
-// movmatrix by the fragment layouts of the PTX ISA. Built and called by tests/ops/test_temporal_attention_warp.py.
-#include "ops/temporal_attention/warp.h"
+// The warps of csrc/ops/temporal_attention/cuda_{one_warp,four_warps}.h played on the host: 32 lanes side by side,
+// mma.m16n8k16 and movmatrix by the fragment layouts of the PTX ISA. Built and called by
+// tests/ops/test_temporal_attention_warp.py.
+#include "ops/temporal_attention/cuda_one_warp.h"
 
-#include "ops/temporal_attention/tall.h"
+#include "ops/temporal_attention/cuda_four_warps.h"
 
 #include <algorithm>
 #include <cmath>

@@ -4,7 +4,7 @@
 
 #include "cpu/noise_tensor.h"
 #include "ops/diffusion_loss/arguments.h"
-#include "ops/diffusion_loss/kernel.h"
+#include "ops/diffusion_loss/cpu_kernel.h"
 
 namespace {
 

@@ -1,4 +1,4 @@
-#include "ops/diffusion_loss/kernel.h"
+#include "ops/diffusion_loss/cpu_kernel.h"
 
 #include "cpu/video_noise.h"
 

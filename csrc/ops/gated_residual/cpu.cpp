@@ -1,5 +1,5 @@
-#include "cpu/runs_tensor.h"
-#include "ops/gated_residual/kernel.h"
+#include "cpu/spans_tensor.h"
+#include "ops/gated_residual/cpu_kernel.h"
 
 namespace {
 

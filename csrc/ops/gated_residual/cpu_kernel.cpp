@@ -1,4 +1,4 @@
-#include "ops/gated_residual/kernel.h"
+#include "ops/gated_residual/cpu_kernel.h"
 
 #include "cpu/columns.h"
 

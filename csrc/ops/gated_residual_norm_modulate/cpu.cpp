@@ -1,5 +1,5 @@
 #include "cpu/layer_norm_tensor.h"
-#include "ops/gated_residual_norm_modulate/kernel.h"
+#include "ops/gated_residual_norm_modulate/cpu_kernel.h"
 
 namespace {
 

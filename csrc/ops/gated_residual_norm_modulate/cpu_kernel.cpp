@@ -1,4 +1,4 @@
-#include "ops/gated_residual_norm_modulate/kernel.h"
+#include "ops/gated_residual_norm_modulate/cpu_kernel.h"
 
 #include "cpu/layer_norm.h"
 

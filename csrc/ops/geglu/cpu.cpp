@@ -1,5 +1,5 @@
-#include "cpu/runs_tensor.h"
-#include "ops/geglu/kernel.h"
+#include "cpu/spans_tensor.h"
+#include "ops/geglu/cpu_kernel.h"
 
 namespace {
 

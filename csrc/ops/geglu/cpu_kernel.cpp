@@ -1,4 +1,4 @@
-#include "ops/geglu/kernel.h"
+#include "ops/geglu/cpu_kernel.h"
 
 #include "cpu/columns.h"
 #include "cpu/gelu.h"

@@ -1,5 +1,5 @@
-#include "cpu/runs_tensor.h"
-#include "ops/gelu_tanh/kernel.h"
+#include "cpu/spans_tensor.h"
+#include "ops/gelu_tanh/cpu_kernel.h"
 
 namespace {
 

@@ -1,4 +1,4 @@
-#include "ops/gelu_tanh/kernel.h"
+#include "ops/gelu_tanh/cpu_kernel.h"
 
 #include "cpu/columns.h"
 #include "cpu/gelu.h"

@@ -1,9 +1,9 @@
 #include <cmath>
 
+#include "cpu/channel_vectors.h"
 #include "cpu/output_memory.h"
-#include "cpu/vectors.h"
-#include "ops/group_norm_silu/kernel.h"
-#include "ops/group_norm_silu/plan.h"
+#include "ops/group_norm_silu/cpu_kernel.h"
+#include "ops/group_norm_silu/cpu_plan.h"
 
 namespace {
 

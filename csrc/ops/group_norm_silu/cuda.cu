@@ -1,5 +1,5 @@
 #include "cuda/norm_vectors.cuh"
-#include "ops/group_norm_silu/share.h"
+#include "ops/group_norm_silu/cuda_block.h"
 
 namespace {
 

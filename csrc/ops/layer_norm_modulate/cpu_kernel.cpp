@@ -1,4 +1,4 @@
-#include "ops/layer_norm_modulate/kernel.h"
+#include "ops/layer_norm_modulate/cpu_kernel.h"
 
 #include "cpu/layer_norm.h"
 

@@ -1,5 +1,5 @@
 #include "cpu/noise_tensor.h"
-#include "ops/noise/kernel.h"
+#include "ops/noise/cpu_kernel.h"
 
 namespace {
 

@@ -1,4 +1,4 @@
-#include "ops/noise/kernel.h"
+#include "ops/noise/cpu_kernel.h"
 
 #include "cpu/video_noise.h"
 

@@ -1,5 +1,5 @@
 #include "cpu/noise_tensor.h"
-#include "ops/q_sample/kernel.h"
+#include "ops/q_sample/cpu_kernel.h"
 
 namespace {
 

@@ -1,4 +1,4 @@
-#include "ops/q_sample/kernel.h"
+#include "ops/q_sample/cpu_kernel.h"
 
 #include "cpu/video_noise.h"
 

@@ -1,7 +1,7 @@
+#include "cpu/channel_vectors.h"
 #include "cpu/output_memory.h"
 #include "cpu/tensor.h"
-#include "cpu/vectors.h"
-#include "ops/qk_norm_rope/kernel.h"
+#include "ops/qk_norm_rope/cpu_kernel.h"
 
 namespace {
 

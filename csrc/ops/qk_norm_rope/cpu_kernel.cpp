@@ -1,4 +1,4 @@
-#include "ops/qk_norm_rope/kernel.h"
+#include "ops/qk_norm_rope/cpu_kernel.h"
 
 #include "cpu/lanes.h"
 #include "cpu/shuffle.h"

@@ -1,9 +1,9 @@
 #include <algorithm>
 
+#include "cpu/channel_vectors.h"
 #include "cpu/output_memory.h"
 #include "cpu/tensor.h"
-#include "cpu/vectors.h"
-#include "ops/rms_norm_silu/kernel.h"
+#include "ops/rms_norm_silu/cpu_kernel.h"
 
 namespace {
 

@@ -1,4 +1,4 @@
-#include "ops/rms_norm_silu/kernel.h"
+#include "ops/rms_norm_silu/cpu_kernel.h"
 
 #include "cpu/columns.h"
 

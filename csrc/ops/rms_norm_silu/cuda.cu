@@ -1,5 +1,5 @@
 #include "cuda/norm_vectors.cuh"
-#include "ops/rms_norm_silu/tile.h"
+#include "ops/rms_norm_silu/cuda_block.h"
 
 namespace {
 

@@ -5,7 +5,7 @@
 #include <vector>
 
 #include "cpu/noise_tensor.h"
-#include "ops/sampler_step/kernel.h"
+#include "ops/sampler_step/cpu_kernel.h"
 
 namespace {
 

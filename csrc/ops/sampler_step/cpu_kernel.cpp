@@ -1,4 +1,4 @@
-#include "ops/sampler_step/kernel.h"
+#include "ops/sampler_step/cpu_kernel.h"
 
 #include "cpu/video_noise.h"
 

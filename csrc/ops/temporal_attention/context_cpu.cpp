@@ -1,6 +1,6 @@
+#include "cpu/attention/tensor.h"
 #include "cpu/output_memory.h"
 #include "ops/temporal_attention/context.h"
-#include "ops/temporal_attention/glue.h"
 
 namespace {
 

@@ -1,6 +1,6 @@
+#include "cpu/attention/rows.h"
+#include "cpu/attention/softmax.h"
 #include "ops/temporal_attention/context.h"
-#include "ops/temporal_attention/rows.h"
-#include "ops/temporal_attention/softmax.h"
 
 namespace vdiff::VDIFF_ISA {
 namespace {

@@ -1,6 +1,6 @@
+#include "cpu/attention/tensor.h"
 #include "cpu/output_memory.h"
-#include "ops/temporal_attention/glue.h"
-#include "ops/temporal_attention/kernel.h"
+#include "ops/temporal_attention/cpu_kernel.h"
 
 namespace {
 

@@ -1,7 +1,7 @@
-#include "ops/temporal_attention/kernel.h"
+#include "ops/temporal_attention/cpu_kernel.h"
 
-#include "ops/temporal_attention/rows.h"
-#include "ops/temporal_attention/softmax.h"
+#include "cpu/attention/rows.h"
+#include "cpu/attention/softmax.h"
 
 namespace vdiff::VDIFF_ISA {
 namespace {

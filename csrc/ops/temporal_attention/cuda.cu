@@ -3,8 +3,8 @@
 #include "cuda/column_sums.cuh"
 #include "cuda/dtype.cuh"
 #include "cuda/launch.h"
-#include "ops/temporal_attention/tall.h"
-#include "ops/temporal_attention/warp.h"
+#include "ops/temporal_attention/cuda_four_warps.h"
+#include "ops/temporal_attention/cuda_one_warp.h"
 
 namespace {
 
@@ -19,7 +19,7 @@ constexpr int kWarps = 4, kThreads = 32 * kWarps;
 constexpr int64_t kMaxBlocks = 2048;
 constexpr int kMaxWholeFrames = 32;
 
-// One lane of warp.h on the device.
+// One lane of cuda_tile.h on the device.
 template <class T>
 struct DeviceWarp {
   using F = float;

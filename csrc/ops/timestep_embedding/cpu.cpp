@@ -1,6 +1,6 @@
 #include "cpu/tensor.h"
-#include "ops/timestep_embedding/kernel.h"
-#include "ops/timestep_embedding/times.h"
+#include "cpu/times.h"
+#include "ops/timestep_embedding/cpu_kernel.h"
 
 namespace {
 

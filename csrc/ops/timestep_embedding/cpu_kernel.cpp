@@ -1,6 +1,6 @@
-#include "ops/timestep_embedding/kernel.h"
+#include "ops/timestep_embedding/cpu_kernel.h"
 
-#include "ops/timestep_embedding/sinusoid.h"
+#include "cpu/sinusoid.h"
 
 namespace vdiff::VDIFF_ISA {
 namespace {

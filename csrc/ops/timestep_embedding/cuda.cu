@@ -1,4 +1,4 @@
-#include "ops/timestep_embedding/sinusoid.cuh"
+#include "cuda/sinusoid.cuh"
 
 namespace {
 

@@ -3,8 +3,8 @@
 
 #include "cpu/output_memory.h"
 #include "cpu/tensor.h"
-#include "ops/timestep_embedding/times.h"
-#include "ops/timestep_mlp/kernel.h"
+#include "cpu/times.h"
+#include "ops/timestep_mlp/cpu_kernel.h"
 
 namespace {
 

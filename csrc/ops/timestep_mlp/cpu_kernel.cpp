@@ -1,7 +1,7 @@
-#include "ops/timestep_mlp/kernel.h"
+#include "ops/timestep_mlp/cpu_kernel.h"
 
 #include "cpu/columns.h"
-#include "ops/timestep_embedding/sinusoid.h"
+#include "cpu/sinusoid.h"
 
 namespace vdiff::VDIFF_ISA {
 namespace {

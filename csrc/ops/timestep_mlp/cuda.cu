@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <tuple>
 
-#include "ops/timestep_embedding/sinusoid.cuh"
+#include "cuda/sinusoid.cuh"
 
 namespace {
 

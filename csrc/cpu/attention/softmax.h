@@ -2,7 +2,7 @@
 // kernels only.
 #pragma once
 
-#include "ops/temporal_attention/matrix.h"
+#include "cpu/attention/matrix.h"
 
 namespace vdiff::VDIFF_ISA {
 

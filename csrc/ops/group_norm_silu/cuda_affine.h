@@ -2,7 +2,7 @@
 // and activation, and what its gradient is made of. For host and device.
 #pragma once
 
-#include "ops/group_norm_silu/shape.h"
+#include "ops/group_norm_silu/cuda_plan.h"
 
 namespace vdiff::group_norm {
 

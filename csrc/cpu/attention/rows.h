@@ -2,7 +2,7 @@
 #pragma once
 
 #include "common/tokens.h"
-#include "ops/temporal_attention/matrix.h"
+#include "cpu/attention/matrix.h"
 
 namespace vdiff::VDIFF_ISA {
 

@@ -4,7 +4,7 @@
 #include <algorithm>
 
 #include "cpu/output_memory.h"
-#include "cpu/runs.h"
+#include "cpu/spans.h"
 #include "cpu/tensor.h"
 
 namespace vdiff {

@@ -2,7 +2,7 @@
 
 #include "cpu/dtype.h"
 #include "cpu/isa.h"
-#include "cpu/runs.h"
+#include "cpu/spans.h"
 
 namespace vdiff {
 

@@ -1,5 +1,5 @@
 // What one warp does to a tile of attention: rows (queries, or keys where the square lies turned) against the columns
-// of all that they meet. warp.h and tall.h make attention of it.
+// of all that they meet. cuda_one_warp.h and cuda_four_warps.h make attention of it.
 //
 // Written once for the device, where `Warp` maps to one lane, and for the host, where it holds the 32 lanes side by
 // side and plays mma and movmatrix after the PTX ISA: tests run this file without a GPU. Control flow is uniform; what

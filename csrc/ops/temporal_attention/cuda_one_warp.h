@@ -1,7 +1,7 @@
 // Attention of one position and head of up to 32 frames (two positions where T <= 8) by one warp, which holds T x T.
 #pragma once
 
-#include "ops/temporal_attention/tile.h"
+#include "ops/temporal_attention/cuda_tile.h"
 
 namespace vdiff {
 

@@ -10,7 +10,7 @@
 
 #include <type_traits>
 
-#include "ops/group_norm_silu/vectors.h"
+#include "ops/group_norm_silu/cuda_affine.h"
 
 namespace vdiff::group_norm {
 

@@ -5,7 +5,7 @@
 // caller between any two steps.
 #pragma once
 
-#include "ops/temporal_attention/tile.h"
+#include "ops/temporal_attention/cuda_tile.h"
 
 namespace vdiff {
 
