@@ -104,8 +104,8 @@ def dying(handle):
 os.fsync = dying
 trainer.fit(until=10)
 """
-# Five files, their folder, the folder above, the pointer.
-FLUSHES = {"in the middle of the files": 3, "before the pointer moves": 8}
+# Five files and their folder after each, their folder whole, the folder above, the pointer.
+FLUSHES = {"in the middle of the files": 5, "before the pointer moves": 13}
 
 
 @pytest.mark.parametrize("moment", FLUSHES)

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 from tqdm import tqdm
 
+from vdiff_fast._files import write_text
 from vdiff_fast.cli.options import parse_size
 
 
@@ -43,7 +44,7 @@ def check_data(
     report = data.check_videos(paths, spec=spec, limit=limit, progress=_progress)
     print(report.format(only_problems=problems))
     if json_out is not None:
-        json_out.write_text(json.dumps(report.to_json(), indent=1) + "\n")
+        write_text(json_out, json.dumps(report.to_json(), indent=1) + "\n")
     if not report.ok:
         raise typer.Exit(1)
 

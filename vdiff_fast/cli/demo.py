@@ -13,6 +13,8 @@ import torch
 import typer
 from torch import Tensor
 
+from vdiff_fast._files import write_text
+
 # Every 4th of the clip's 24 frames per second: 16 frames show the whole action.
 STRIDE, CLIP_FPS = 4, 24
 SETTINGS: dict[str, Any] = {
@@ -71,7 +73,7 @@ def demo(
         print(f"fused against reference on this model, {config.batch_size} clips:", flush=True)
         report |= _compare(model, windows[: config.batch_size], trainer.objective.schedule, config, rounds)
     report |= {"steps": steps, "seed": seed, "torch": torch.__version__, "threads": torch.get_num_threads()}
-    (out / "report.json").write_text(json.dumps(report, indent=1) + "\n")
+    write_text(out / "report.json", json.dumps(report, indent=1) + "\n")
     print(_summary(report, out))
     if not report["passed"]:
         raise typer.Exit(1)

@@ -5,14 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from vdiff_fast._files import whole_file, write_text
 
 from . import errors
 from .decode import frame_to_rgb
@@ -56,9 +55,9 @@ class FrameCache:
             result = scan(path, threads=threads)
             content = _scan_to_json(result)
         except VideoError as error:
-            self._write_text(entry, json.dumps({"error": type(error).__name__, "message": str(error)}))
+            write_text(entry, json.dumps({"error": type(error).__name__, "message": str(error)}))
             raise
-        self._write_text(entry, json.dumps(content))
+        write_text(entry, json.dumps(content))
         return result
 
     def frames(self, video: VideoScan, spec: ClipSpec, *, threads: int = 0) -> np.ndarray:
@@ -80,38 +79,23 @@ class FrameCache:
         return self.folder / f"{self.key(video.path, 'frames', *training_size(video, spec), spec.channels)}.npy"
 
     def _build(self, entry: Path, video: VideoScan, spec: ClipSpec, threads: int) -> None:
-        """Stream the file into a memory map, one frame in memory at a time."""
+        """Stream the file to the disk, one frame in memory at a time.
+
+        By plain writes: where a memory map meets a full disk, the process is killed by a signal.
+        """
         size = training_size(video, spec)
-        with self._temporary(entry) as temporary:
-            shape = (video.decoded, *size, spec.channels)
-            stored = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.uint8, shape=shape)
+        shape = (video.decoded, *size, spec.channels)
+        with whole_file(entry) as temporary, open(temporary, "wb") as file:
+            np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
             count = 0
             with open_video(video.path, threads=threads) as (container, stream):
                 for frame in decode_packets(container, stream):
                     if count < video.decoded:
                         pixels = frame_to_rgb(frame, video.stored_width, video.stored_height, video.rotation)
-                        stored[count] = resize_frame(pixels, size, spec.channels)
+                        file.write(resize_frame(pixels, size, spec.channels).tobytes())
                     count += 1
             if count != video.decoded:
                 raise TruncatedVideoError(f"{video.name}: decoded {count} frames, {video.decoded} when scanned")
-            stored.flush()
-
-    def _write_text(self, entry: Path, text: str) -> None:
-        with self._temporary(entry) as temporary:
-            temporary.write_text(text)
-
-    @contextmanager
-    def _temporary(self, entry: Path) -> Iterator[Path]:
-        """A file of our own in the same folder, renamed to `entry` once it is whole and on disk."""
-        handle, name = tempfile.mkstemp(dir=self.folder, prefix=".writing-", suffix=entry.suffix)
-        os.close(handle)
-        try:
-            yield Path(name)
-            with open(name, "rb") as written:
-                os.fsync(written.fileno())
-            os.replace(name, entry)
-        finally:
-            Path(name).unlink(missing_ok=True)
 
 
 def _scan_to_json(video: VideoScan) -> dict[str, Any]:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-import tempfile
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -15,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+
+from vdiff_fast._files import whole_file
 
 from .errors import VideoWriteError
 from .postprocess import grid, to_uint8
@@ -70,7 +70,7 @@ def write_video(
         known = " ".join([*_H264_SUFFIXES, ".gif"])
         raise VideoWriteError(f"{path.name}: cannot write {suffix or 'a file without a suffix'}; choose one of {known}")
     note = ""
-    with _complete(path) as temporary:
+    with whole_file(path) as temporary:
         if suffix == ".gif":
             if fps > _GIF_MAX_FPS:
                 raise VideoWriteError(
@@ -117,7 +117,7 @@ def write_png(picture: torch.Tensor, path: str | os.PathLike[str]) -> None:
     except ImportError as error:
         raise ImportError("writing PNG needs Pillow: pip install 'vdiff-fast[video]'") from error
     pixels = as_frames(picture.unsqueeze(1))[0]
-    with _complete(Path(path)) as temporary:
+    with whole_file(path) as temporary:
         Image.fromarray(pixels).save(temporary, format="PNG")
 
 
@@ -132,33 +132,15 @@ def as_frames(video: torch.Tensor) -> np.ndarray:
     return np.ascontiguousarray(to_uint8(video).expand(3, -1, -1, -1).permute(1, 2, 3, 0).numpy())
 
 
-@contextmanager
-def _complete(path: Path) -> Iterator[str]:
-    """A temporary name beside `path` that becomes `path` if all goes well, so that nobody sees half a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".writing-", suffix=path.suffix)
-    os.close(handle)
-    try:
-        yield name
-        # mkstemp made it private; a result is for others too.
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(name, 0o666 & ~umask)
-        os.replace(name, path)
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(name)
-
-
 def _pad_to_even(frames: np.ndarray) -> np.ndarray:
     _, height, width, _ = frames.shape
     return np.pad(frames, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
 
 
-def _write_h264(frames: np.ndarray, path: str, rate: Fraction, container_format: str, quality: int) -> None:
+def _write_h264(frames: np.ndarray, path: Path, rate: Fraction, container_format: str, quality: int) -> None:
     av = import_av()
     movflags = {"movflags": "+faststart"} if container_format in ("mp4", "mov") else {}
-    with av.open(path, "w", format=container_format, options=movflags) as container:
+    with av.open(f"file:{path}", "w", format=container_format, options=movflags) as container:
         stream = container.add_stream(_h264_encoder(av), rate=rate)
         stream.width, stream.height, stream.pix_fmt = frames.shape[2], frames.shape[1], "yuv420p"
         stream.options = {"crf": str(quality), "preset": "medium"}
@@ -183,12 +165,12 @@ def _h264_encoder(av: Any) -> str:
     raise VideoWriteError(f"this FFmpeg has no H.264 encoder ({', '.join(_H264_ENCODERS)}); write a .gif instead")
 
 
-def _write_gif(frames: np.ndarray, path: str, rate: Fraction, loop: int) -> None:
+def _write_gif(frames: np.ndarray, path: Path, rate: Fraction, loop: int) -> None:
     """GIF with FFmpeg's palettegen and paletteuse: 256 colours chosen over all frames, error-diffusion dither."""
     av = import_av()
     # GIF counts in 1/100 s: stamps are rounded, so 30 fps plays as 3, 3, 4 hundredths.
     options = {"loop": str(loop - 1 if loop > 0 else 0)} if loop != 1 else {"loop": "-1"}
-    with av.open(path, "w", format="gif", options=options) as container:
+    with av.open(f"file:{path}", "w", format="gif", options=options) as container:
         stream = container.add_stream("gif", rate=rate)
         stream.width, stream.height, stream.pix_fmt = frames.shape[2], frames.shape[1], "pal8"
         for frame in _paletted(av, frames, rate):

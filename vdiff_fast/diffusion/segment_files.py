@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from vdiff_fast._files import save_safetensors, write_text
 
 _SETTINGS = "settings.json"
 
@@ -39,7 +40,7 @@ class SegmentFiles:
         if path.exists():
             self._compare(json.loads(path.read_text()), mine)
         else:
-            _write(path, (json.dumps(mine, indent=1) + "\n").encode())
+            write_text(path, json.dumps(mine, indent=1) + "\n")
 
     def path(self, level: int, index: int) -> Path:
         return self.folder / f"level_{level}" / f"{index:08d}.safetensors"
@@ -65,11 +66,7 @@ class SegmentFiles:
         return frames
 
     def save(self, level: int, index: int, frames: Tensor) -> None:
-        from safetensors.torch import save
-
-        path = self.path(level, index)
-        path.parent.mkdir(exist_ok=True)
-        _write(path, save({"frames": frames.to(torch.float32).contiguous()}))
+        save_safetensors(self.path(level, index), {"frames": frames.to("cpu", torch.float32).contiguous()})
 
     def _compare(self, saved: dict[str, Any], mine: dict[str, Any]) -> None:
         differing = [
@@ -82,21 +79,3 @@ class SegmentFiles:
                 f"{self.folder} holds segments of another video ({'; '.join(differing)}); "
                 "restore these, choose another folder, or remove this one"
             )
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Whole or absent, also after a power cut; the name of the process keeps two writers apart."""
-    temporary = path.with_name(f".writing-{os.getpid()}-{path.name}")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)

@@ -12,7 +12,6 @@ RUN/checkpoints/latest  the name of the newest
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,12 +19,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
+from vdiff_fast._files import WRITING, save_pickle, save_safetensors, whole_folder, write_text
 from vdiff_fast.training.distributed import shard_like
 
-_PREFIX, _WRITING, _LATEST = "step_", ".writing-", "latest"
+_PREFIX, _LATEST = "step_", "latest"
 
 
 class CheckpointError(ValueError):
@@ -47,15 +47,6 @@ class Checkpoint:
         return int(self.state["step"])
 
 
-def flush(path: Path) -> None:
-    """Force a file or folder to the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
 def _separate(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Contiguous tensors on the CPU, each with memory of its own, as safetensors wants them."""
     seen: set[int] = set()
@@ -69,53 +60,25 @@ def _separate(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return separate
 
 
-def _write_text(path: Path, text: str) -> None:
-    path.write_text(text)
-    flush(path)
-
-
 def save_checkpoint(folder: Path, checkpoint: Checkpoint, *, keep: int) -> Path:
     """Write `folder`/step_..., point `latest` at it, and remove all but the newest `keep`.
 
     A process killed at any moment leaves the checkpoints from before whole, and `latest` at one of them.
+
+    Raises:
+        OSError: the disk is full; it names the file, and what was written of this checkpoint is removed.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     final = folder / f"{_PREFIX}{checkpoint.step:08d}"
-    writing = folder / f"{_WRITING}{final.name}"
-    shutil.rmtree(writing, ignore_errors=True)
-    writing.mkdir()
-    save_file(_separate(checkpoint.model), writing / "model.safetensors")
-    save_file(_separate(checkpoint.ema), writing / "ema.safetensors")
-    torch.save(checkpoint.optimizer, writing / "optimizer.pt")
-    for name in ("model.safetensors", "ema.safetensors", "optimizer.pt"):
-        flush(writing / name)
-    _write_text(writing / "state.json", json.dumps(checkpoint.state, indent=1) + "\n")
-    _write_text(writing / "config.yaml", checkpoint.config_yaml)
-    flush(writing)
-    _replace_folder(writing, final)
-    flush(folder)
-    _point_latest(folder, final.name)
+    # A run that went on from an older checkpoint reaches this step again and replaces the folder.
+    with whole_folder(final) as writing:
+        save_safetensors(writing / "model.safetensors", _separate(checkpoint.model))
+        save_safetensors(writing / "ema.safetensors", _separate(checkpoint.ema))
+        save_pickle(writing / "optimizer.pt", checkpoint.optimizer)
+        write_text(writing / "state.json", json.dumps(checkpoint.state, indent=1) + "\n")
+        write_text(writing / "config.yaml", checkpoint.config_yaml)
+    write_text(folder / _LATEST, final.name + "\n")
     _prune(folder, keep)
     return final
-
-
-def _replace_folder(new: Path, final: Path) -> None:
-    if final.exists():
-        # A run that went on from an older checkpoint reaches this step again.
-        old = final.with_name(f"{_WRITING}old-{final.name}")
-        shutil.rmtree(old, ignore_errors=True)
-        os.rename(final, old)
-        os.rename(new, final)
-        shutil.rmtree(old)
-    else:
-        os.rename(new, final)
-
-
-def _point_latest(folder: Path, name: str) -> None:
-    pointer = folder / f"{_WRITING}{_LATEST}"
-    _write_text(pointer, name + "\n")
-    os.replace(pointer, folder / _LATEST)
-    flush(folder)
 
 
 def _prune(folder: Path, keep: int) -> None:
@@ -123,7 +86,7 @@ def _prune(folder: Path, keep: int) -> None:
     for path in checkpoints(folder)[:-keep]:
         if path != current:
             shutil.rmtree(path)
-    for leftover in folder.glob(f"{_WRITING}*"):
+    for leftover in folder.glob(f"{WRITING}*"):
         shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
 
 

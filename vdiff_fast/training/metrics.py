@@ -11,6 +11,8 @@ from typing import Any
 
 from tqdm import tqdm
 
+from vdiff_fast._files import disk_errors_of, whole_file, write_text
+
 
 class MetricsLog:
     """RUN/metrics.jsonl, one object per row; optionally the same as tensorboard events."""
@@ -19,12 +21,13 @@ class MetricsLog:
         """Go on after step `after`: later rows, of a run that was cut off, are removed."""
         self.path = run / "metrics.jsonl"
         kept = [row for row in read_metrics(run) if row["step"] <= after]
-        self.path.write_text("".join(json.dumps(row) + "\n" for row in kept))
+        write_text(self.path, "".join(json.dumps(row) + "\n" for row in kept))
         self._file = self.path.open("a", buffering=1)
         self._events = _summary_writer(run, after) if tensorboard else None
 
     def write(self, row: dict[str, Any]) -> None:
-        self._file.write(json.dumps(row) + "\n")
+        with disk_errors_of(self.path):
+            self._file.write(json.dumps(row) + "\n")
         if self._events is not None:
             for name, value in row.items():
                 if name != "step":
@@ -92,9 +95,8 @@ def plot_loss(rows: Sequence[dict[str, Any]], path: Path, *, title: str = "") ->
     axes.set(xlabel="step", ylabel="loss", title=title)
     axes.grid(True, which="both", alpha=0.3)
     axes.legend()
-    temporary = path.with_name(f".writing-{path.name}")
-    figure.savefig(temporary, format="png")
-    temporary.replace(path)
+    with whole_file(path) as temporary:
+        figure.savefig(temporary, format="png")
 
 
 class Progress:

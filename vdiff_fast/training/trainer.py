@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from vdiff_fast import data, use_backend
+from vdiff_fast._files import save_pickle, write_text
 from vdiff_fast._version import __version__
 from vdiff_fast.data.scan import import_av
 from vdiff_fast.training import checkpoint as ckpt
@@ -257,14 +258,14 @@ class Trainer:
         dump = self.run / "nan_dump.pt"
         weights = distributed.full(self.model.state_dict())
         if self.rank == culprits[0]:
-            torch.save(
+            save_pickle(
+                dump,
                 {
                     "step": self.step, "loss": loss, "gradient_norm": norm, "module": module, "x0": batch.x0.cpu(),
                     "t": batch.t.cpu(), "y": batch.y, "files": batch.files, "seed": self.config.seed,
                     "sample_offset": int(batch.sample_offset), "config": configuration.to_yaml(self.config),
                     "model": {name: value.cpu() for name, value in weights.items()},
                 },
-                dump,
             )  # fmt: skip
         worst = reports[culprits[0]]
         raise nonfinite.NonFiniteLossError(
@@ -277,7 +278,7 @@ class Trainer:
             import_av()
         if self.rank == 0:
             self.run.mkdir(parents=True, exist_ok=True)
-            (self.run / "config.yaml").write_text(configuration.to_yaml(self.config))
+            write_text(self.run / "config.yaml", configuration.to_yaml(self.config))
         distributed.barrier()
 
     def _sample(self) -> None:
