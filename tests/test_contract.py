@@ -11,7 +11,7 @@ import torch
 
 import vdiff_fast as vf
 from tests.checks import CallRecorder, as_tuple, assert_as_close_as_eager, fresh, run
-from vdiff_fast import _dispatch, _library
+from vdiff_fast import _library, _requested
 from vdiff_fast._spec import OpSpec, Sample
 from vdiff_fast.ops.spatial_attention.sdpa import XFORMERS_REASON
 
@@ -239,7 +239,7 @@ def test_a_tensor_on_another_device_is_refused(spec: OpSpec) -> None:
 @pytest.mark.parametrize("spec", [pytest.param(s, id=s.name) for s in SPECS])
 def test_a_backend_asked_for_by_name_runs_or_says_why_not(spec: OpSpec) -> None:
     sample = next(iter(spec.samples(CPU, torch.float32)))
-    for backend in _dispatch.BACKENDS:
+    for backend in _requested.BACKENDS:
         runs = backend in spec.predicates and spec.predicates[backend](sample.tensors()[0]) is None
         with vf.use_backend(backend, ops=[spec.name]):
             if runs:

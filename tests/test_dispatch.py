@@ -42,7 +42,7 @@ def test_with_block_restores_and_ops_narrows() -> None:
         assert _dispatch.choose("other", _predicates(reference=None, cpu=None), X) == "reference"
     assert _dispatch.choose("op", _predicates(reference=None, cpu=None), X) == "reference"
     vf.use_backend("auto")
-    assert _dispatch._requested is None
+    assert _dispatch.requested("op") is None
 
 
 def test_doctor_names_every_op_and_every_reason() -> None:

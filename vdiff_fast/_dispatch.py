@@ -2,28 +2,28 @@
 
 `auto` takes the first backend that can run, in the order that was measured on this architecture, else in the order of
 preference; a backend asked for by name runs or raises the reason. Every op has one predicate per backend,
-`why_not(x, ...) -> str | None`. All of it traces under torch.compile: it reads dtype, shape, device and module globals,
-nothing else.
+`why_not(x, ...) -> str | None`. All of it traces under torch.compile: it reads dtype, shape, device, module globals and
+what the thread asked for, nothing else.
 """
 
 from __future__ import annotations
 
 import importlib
 import logging
-import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass
-from types import ModuleType, TracebackType
+from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from vdiff_fast import _library, _measured
+from vdiff_fast._requested import requested
 
 Predicate = Callable[..., str | None]
 
-BACKENDS = ("reference", "cpu", "triton", "cuda", "sdpa", "xformers")
 # Triton before CUDA C++ until a measurement on the device's generation says otherwise.
 DEFAULT_ORDER = {"cpu": ("cpu", "sdpa", "reference"), "cuda": ("triton", "cuda", "sdpa", "reference")}
 INTERPRETER_ORDER = ("triton", "cpu", "sdpa", "reference")
@@ -34,60 +34,6 @@ _log = logging.getLogger("vdiff_fast")
 
 class BackendUnavailableError(RuntimeError):
     """A backend was asked for by name and cannot run this call; the message says why."""
-
-
-def _checked(name: str | None) -> str | None:
-    if name in (None, "", "auto"):
-        return None
-    if name not in BACKENDS:
-        raise ValueError(f"unknown backend {name!r}; choose from auto, {', '.join(BACKENDS)}")
-    return name
-
-
-_requested: str | None = _checked(os.environ.get("VDIFF_FAST_BACKEND"))
-_requested_by_op: dict[str, str | None] = {}
-
-
-class use_backend:
-    """Ask for a backend by name, for good or for a `with` block.
-
-    >>> vf.use_backend("reference")                                # every op, from here on
-    >>> with vf.use_backend("triton", ops=["group_norm_silu"]):    # these ops, inside the block
-    ...     y = model(x, t)
-
-    Args:
-        name: "auto", "reference", "cpu", "triton", "cuda", and for attention "sdpa" or "xformers".
-        ops: names of ops; all ops where it is left out.
-
-    Raises:
-        ValueError: the name is no backend. A call that the named backend cannot run raises BackendUnavailableError.
-    """
-
-    def __init__(self, name: str | None, *, ops: Iterable[str] | None = None) -> None:
-        global _requested
-        self._before = (_requested, dict(_requested_by_op))
-        checked = _checked(name)
-        if ops is None:
-            _requested = checked
-            _requested_by_op.clear()
-        else:
-            _requested_by_op.update(dict.fromkeys(ops, checked))
-
-    def __enter__(self) -> use_backend:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        global _requested
-        _requested = self._before[0]
-        _requested_by_op.clear()
-        _requested_by_op.update(self._before[1])
-
-
-def requested(op: str) -> str | None:
-    """The backend asked for by name for this op; None for auto."""
-    return _requested_by_op.get(op, _requested)
 
 
 def order(op: str, x: Tensor) -> tuple[str, ...]:
@@ -114,18 +60,18 @@ class Choice:
     elements: int
 
 
-_observer: list[Choice] | None = None
+_observer: ContextVar[list[Choice] | None] = ContextVar("observer", default=None)
 
 
 def observed(call: Callable[[], object]) -> list[Choice]:
-    """Every choice of a backend made while `call` runs, for doctor and the benchmarks."""
-    global _observer
-    _observer = []
+    """Every choice of a backend that this thread makes while `call` runs, for doctor and the benchmarks."""
+    choices: list[Choice] = []
+    token = _observer.set(choices)
     try:
         call()
-        return _observer
+        return choices
     finally:
-        _observer = None
+        _observer.reset(token)
 
 
 def choose(op: str, predicates: Mapping[str, Predicate], x: Tensor, *facts: Any) -> str:
@@ -135,10 +81,10 @@ def choose(op: str, predicates: Mapping[str, Predicate], x: Tensor, *facts: Any)
         BackendUnavailableError: the backend asked for by name cannot run this call.
     """
     chosen = _choose(op, predicates, x, *facts)
-    if _observer is not None and not torch.compiler.is_compiling():
+    if not torch.compiler.is_compiling() and (choices := _observer.get()) is not None:
         reasons = {name: predicate(x, *facts) for name, predicate in predicates.items()}
         against = {name: reason for name, reason in reasons.items() if reason is not None}
-        _observer.append(Choice(op, chosen, against, x.numel()))
+        choices.append(Choice(op, chosen, against, x.numel()))
     return chosen
 
 

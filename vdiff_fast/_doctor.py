@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-from vdiff_fast import _dispatch, _library, ops
+from vdiff_fast import _dispatch, _library, _requested, ops
 from vdiff_fast._spec import OpSpec
 from vdiff_fast._version import __version__
 
@@ -129,7 +129,7 @@ def doctor() -> DoctorReport:
 
 def support_table() -> str:
     """Markdown: op x backend, from the predicates the dispatcher uses."""
-    backends = [b for b in _dispatch.BACKENDS if any(b in spec.predicates for spec in ops.specs())]
+    backends = [b for b in _requested.BACKENDS if any(b in spec.predicates for spec in ops.specs())]
     rows = [f"| op | {' | '.join(backends)} | what it is |", "|" + " --- |" * (len(backends) + 2)]
     for spec in ops.specs():
         marks = ["yes" if backend in spec.predicates else "" for backend in backends]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vdiff_fast import _dispatch, ops
+from vdiff_fast import _requested, ops
 
 
 class Modulated(NamedTuple):
@@ -131,7 +131,7 @@ def remakes(source: Modulated) -> bool:
     autocast = torch.is_autocast_enabled(source.y.device.type)
     if autocast and source.y.dtype != torch.get_autocast_dtype(source.y.device.type):
         return False
-    return _dispatch.requested("layer_norm_modulate") != "reference"
+    return _requested.requested("layer_norm_modulate") != "reference"
 
 
 class _Linear(torch.autograd.Function):
