@@ -17,7 +17,8 @@ class Churn:
     """l' = (1 + gamma) l, x' = x + sqrt(l'^2 - l^2) S_noise z before a step from level l = sigma / signal.
 
     gamma = min(S_churn / steps, sqrt(2) - 1) where S_tmin <= l <= S_tmax, else 0. The level never rises above the
-    schedule's highest one, which the model knows.
+    schedule's highest one, which the model knows; where that is pure noise, not above the one before, for no time
+    between the two has a level of its own (a flow's have).
 
     Attributes:
         s_churn: how much in all steps together; 0 is none. EDM's own: 40 for ImageNet-64, 30 to 80 for CIFAR-10.
@@ -67,8 +68,9 @@ def churned(
     if churn is not None:
         gamma = min(churn.s_churn / len(times), math.sqrt(2) - 1)
         inside = (level >= churn.s_tmin) & (level <= churn.s_tmax)
-        highest = schedule.exact_sigma[-1] / schedule.exact_signal[-1]
-        raised = torch.where(inside, level * (1 + gamma), level).clamp(max=torch.maximum(highest, level.max()))
+        known = schedule.exact_sigma / schedule.exact_signal
+        highest = known[-1] if schedule.kind == "flow" else torch.where(known.isfinite(), known, 0.0).max()
+        raised = torch.where(inside, level * (1 + gamma), level).minimum(torch.maximum(highest, level))
     moved = raised > level
     if not bool(moved.any()):
         return Churned(times, signal, sigma, torch.ones_like(level), torch.zeros_like(level))

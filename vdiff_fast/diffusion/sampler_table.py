@@ -83,8 +83,8 @@ class _Rates:
 
     @property
     def added(self) -> Tensor:
-        """Variance that the process adds from s to t."""
-        return self.sigma**2 - (self.ratio * self.next_sigma) ** 2
+        """Variance that the process adds from s to t; rounding alone would make it negative."""
+        return (self.sigma**2 - (self.ratio * self.next_sigma) ** 2).clamp(min=0)
 
 
 def _ddpm(rates: _Rates, variance: str) -> dict[int, Tensor]:
@@ -144,8 +144,10 @@ def _unipc(rates: _Rates) -> dict[int, Tensor]:
     The corrector starts from the corrected x of the step before, as the predictor did, so that the corrected x is the
     predicted one plus differences of x0: a step is one update with two x0 before it. The first and last are of order 1.
     """
-    # As in diffusers, pure noise counts as a millionth of signal: the second step then has a step before it.
-    levels = [*(rates.signal.clamp(min=1e-6) / rates.sigma).log().tolist(), math.inf]
+    # As in diffusers, pure noise counts as a millionth of signal: the second step then has a step before it. Where that
+    # would be more than the second step's own signal, as half of it.
+    pure = torch.minimum(torch.full_like(rates.signal, 1e-6), rates.next_signal / 2)
+    levels = [*(torch.where(rates.signal == 0, pure, rates.signal) / rates.sigma).log().tolist(), math.inf]
     decays, next_signals = (rates.next_sigma / rates.sigma).tolist(), rates.next_signal.tolist()
     signals = rates.signal.tolist()
     steps = len(decays)

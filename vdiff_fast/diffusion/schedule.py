@@ -98,7 +98,7 @@ class NoiseSchedule:
 
     @classmethod
     def from_betas(cls, betas: Tensor, *, zero_terminal_snr: bool = False) -> NoiseSchedule:
-        """A schedule of one's own betas (steps,), each in (0, 1)."""
+        """A schedule of one's own betas (steps,), each in (0, 1); the last may be 1, which leaves pure noise."""
         betas = torch.as_tensor(betas).detach().to("cpu", torch.float64)
         if betas.dim() != 1 or not len(betas) or not bool(((betas > 0) & (betas <= 1)).all()):
             raise ValueError(f"betas must be a (steps,) tensor of values in (0, 1], got shape {tuple(betas.shape)}")
@@ -154,8 +154,22 @@ def _variance_preserving(name: str, betas: Tensor, zero_terminal_snr: bool) -> N
     return _tables("variance_preserving", name, signal=survival.sqrt(), sigma=(1 - survival).sqrt())
 
 
+def _check_levels(name: str, signal: Tensor, sigma: Tensor) -> None:
+    """Every step adds noise, and only the last may end the signal: samplers and posteriors divide by both."""
+    before = torch.cat([torch.zeros(1, dtype=torch.float64), sigma[:-1] / signal[:-1]])
+    stuck = ~(sigma / signal > before) | (sigma == 0)
+    if bool(stuck.any()):
+        step = int(stuck.nonzero()[0])
+        raise ValueError(
+            f"{name} schedule: step {step} of {len(signal)} adds no noise that float64 can tell (signal "
+            f"{signal[step]:.3g}, sigma {sigma[step]:.3g}); use "
+            + ("larger betas" if signal[step] > 0.5 else "fewer steps or smaller betas, a flow a shift nearer to 1")
+        )
+
+
 def _tables(kind: str, name: str, *, signal: Tensor, sigma: Tensor) -> NoiseSchedule:
     """Every table from the float64 coefficients; x_{-1} = x0 has signal 1 and sigma 0."""
+    _check_levels(name, signal, sigma)
     signal_before = torch.cat([torch.ones(1, dtype=torch.float64), signal[:-1]])
     variance_before = torch.cat([torch.zeros(1, dtype=torch.float64), sigma[:-1] ** 2])
     alphas = (signal / signal_before) ** 2

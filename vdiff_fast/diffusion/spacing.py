@@ -29,17 +29,32 @@ def spaced_times(schedule: NoiseSchedule, steps: int, spacing: str, sampler: str
     the last step to the first, which DPM-Solver++ and UniPC leave out (their last interval ends at the clean video
     instead); karras: (Karras et al. 2022, eq. 5) over sigma / signal, of a flow over s; edm: the same within the
     paper's 0.002 and 80, which schedules of pure noise can take too. Only Euler, Heun and flow schedules visit
-    fractional positions with linspace and trailing.
+    fractional positions with linspace and trailing. As many steps as the schedule has leave no time out.
+
+    Raises:
+        ValueError: an unknown spacing, steps outside the schedule, or fewer different times than steps.
     """
     total = schedule.timesteps
     if not isinstance(steps, int) or not 1 <= steps <= total:
         raise ValueError(f"steps must be an int within [1, {total}], the schedule's steps; got {steps!r}")
-    flow, open_ended = schedule.kind == "flow", sampler in _OPEN_ENDED
+    times = _times(schedule, steps, spacing, sampler, offset)
+    if bool((times[1:] >= times[:-1]).any()):
+        raise ValueError(
+            f"spacing {spacing!r} gives {len(times.unique())} different times of this {schedule.name} schedule of "
+            f"{total} steps, {steps} were asked for; use fewer, or 'trailing'"
+        )
+    return times
+
+
+def _times(schedule: NoiseSchedule, steps: int, spacing: str, sampler: str, offset: int) -> Tensor:
+    total, flow = schedule.timesteps, schedule.kind == "flow"
+    # Without the first time, as many steps as the schedule has would visit another one twice.
+    open_ended = sampler in _OPEN_ENDED and steps < total
     if spacing == "leading":
         ratio = total // (steps + 1) if open_ended else total // steps
         times = torch.arange(open_ended, steps + open_ended, dtype=torch.float64).flip(0) * ratio + offset
-        if times[0] > total - 1:
-            raise ValueError(f"steps_offset {offset} moves the first of {steps} steps past {total - 1}; use 0 or 1")
+        if not 0 <= times[-1] <= times[0] <= total - 1:
+            raise ValueError(f"steps_offset {offset} moves {steps} steps out of [0, {total - 1}]; use 0 or 1")
         return times
     if spacing == "trailing":
         times = total - torch.arange(steps, dtype=torch.float64) * (total / steps) - 1
@@ -47,7 +62,7 @@ def spaced_times(schedule: NoiseSchedule, steps: int, spacing: str, sampler: str
     if spacing == "linspace":
         return _linspace(schedule, steps, open_ended, rounded=not flow and sampler not in _FRACTIONAL)
     if spacing in LOG_LEVELS:
-        return _karras_times(schedule, steps, EDM_LEVELS if spacing == "edm" and not flow else None)
+        return _karras_times(schedule, steps, spacing)
     raise ValueError(f"unknown spacing {spacing!r}; choose from {', '.join(SPACINGS)}")
 
 
@@ -59,15 +74,19 @@ def _linspace(schedule: NoiseSchedule, steps: int, open_ended: bool, rounded: bo
     return times.round() if rounded else times
 
 
-def _karras_times(schedule: NoiseSchedule, steps: int, bounds: tuple[float, float] | None) -> Tensor:
+def _karras_times(schedule: NoiseSchedule, steps: int, spacing: str) -> Tensor:
     flow = schedule.kind == "flow"
     levels = schedule.exact_sigma if flow else schedule.exact_sigma / schedule.exact_signal
-    if bounds is not None:
-        levels = levels.clamp(max(bounds[0], float(levels[0])), bounds[1])
-    if not bool(levels.isfinite().all()):
+    if spacing == "edm" and not flow:
+        # Between the last finite level and pure noise there is no level to interpolate.
+        levels = levels[levels.isfinite()]
+        inside = levels.clamp(*EDM_LEVELS)
+        levels = inside if len(levels) and inside[0] < inside[-1] else levels
+    if not len(levels) or not bool(levels.isfinite().all()):
+        others = "'edm', " if spacing == "karras" else ""
         raise ValueError(
-            f"spacing 'karras' needs a signal at every step, but this {schedule.name} schedule ends in pure noise; "
-            "use 'edm', 'trailing' or 'linspace'"
+            f"spacing {spacing!r} needs a signal, but this {schedule.name} schedule of {schedule.timesteps} steps ends "
+            f"in pure noise; use {others}'trailing' or 'linspace'"
         )
     inverse = 1 / KARRAS_RHO
     ramp = torch.linspace(0, 1, steps, dtype=torch.float64)
@@ -80,7 +99,8 @@ def time_of_level(schedule: NoiseSchedule, level: Tensor, *, log_levels: bool) -
     """The fractional position at which sigma / signal takes each value: the inverse of `rates_at`."""
     if schedule.kind == "flow":
         s = torch.where(level.isfinite(), level / (1 + level), 1.0)
-        return s / (schedule.shift - (schedule.shift - 1) * s) * schedule.timesteps - 1
+        times = s / (schedule.shift - (schedule.shift - 1) * s) * schedule.timesteps - 1
+        return times.clamp(max=schedule.timesteps - 1)
     levels = schedule.exact_sigma / schedule.exact_signal
     return _inverse_interpolation(levels.log(), level.log()) if log_levels else _inverse_interpolation(levels, level)
 
@@ -99,10 +119,16 @@ def given_times(schedule: NoiseSchedule, timesteps: Sequence[float] | Tensor) ->
     times = torch.as_tensor(timesteps, dtype=torch.float64).cpu()
     if times.dim() != 1 or not len(times):
         raise ValueError(f"timesteps must be a sequence of times, got shape {tuple(times.shape)}")
-    if times.min() < 0 or times.max() > schedule.timesteps - 1:
+    if not bool(((times >= 0) & (times <= schedule.timesteps - 1)).all()):
         raise ValueError(f"timesteps must lie within [0, {schedule.timesteps - 1}], got {times.tolist()}")
     if bool((times[1:] >= times[:-1]).any()):
         raise ValueError(f"timesteps must fall strictly, got {times.tolist()}")
+    last = schedule.timesteps - 1
+    if schedule.kind != "flow" and schedule.exact_signal[-1] == 0 and bool(((times > last - 1) & (times < last)).any()):
+        raise ValueError(
+            f"between {last - 1} and {last}, pure noise, this {schedule.name} schedule has no noise level to "
+            f"interpolate; got {times.tolist()}"
+        )
     return times
 
 
