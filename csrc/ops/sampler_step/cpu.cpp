@@ -25,7 +25,8 @@ void read_row(const Tensor& table, int64_t step, double* row) {
   }
 }
 
-// What guidance_rescale multiplies y by, per sample: rescale std(prediction) / std(y) + 1 - rescale.
+// What guidance_rescale multiplies y by, per sample: rescale std(prediction) / std(y) + 1 - rescale, 1 where y is the
+// same everywhere and so has no contrast to restore.
 std::vector<double> rescale_factors(const SamplerStep& args, int64_t batch, double rescale) {
   const vdiff::NoiseTasks pass({batch, 1, args.channels * args.positions}, {});
   const int64_t tasks = pass.per_sample();
@@ -47,7 +48,9 @@ std::vector<double> rescale_factors(const SamplerStep& args, int64_t batch, doub
       }
       count = merged;
     }
-    factors[b] = rescale * std::sqrt(squares[0] / squares[1]) + 1 - rescale;
+    // Rounding can bring a sum of squares below 0; a NaN stays a NaN.
+    const double ratio = squares[1] <= 0 ? 1 : std::sqrt(std::max(squares[0], 0.0) / squares[1]);
+    factors[b] = rescale * ratio + 1 - rescale;
   }
   return factors;
 }

@@ -144,7 +144,10 @@ __global__ void __launch_bounds__(kReduceThreads)
     squares[0] += a * a, squares[1] += b * b;
   }
   const double before = block_sum(squares[0]), after = block_sum(squares[1]);
-  if (threadIdx.x == 0) scale[blockIdx.x] = rescale * static_cast<float>(sqrt(before / after)) + (1.0f - rescale);
+  if (threadIdx.x != 0) return;
+  // A constant y has no contrast to restore.
+  const float ratio = after == 0 ? 1.0f : static_cast<float>(sqrt(before / after));
+  scale[blockIdx.x] = rescale * ratio + (1.0f - rescale);
 }
 
 template <class T, class P>

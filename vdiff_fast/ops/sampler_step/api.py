@@ -145,7 +145,8 @@ def sampler_step(
         table: (steps, 9) float32 of `vf.diffusion.sampler_table`, on the device of x.
         step: row of the table: an int, or a 0-d int64 tensor on the device of x.
         uncond: the prediction without the condition; without it y = prediction.
-        guidance_rescale: share phi of y' = y std(prediction) / std(y) in phi y' + (1 - phi) y.
+        guidance_rescale: share phi of y' = y std(prediction) / std(y) in phi y' + (1 - phi) y; y' = y in a sample whose
+            y is the same everywhere.
         clip: None, a number c (x0 within [-c, c]), or "dynamic": s = the `dynamic_ratio` quantile of |x0| per sample,
             within [1, dynamic_max]; x0 = clamp(x0, -s, s) / s.
         previous, previous2: x0 of the step before and of two steps before, for samplers of higher order.

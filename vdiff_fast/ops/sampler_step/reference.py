@@ -22,10 +22,21 @@ def _guided(prediction: Tensor, uncond: Tensor, scale: Tensor, rescale: float) -
     guided = uncond + scale * (prediction - uncond)
     if not rescale:
         return guided
-    wide = torch.promote_types(guided.dtype, torch.float32)
-    axes = tuple(range(1, guided.dim()))
-    ratio = prediction.to(wide).std(dim=axes, keepdim=True) / guided.to(wide).std(dim=axes, keepdim=True)
-    return guided * (rescale * ratio + (1 - rescale)).to(guided.dtype)
+    before, after = _spread(prediction), _spread(guided)
+    ratio = torch.where(after == 0, 1.0, before / torch.where(after == 0, 1.0, after))
+    factor = (rescale * ratio + (1 - rescale)).to(guided.dtype)
+    return guided * factor.reshape(-1, *[1] * (guided.dim() - 1))
+
+
+def _spread(values: Tensor) -> Tensor:
+    """Standard deviation of each sample, (B,): 0 where a sample has one value, or one element."""
+    wide = values.to(torch.promote_types(values.dtype, torch.float32))
+    return _rows(wide).var(dim=1, correction=0).sqrt()
+
+
+def _rows(values: Tensor) -> Tensor:
+    """(B, n): every sample's elements in a row."""
+    return values.flatten(1) if values.dim() > 1 else values.unsqueeze(1)
 
 
 def quantile(values: Tensor, ratio: float) -> Tensor:
@@ -41,7 +52,7 @@ def quantile(values: Tensor, ratio: float) -> Tensor:
 def _thresholded(x0: Tensor, ratio: float, maximum: float | None) -> Tensor:
     """Dynamic thresholding (Saharia et al. 2022, Imagen, section 2.3): clip to the quantile s >= 1, divide by s."""
     wide = x0.to(torch.promote_types(x0.dtype, torch.float32))
-    limit = quantile(wide.flatten(1).abs(), ratio).clamp(min=1, max=maximum)
+    limit = quantile(_rows(wide).abs(), ratio).clamp(min=1, max=maximum)
     limit = limit.reshape(-1, *[1] * (x0.dim() - 1))
     return (wide.clamp(-limit, limit) / limit).to(x0.dtype)
 

@@ -55,6 +55,15 @@ def samples(device: torch.device, dtype: torch.dtype) -> Iterator[Sample]:
     yield Sample("plain", call)
     yield Sample("integer_step", (x, prediction, rows, 0), {"noise": uncond})
     yield Sample("rescaled", call, {"uncond": uncond, "guidance_rescale": 0.7})
+    yield Sample("rescaled_constant", (x, torch.zeros_like(x), rows, step[2]), {
+        "uncond": torch.zeros_like(x), "guidance_rescale": 0.7,
+    })  # fmt: skip
+    single = randn((3, 1), device, dtype, grad=False)
+    yield Sample("rescaled_single", (single, single, rows, step[2]), {"uncond": 2 * single, "guidance_rescale": 0.7})
+    flat = single.flatten()
+    yield Sample("vector", (flat, flat, rows, step[2]), {
+        "uncond": 2 * flat, "guidance_rescale": 0.7, "clip": "dynamic",
+    })  # fmt: skip
     yield Sample("dynamic", call, {"clip": "dynamic", "dynamic_ratio": 0.9})
     yield Sample("dynamic_max", call, {"clip": "dynamic", "dynamic_max": 1.5, "uncond": uncond})
     yield Sample(

@@ -253,7 +253,10 @@ def rescale_kernel(parts_ptr, scale_ptr, rescale, elements, tiles, BLOCK: tl.con
     before = _merge(parts_ptr, sample, elements, tiles, BLOCK, PARTS)
     after = _merge(parts_ptr + 2, sample, elements, tiles, BLOCK, PARTS)
     share = tl.cast(rescale, tl.float32)
-    tl.store(scale_ptr + sample, share * tl.sqrt_rn(before / after) + (1.0 - share))
+    # A constant y has no contrast to restore; rounding can bring either sum of squares below 0.
+    constant = after <= 0.0
+    ratio = tl.sqrt_rn(tl.where(before < 0.0, 0.0, before) / tl.where(constant, 1.0, after))
+    tl.store(scale_ptr + sample, share * tl.where(constant, 1.0, ratio) + (1.0 - share))
 
 
 def _rescale_factors(c: Call, elements: int) -> Tensor:
