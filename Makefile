@@ -5,6 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 TRITON_PINNED := .cache/triton-3.6.0
 SOURCES := $(shell find csrc -type f) CMakeLists.txt vdiff_fast/_build.py
+CXX_FILES = $$(git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' 'csrc/*.cuh' 'gpu_emulator/*.h' 'gpu_emulator/*.cpp' 'gpu_emulator/*.cu')
 PYTEST := $(BIN)/python -m pytest
 
 .PHONY: demo test lint format bench bench-smoke gpu-check docs clean
@@ -13,18 +14,19 @@ demo: $(VENV)/.built
 	$(BIN)/vdiff-fast demo --out out
 
 test: $(VENV)/.built-test $(TRITON_PINNED)/.ready
+	$(BIN)/python -m gpu_emulator
 	$(PYTEST) -q -n 2 --dist worksteal
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/clang-format --dry-run -Werror $$(git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' 'csrc/*.cuh')
+	$(BIN)/clang-format --dry-run -Werror $(CXX_FILES)
 	$(BIN)/mypy
 
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i $$(git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' 'csrc/*.cuh')
+	$(BIN)/clang-format -i $(CXX_FILES)
 
 bench: $(VENV)/.built-test
 	$(BIN)/vdiff-fast bench

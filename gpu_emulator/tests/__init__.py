@@ -1,0 +1,1 @@
+"""Unit tests of the emulator; they know nothing of the project around it."""
