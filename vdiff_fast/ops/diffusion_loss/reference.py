@@ -70,8 +70,8 @@ def diffusion_loss(
     wanted = p * noise.to(dtype) + q * x0.to(dtype)
     weight = loss_weight(signal, noise_scale, target, weighting, gamma)
     elements = _element_loss(prediction.to(dtype), wanted, kind, delta)
-    per_sample = weight * elements.flatten(1).mean(1) if elements.dim() > 1 else weight * elements
-    return per_sample.mean() if reduction == "mean" else per_sample
+    losses = weight * elements.flatten(1).mean(1) if elements.dim() > 1 else weight * elements
+    return losses.mean() if reduction == "mean" else losses
 
 
 def _element_loss(prediction: Tensor, wanted: Tensor, kind: str, delta: float) -> Tensor:
