@@ -22,7 +22,7 @@ from tqdm import tqdm
 import vdiff_fast as vf
 from vdiff_fast.bench.report import environment
 from vdiff_fast.data import to_unit_range
-from vdiff_fast.diffusion.sampler_table import SAMPLERS
+from vdiff_fast.diffusion import SAMPLERS
 from vdiff_fast.training.build import build_dataset
 from vdiff_fast.training.generate import TrainedRun, class_labels, draw_samples, load_run
 
@@ -79,7 +79,8 @@ class Runner:
             labels = None if self.labels is None else self.labels[start : start + size]
             videos = draw_samples(
                 self.run.model, self.run.schedule, self.run.config, size, sampler=sampler, steps=steps,
-                spacing=None if sampler == "heun" else self.spacing, seed=self.seed, sample_offset=start, labels=labels,
+                spacing=None if sampler == "heun" else self.spacing, labels=labels,
+                seed=vf.diffusion.Noise(self.seed, sample_offset=start),
             )  # fmt: skip
             parts.append(videos.cpu())
         return torch.cat(parts)

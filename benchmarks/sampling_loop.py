@@ -19,7 +19,7 @@ from torch import Tensor
 import vdiff_fast as vf
 from vdiff_fast.bench.measure import interleaved
 from vdiff_fast.bench.report import environment, machine_name
-from vdiff_fast.diffusion import NoiseSchedule, sample, sampler_table
+from vdiff_fast.diffusion import Guidance, NoiseSchedule, sample, sampler_table
 from vdiff_fast.ops.sampler_step import columns
 
 
@@ -45,8 +45,8 @@ def fused_loop(
     model: torch.nn.Module, shape: tuple[int, ...], schedule: NoiseSchedule, steps: int, y: Tensor, guidance: float
 ) -> Tensor:
     return sample(
-        model, shape, schedule, "ddim", steps=steps, target="v", eta=1.0, guidance=guidance, y=y, clip=1.0,
-        uncond={"y": model.config.num_classes},
+        model, shape, schedule, "ddim", steps=steps, target="v", eta=1.0, y=y, clip=1.0,
+        guidance=Guidance(guidance, uncond={"y": model.config.num_classes}),
     )  # fmt: skip
 
 

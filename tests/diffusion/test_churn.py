@@ -11,7 +11,7 @@ from diffusers import EDMEulerScheduler, EulerDiscreteScheduler
 from torch import Tensor
 
 import vdiff_fast as vf
-from vdiff_fast.diffusion import Churn, NoiseSchedule, sample, sampler_table
+from vdiff_fast.diffusion import Churn, Noise, NoiseSchedule, sample, sampler_table
 from vdiff_fast.diffusion.spacing import rates_at, time_of_level
 
 SHAPE = (3, 2, 4, 6, 5)
@@ -100,9 +100,12 @@ def test_a_flow_is_churned_in_its_own_scale() -> None:
 @pytest.mark.parametrize("sampler", ["heun", "euler"])
 def test_the_noise_depends_on_the_seed_and_the_sample_alone(sampler: str) -> None:
     model = gaussian_model(LINEAR, "noise", log_levels=False)
-    options: dict[str, Any] = {"timesteps": [800, 500, 200, 50], "churn": Churn(1.0), "seed": 5}
-    whole = sample(model, SHAPE, LINEAR, sampler, **options)
-    parts = [sample(model, (n, *SHAPE[1:]), LINEAR, sampler, sample_offset=a, **options) for a, n in ((0, 1), (1, 2))]
+    options: dict[str, Any] = {"timesteps": [800, 500, 200, 50], "churn": Churn(1.0)}
+    whole = sample(model, SHAPE, LINEAR, sampler, seed=5, **options)
+    parts = [
+        sample(model, (n, *SHAPE[1:]), LINEAR, sampler, seed=Noise(5, sample_offset=a), **options)
+        for a, n in ((0, 1), (1, 2))
+    ]
     assert torch.equal(torch.cat(parts), whole)
     assert not torch.equal(sample(model, SHAPE, LINEAR, sampler, **options | {"seed": 6}), whole)
 

@@ -20,6 +20,8 @@ from tests.diffusion.long_helpers import FRAME, OPTIONS, PLAN, SCHEDULE, long_vi
 from vdiff_fast import layout
 from vdiff_fast.diffusion import (
     ConditionError,
+    Guidance,
+    Noise,
     SegmentError,
     interpolate,
     long_video_plan,
@@ -111,7 +113,12 @@ def test_a_clip_is_the_sample_of_its_number_under_its_condition(model: Any, vide
     mask[:, :, [0, 3]] = 1
     with torch.no_grad():
         clip = sample(
-            model, (1, 2, 4, 8, 8), SCHEDULE, seed=3, sample_offset=5, cond=torch.cat([known, mask], 1), **OPTIONS
+            model,
+            (1, 2, 4, 8, 8),
+            SCHEDULE,
+            seed=Noise(3, sample_offset=5),
+            cond=torch.cat([known, mask], 1),
+            **OPTIONS,
         )
     torch.testing.assert_close(video[:, :, frames[1:3]], clip[:, :, 1:3], rtol=0, atol=1e-4)
 
@@ -136,7 +143,7 @@ def test_a_context_is_projected_once_a_batch_and_the_bits_stay(make: Any) -> Non
     model, calls = make(context_dim=6), []
     layer = next(m for name, m in model.named_modules() if name.endswith("cross_attn.kv"))
     layer.register_forward_hook(lambda *_: calls.append(1))
-    options: dict[str, Any] = {"context": torch.randn(1, 5, 6), "uncond": {}, "fixed_batch": 3}
+    options: dict[str, Any] = {"context": torch.randn(1, 5, 6), "guidance": Guidance(uncond={}), "fixed_batch": 3}
     video = long_video(model, batch_size=9, **options)
     assert len(calls) == PLAN.levels
     assert torch.equal(long_video(model, batch_size=2, **options), video)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -12,11 +13,13 @@ from torch import Tensor, nn
 
 import vdiff_fast as vf
 from tests.models.helpers import small_dit, small_unet
-from vdiff_fast.diffusion import NoiseSchedule, sample, sampler_table
+from vdiff_fast.diffusion import SAMPLERS as RECORDS
+from vdiff_fast.diffusion import Guidance, Noise, NoiseSchedule, Sampler, sample, sampler_table
+from vdiff_fast.ops.sampler_step import columns
 
 LINEAR = NoiseSchedule.linear()
 SHAPE = (5, 3, 4, 6, 2)
-SAMPLERS = ("ddpm", "ddim", "dpmpp_2m", "dpmpp_2m_sde", "unipc", "euler", "heun")
+SAMPLERS = tuple(RECORDS)
 
 
 class Toy(nn.Module):
@@ -45,26 +48,60 @@ class Toy(nn.Module):
 @pytest.mark.parametrize("cuts", [(2,), (1, 4)])
 def test_the_same_seed_gives_the_same_video_in_any_split(sampler: str, cuts: Sequence[int]) -> None:
     model, labels = Toy(), torch.arange(5)
-    options = {"steps": 6, "seed": 9, "guidance": 3.0, "uncond": {"y": 7}, "clip": 1.0, "guidance_rescale": 0.5}
+    guidance = Guidance(3.0, uncond={"y": 7}, rescale=0.5)
+    options: dict[str, Any] = {"steps": 6, "guidance": guidance, "clip": 1.0}
     if sampler == "ddim":
         options["eta"] = 1.0
-    whole = sample(model, SHAPE, LINEAR, sampler, y=labels, **options)
+    whole = sample(model, SHAPE, LINEAR, sampler, y=labels, seed=9, **options)
     edges = [0, *cuts, 5]
     parts = [
-        sample(model, (b - a, *SHAPE[1:]), LINEAR, sampler, y=labels[a:b], sample_offset=a, **options)
+        sample(model, (b - a, *SHAPE[1:]), LINEAR, sampler, y=labels[a:b], seed=Noise(9, sample_offset=a), **options)
         for a, b in pairwise(edges)
     ]
     assert torch.equal(torch.cat(parts), whole)
     assert not torch.equal(sample(model, SHAPE, LINEAR, sampler, y=labels, **options | {"seed": 10}), whole)
 
 
+def test_a_sampler_of_ones_own_is_one_record() -> None:
+    """DDIM written anew from the clean estimate alone, with the spacing that its record names."""
+
+    def update(rates: Any, options: Any) -> dict[int, Tensor]:
+        direction = rates.next_sigma / rates.sigma
+        return {columns.X: direction, columns.X0: rates.next_signal - direction * rates.signal}
+
+    own = Sampler("own", update, spacing="trailing")
+    options: dict[str, Any] = {"steps": 5, "seed": 3, "y": torch.arange(5)}
+    wanted = sample(Toy(), SHAPE, LINEAR, "ddim", spacing="trailing", **options)
+    torch.testing.assert_close(sample(Toy(), SHAPE, LINEAR, own, **options), wanted, rtol=1e-4, atol=1e-4)
+    with pytest.raises(ValueError, match=r"eta 0\.5 is for the samplers ddim and euler, not own"):
+        sample(Toy(), SHAPE, LINEAR, own, eta=0.5)
+
+
+def test_former_keywords_of_noise_and_guidance_warn_and_mean_the_same() -> None:
+    options: dict[str, Any] = {"steps": 3, "y": torch.arange(5)}
+    guidance = Guidance(3.0, interval=(0.1, 5.0), rescale=0.5, uncond={"y": 7}, batch="split")
+    wanted = sample(Toy(), SHAPE, LINEAR, seed=Noise(4, 2, 0.5, "progressive"), guidance=guidance, **options)
+    with pytest.warns(DeprecationWarning, match="goes after 2027-06-30; write ") as seen:
+        former = sample(
+            Toy(), SHAPE, LINEAR, seed=4, sample_offset=2, frame_correlation=0.5, correlation_kind="progressive",
+            guidance=3.0, guidance_interval=(0.1, 5.0), guidance_rescale=0.5, uncond={"y": 7}, guidance_batch="split",
+            **options,
+        )  # fmt: skip
+    assert torch.equal(former, wanted)
+    assert len(seen) == 7
+    assert {warning.filename for warning in seen} == {__file__}
+    with pytest.raises(TypeError, match="unexpected keyword argument 'guidence'"):
+        sample(Toy(), SHAPE, LINEAR, guidence=3.0)
+
+
 def test_batched_and_split_guidance_agree() -> None:
     model = Toy()
-    options = {"steps": 4, "guidance": 5.0, "y": torch.arange(5), "uncond": {"y": 9}}
-    batched = sample(model, SHAPE, LINEAR, **options)
+    guidance = Guidance(5.0, uncond={"y": 9})
+    options: dict[str, Any] = {"steps": 4, "y": torch.arange(5)}
+    batched = sample(model, SHAPE, LINEAR, guidance=guidance, **options)
     assert model.batches == [10] * 4
     model.batches.clear()
-    split = sample(model, SHAPE, LINEAR, guidance_batch="split", **options)
+    split = sample(model, SHAPE, LINEAR, guidance=replace(guidance, batch="split"), **options)
     assert model.batches == [5] * 8
     torch.testing.assert_close(batched, split)
 
@@ -122,9 +159,10 @@ def test_a_guidance_interval_calls_the_model_once_outside() -> None:
     model = Toy()
     levels = LINEAR.exact_sigma / LINEAR.exact_signal
     interval = (float(levels[250]), float(levels[500]))  # times 750, 500, 250, 0
-    sample(model, SHAPE, LINEAR, steps=4, guidance=3.0, guidance_interval=interval, y=torch.arange(5))
+    guidance = Guidance(3.0, interval=interval)
+    sample(model, SHAPE, LINEAR, steps=4, guidance=guidance, y=torch.arange(5))
     assert model.batches == [5] * 5
-    assert sampler_table(LINEAR, steps=4, guidance=3.0, guidance_interval=interval).guidance == (1.0, 3.0, 1.0, 1.0)
+    assert sampler_table(LINEAR, steps=4, guidance=guidance).guidance == (1.0, 3.0, 1.0, 1.0)
 
 
 def test_a_guidance_schedule_is_a_function_of_the_share_done() -> None:
@@ -139,13 +177,14 @@ def test_joint_guidance_splits_where_memory_ends() -> None:
                 raise torch.OutOfMemoryError("no room")
             return super().forward(x, t, **inputs)
 
-    options = {"steps": 3, "guidance": 5.0, "y": torch.arange(5), "uncond": {"y": 9}}
+    guidance = Guidance(5.0, uncond={"y": 9})
+    options: dict[str, Any] = {"steps": 3, "y": torch.arange(5)}
     model = Small()
-    expected = sample(Toy(), SHAPE, LINEAR, guidance_batch="split", **options)
-    assert torch.equal(sample(model, SHAPE, LINEAR, **options), expected)
+    expected = sample(Toy(), SHAPE, LINEAR, guidance=replace(guidance, batch="split"), **options)
+    assert torch.equal(sample(model, SHAPE, LINEAR, guidance=guidance, **options), expected)
     assert model.batches == [5] * 6
     with pytest.raises(torch.OutOfMemoryError):
-        sample(model, SHAPE, LINEAR, guidance_batch="joint", **options)
+        sample(model, SHAPE, LINEAR, guidance=replace(guidance, batch="joint"), **options)
 
 
 def test_a_flow_model_gets_s() -> None:
@@ -180,9 +219,9 @@ class Modulated(Toy):
 @pytest.mark.parametrize("sampler", ["ddim", "heun"])
 def test_the_modulation_table_is_the_model_s_own(labels: Any, guidance_batch: str, sampler: str) -> None:
     y = None if labels is None else torch.tensor(labels)
-    options: dict[str, Any] = {"steps": 6, "y": y, "guidance": [1, 4, 4, 4, 4, 1], "guidance_batch": guidance_batch}
-    if y is not None:
-        options["uncond"] = {"y": 7}
+    uncond = None if y is None else {"y": 7}
+    guidance = Guidance([1, 4, 4, 4, 4, 1], uncond=uncond, batch=guidance_batch)
+    options: dict[str, Any] = {"steps": 6, "y": y, "guidance": guidance}
     model, plain = Modulated(), Modulated()
     table = sample(model, SHAPE, LINEAR, sampler, **options)
     own = sample(lambda x, t, **inputs: plain(x, t, **inputs), SHAPE, LINEAR, sampler, **options)
@@ -198,8 +237,8 @@ def test_a_network_samples_the_same_from_what_was_made_before(make: Any, guidanc
     model = make(num_classes=4, context_dim=8).eval()
     shape = (2, 3, 2, 8, 8)
     options: dict[str, Any] = {
-        "steps": 3, "guidance": 2.0, "y": torch.tensor([0, 3]), "context": torch.randn(2, 5, 8),
-        "uncond": {"y": 4, "context": torch.zeros(2, 5, 8)}, "clip": 1.0, "guidance_batch": guidance_batch,
+        "steps": 3, "y": torch.tensor([0, 3]), "context": torch.randn(2, 5, 8), "clip": 1.0,
+        "guidance": Guidance(2.0, uncond={"y": 4, "context": torch.zeros(2, 5, 8)}, batch=guidance_batch),
     }  # fmt: skip
     calls: list[str] = []
     projections = [name for name, _ in model.named_modules() if name.endswith("cross_attn.kv")]
@@ -266,7 +305,8 @@ def test_a_graph_needs_a_gpu() -> None:
 def test_a_captured_run_equals_the_eager_one(sampler: str) -> None:
     model = Toy().cuda()
     options: dict[str, Any] = {
-        "steps": 5, "seed": 2, "y": torch.arange(5).cuda(), "uncond": {"y": 7}, "guidance": [1.0, 3.0, 3.0, 3.0, 1.0],
+        "steps": 5, "seed": 2, "y": torch.arange(5).cuda(),
+        "guidance": Guidance([1.0, 3.0, 3.0, 3.0, 1.0], uncond={"y": 7}),
     }  # fmt: skip
     captured = sample(model, SHAPE, LINEAR, sampler, graph=True, **options)
     assert torch.equal(captured, sample(model, SHAPE, LINEAR, sampler, graph=False, **options))
@@ -293,10 +333,10 @@ def test_the_video_is_channels_last() -> None:
         (lambda: sample(Toy(), SHAPE, LINEAR, steps=3, guidance=[1.0, 2.0]), "2 scales for 3 steps"),
         (lambda: sample(Toy(), SHAPE, LINEAR, target="eps"), "unknown target 'eps'"),
         (lambda: sample(Toy(), SHAPE, LINEAR, latents=torch.zeros(2)), "latents have shape"),
-        (lambda: sample(Toy(), SHAPE, LINEAR, uncond={"label": 3}), "uncond has label"),
+        (lambda: sample(Toy(), SHAPE, LINEAR, guidance=Guidance(uncond={"label": 3})), "uncond has label"),
         (
-            lambda: sample(Toy(), SHAPE, LINEAR, y=torch.arange(5), guidance=2.0, guidance_batch="joint"),
-            "guidance_batch='joint' needs an unconditional tensor",
+            lambda: sample(Toy(), SHAPE, LINEAR, y=torch.arange(5), guidance=Guidance(2.0, batch="joint")),
+            "a joint batch needs an unconditional tensor",
         ),
         (lambda: sampler_table(LINEAR, timesteps=[3, 5]), "must fall strictly"),
         (lambda: sampler_table(LINEAR, timesteps=[1000]), r"within \[0, 999\]"),
@@ -307,7 +347,7 @@ def test_the_video_is_channels_last() -> None:
         ),
         (lambda: sampler_table(NoiseSchedule.linear(zero_terminal_snr=True), spacing="karras"), "ends in pure noise"),
         (lambda: sampler_table(LINEAR, continuous_time=True), "continuous_time is for flow schedules"),
-        (lambda: sampler_table(LINEAR, guidance_interval=(3.0, 1.0)), "0 <= low < high"),
+        (lambda: Guidance(interval=(3.0, 1.0)), "0 <= low < high"),
         (lambda: sampler_table(LINEAR, steps=10, spacing="leading", steps_offset=200), r"out of \[0, 999\]"),
         (
             lambda: sampler_table(

@@ -11,6 +11,7 @@ import typer
 
 from vdiff_fast.cli.known import known_clip
 from vdiff_fast.cli.options import check_guidance, parse_size
+from vdiff_fast.diffusion import SAMPLERS, Guidance
 
 if TYPE_CHECKING:
     from vdiff_fast.diffusion import Churn
@@ -22,7 +23,7 @@ def sample(
     out: Annotated[Path, typer.Option(help="File to write: .mp4, .gif, or .png for a contact sheet.")],
     num: Annotated[int, typer.Option(min=1, help="How many videos.")] = 1,
     steps: Annotated[int, typer.Option(min=1, help="Sampling steps.")] = 50,
-    sampler: Annotated[str, typer.Option(help="ddim, ddpm, dpmpp_2m, dpmpp_2m_sde, unipc, euler or heun.")] = "ddim",
+    sampler: Annotated[str, typer.Option(help=f"{', '.join(SAMPLERS)}.")] = "ddim",
     spacing: Annotated[str | None, typer.Option(help="leading, trailing, linspace, karras or edm.")] = None,
     churn: Annotated[
         str | None, typer.Option(help="S_CHURN[:S_TMIN:S_TMAX[:S_NOISE]], noise that heun and euler put back (EDM).")
@@ -83,9 +84,11 @@ def sample(
     try:
         with torch.autocast(trained.schedule.device.type, AUTOCAST_DTYPES.get(precision), enabled=precision != "fp32"):
             videos = draw_samples(
-                trained.model, trained.schedule, trained.config, num, sampler=sampler, steps=steps, guidance=guidance,
-                spacing=spacing, seed=seed, labels=labels, frames=frames, guidance_rescale=guidance_rescale,
-                guidance_interval=_interval(guidance_interval), guidance_batch=guidance_batch,
+                trained.model, trained.schedule, trained.config, num, sampler=sampler, steps=steps,
+                spacing=spacing, seed=seed, labels=labels, frames=frames,
+                guidance=Guidance(
+                    guidance, _interval(guidance_interval), guidance_rescale, batch=guidance_batch
+                ),
                 num_classes=trained.num_classes, size=(height, width), known=known, churn=_churn(churn),
                 progress=True,
             )  # fmt: skip

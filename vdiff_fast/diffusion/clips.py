@@ -17,6 +17,7 @@ from vdiff_fast.diffusion.conditioning import (
     require_conditioning,
     require_frames,
 )
+from vdiff_fast.diffusion.noise import Noise
 from vdiff_fast.diffusion.sampling import sample
 from vdiff_fast.diffusion.schedule import NoiseSchedule
 
@@ -114,7 +115,8 @@ class ClipSampler:
         inputs = {name: value.to(device).expand(count, *value.shape[1:]) for name, value in self.inputs.items()}
         arguments: dict[str, Any] = {**inputs, **self.options, "callback": callback}
         clips = sample(
-            model, (count, *self.shape), self.schedule, seed=self.seed, sample_offset=first % 2**32, device=device,
+            model, (count, *self.shape), self.schedule, seed=Noise(self.seed, sample_offset=first % 2**32),
+            device=device,
             cond=condition(known.to(device), mask), **arguments,
         )  # fmt: skip
         return keep_known(clips.float().cpu(), known.cpu(), mask.cpu())
@@ -140,6 +142,8 @@ def fingerprint(value: Any) -> Any:
         return _hash(value.state_dict())
     if isinstance(value, Tensor):
         return _hash({"": value})
+    if isinstance(value, Mapping):
+        return {str(name): fingerprint(entry) for name, entry in value.items()}
     if isinstance(value, (list, tuple)):
         return [fingerprint(entry) for entry in value]
     if hasattr(value, "__dataclass_fields__"):

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vdiff_fast.diffusion.guidance import Guidance
 from vdiff_fast.diffusion.modulation import ModulationTable, context_keys_values
 
 Model = Callable[..., Tensor]
-GUIDANCE_BATCHES = ("auto", "joint", "split")
 
 
 class GuidedModel:
@@ -24,26 +24,21 @@ class GuidedModel:
     Args:
         model: model(x, t, **inputs).
         inputs: by name; those that are None are left out.
-        uncond: inputs of the unconditional call that differ; see `vf.diffusion.sample`.
-        guidance_batch: "auto", "joint" or "split"; see `vf.diffusion.sample`.
+        guidance: what the unconditional call gets, and whether both calls are one.
     """
 
-    def __init__(
-        self, model: Model, inputs: Mapping[str, Any], uncond: Mapping[str, Any] | None, guidance_batch: str
-    ) -> None:
-        if guidance_batch not in GUIDANCE_BATCHES:
-            raise ValueError(f"guidance_batch must be one of {', '.join(GUIDANCE_BATCHES)}, got {guidance_batch!r}")
+    def __init__(self, model: Model, inputs: Mapping[str, Any], guidance: Guidance) -> None:
         self.model = model
-        self.given, self.without = _pair(inputs, uncond)
+        self.given, self.without = _pair(inputs, guidance.uncond)
         paired = self.given.keys() == self.without.keys()
         paired = paired and all(self.given[name].shape == self.without[name].shape for name in self.given)
-        if guidance_batch == "joint" and not paired:
+        if guidance.batch == "joint" and not paired:
             raise ValueError(
-                "guidance_batch='joint' needs an unconditional tensor of the same shape for every input, for example "
+                "guidance in a joint batch needs an unconditional tensor of the same shape for every input, such as "
                 f"uncond={{'y': null_class}}; got {sorted(self.without)} for {sorted(self.given)}"
             )
-        self.joint = paired and guidance_batch != "split"
-        self._may_split = guidance_batch == "auto"
+        self.joint = paired and guidance.batch != "split"
+        self._may_split = guidance.batch == "auto"
         self.both = {n: torch.cat([v, self.without[n]]) for n, v in self.given.items()} if self.joint else {}
         self._tables: dict[str, ModulationTable | None] = {}
         self._kept: dict[str, dict[str, tuple[Tensor, ...]]] = {}

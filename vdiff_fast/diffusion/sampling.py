@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from vdiff_fast.diffusion import _deprecated
 from vdiff_fast.diffusion.churn import Churn
+from vdiff_fast.diffusion.guidance import Guidance, GuidanceScale
 from vdiff_fast.diffusion.guided_model import GuidedModel, Model
-from vdiff_fast.diffusion.sampler_table import Guidance, SamplerTable, sampler_table
+from vdiff_fast.diffusion.noise import Noise
+from vdiff_fast.diffusion.sampler_table import SamplerTable, sampler_table
+from vdiff_fast.diffusion.samplers import Sampler
 from vdiff_fast.diffusion.schedule import NoiseSchedule
 from vdiff_fast.diffusion.step_graph import StepGraph, StepState
-from vdiff_fast.ops.noise import noise
 from vdiff_fast.ops.sampler_step import sampler_step
 
 Callback = Callable[[int, Tensor, Tensor], None]
@@ -68,24 +71,17 @@ def sample(
     model: Model,
     shape: Sequence[int],
     schedule: NoiseSchedule,
-    sampler: str | SamplerTable = "ddim",
+    sampler: str | Sampler | SamplerTable = "ddim",
     *,
     steps: int = 50,
     target: str = "noise",
-    seed: int | Tensor = 0,
-    sample_offset: int = 0,
+    seed: int | Tensor | Noise = 0,
     y: Tensor | None = None,
     context: Tensor | None = None,
     cond: Tensor | None = None,
-    guidance: Guidance = 1.0,
-    guidance_interval: tuple[float, float] | None = None,
-    guidance_rescale: float = 0.0,
-    uncond: Mapping[str, Tensor | int | None] | None = None,
-    guidance_batch: str = "auto",
+    guidance: GuidanceScale | Guidance = 1.0,
     eta: float = 0.0,
     churn: Churn | None = None,
-    frame_correlation: float = 0.0,
-    correlation_kind: str = "mixed",
     spacing: str | None = None,
     timesteps: Sequence[float] | Tensor | None = None,
     steps_offset: int = 0,
@@ -101,6 +97,7 @@ def sample(
     graph: str | bool = "auto",
     decode: Callable[[Tensor], Tensor] | None = None,
     decode_frames: int = 8,
+    **old: Any,
 ) -> Tensor:
     """x_T ~ N(0, I), then x_prev = update(x, model(x, t)) for every step: a video from noise.
 
@@ -112,21 +109,14 @@ def sample(
             None are left out of the call. A module is put in evaluation mode for the loop.
         shape: (B, C, T, H, W), or any (B, ...).
         schedule: the noise schedule that the model was trained with.
-        sampler: "ddpm", "ddim", "dpmpp_2m", "dpmpp_2m_sde", "unipc", "euler", "heun", or a ready `sampler_table(...)`,
-            which then decides all that `sampler_table` is asked for.
-        steps, target, eta, churn, spacing, timesteps, steps_offset, continuous_time, guidance_interval: see
-            `sampler_table`.
-        seed: int or 0-d int64 tensor. Stream 0 is x_T, stream 1 + i the noise of step i.
-        sample_offset: index of this call's first sample in the whole batch.
-        frame_correlation, correlation_kind: of the noise of a video's frames, see `vf.ops.noise`.
+        sampler: "ddpm", "ddim", "dpmpp_2m", "dpmpp_2m_sde", "unipc", "euler", "heun", a `Sampler` of one's own, or a
+            ready `sampler_table(...)`, which then decides all that `sampler_table` is asked for.
+        steps, target, eta, churn, spacing, timesteps, steps_offset, continuous_time: see `sampler_table`.
+        seed: int, 0-d int64 tensor, or a `Noise`, which also has the batch's `sample_offset` and the correlation of a
+            video's frames. Stream 0 is x_T, stream 1 + i the noise of step i.
         y, context, cond: the model's inputs: class labels (B,), tokens (B, L, D), condition channels.
-        guidance: scale of classifier-free guidance: 1 is off; one number, one per step or a function of the share
-            done (steps of scale 1 cost one call of the model).
-        guidance_rescale: see `vf.ops.sampler_step`.
-        uncond: inputs of the unconditional call that differ from the conditional one's; None leaves an input out, an
-            int fills a tensor like its partner (the null class). By default y and context are left out.
-        guidance_batch: "joint" calls the model once on the doubled batch, "split" twice (half the memory); "auto" is
-            joint where every input has an unconditional tensor of the same shape, until a device runs out of memory.
+        guidance: the scale of classifier-free guidance (1 is off), or a `Guidance`, which also has its interval,
+            rescaling, the inputs of the unconditional call and how both calls are batched.
         clip, dynamic_ratio, dynamic_max: see `vf.ops.sampler_step`; 1.0 for pixels in [-1, 1].
         latents: x_T to start from instead of noise.
         dtype, device: of x; the device of `latents` or of the model where it is left out.
@@ -135,6 +125,8 @@ def sample(
         graph: record the whole step as a CUDA graph and replay it: "auto" (on a CUDA device, eager where the model
             cannot be captured), True (or raise), False. Never on the CPU.
         decode: latents (B, C, n, ...) -> frames (B, C', n, ...), called on `decode_frames` frames at a time.
+        **old: fields of `Noise` and `Guidance` under their former names, deprecated: sample_offset,
+            frame_correlation, correlation_kind, guidance_interval, guidance_rescale, guidance_batch, uncond.
 
     Returns:
         The video, `shape`, `dtype`, channels-last memory for rank 4 and 5; what `decode` made of it where given.
@@ -145,67 +137,63 @@ def sample(
 
     Source: Ho et al. 2020, algorithm 2.
     """
+    guided = _deprecated.with_old_guidance("sample", guidance, old)
+    noise = _deprecated.with_old_noise("sample", seed, old)
+    _deprecated.refuse_unknown("sample", old)
     device = _device_of(model, latents) if device is None else torch.device(device)
-    if isinstance(sampler, SamplerTable):
-        table = sampler.to(device)
-    else:
-        table = sampler_table(
-            schedule, sampler, steps, target=target, eta=eta, churn=churn, spacing=spacing, timesteps=timesteps,
-            guidance=guidance, guidance_interval=guidance_interval, steps_offset=steps_offset,
-            continuous_time=continuous_time,
-        ).to(device)  # fmt: skip
-    if latents is None:
-        x = noise(
-            shape, seed, sample_offset=sample_offset, dtype=dtype, device=device,
-            frame_correlation=frame_correlation, correlation_kind=correlation_kind,
-        )  # fmt: skip
-    elif tuple(latents.shape) != tuple(shape):
-        raise ValueError(f"latents have shape {tuple(latents.shape)}, the video is to have {tuple(shape)}")
-    else:
-        x = latents.to(device, dtype, copy=True)
-    gain, added = table.start
-    if added:
-        # The stream of a step after the last, which none draws.
-        z = noise(
-            shape, seed, sample_offset=sample_offset, stream=1 + table.steps, dtype=dtype, device=device,
-            frame_correlation=frame_correlation, correlation_kind=correlation_kind,
-        )  # fmt: skip
-        x = gain * x + added * z
-    guided = GuidedModel(model, {"y": y, "context": context, "cond": cond}, uncond, guidance_batch)
-    on = [scale != 1 for scale in table.guidance]
-    # 0-d tensors on the device: a step says which one it is without a word from the host.
-    key = torch.as_tensor(seed, dtype=torch.int64, device=device) if table.draws_noise else None
-    offset = torch.full((), sample_offset, dtype=torch.int64, device=device)
-
-    def step(state: StepState, with_guidance: bool) -> None:
-        time = table.timesteps.index_select(0, state.index.reshape(1))[0]
-        prediction, unconditional = guided(state.x, time, state.index, guided=with_guidance)
-        state.advance(
-            *sampler_step(
-                state.x,
-                prediction,
-                table.coefficients,
-                state.index,
-                uncond=unconditional,
-                guidance_rescale=guidance_rescale if with_guidance else 0.0,
-                clip=clip,
-                dynamic_ratio=dynamic_ratio,
-                dynamic_max=dynamic_max,
-                previous=state.previous,
-                previous2=state.previous2,
-                seed=key,
-                sample_offset=offset,
-                frame_correlation=frame_correlation,
-                correlation_kind=correlation_kind,
-            )
-        )
-
+    table = sampler if isinstance(sampler, SamplerTable) else sampler_table(
+        schedule, sampler, steps, target=target, eta=eta, churn=churn, spacing=spacing, timesteps=timesteps,
+        guidance=guided, steps_offset=steps_offset, continuous_time=continuous_time,
+    )  # fmt: skip
+    table = table.to(device)
+    x = _start(table, noise, shape, latents, dtype, device)
+    calls = GuidedModel(model, {"y": y, "context": context, "cond": cond}, guided)
+    clipping = {"clip": clip, "dynamic_ratio": dynamic_ratio, "dynamic_max": dynamic_max}
+    step = _Step(calls, table, noise, guided.rescale, clipping, device)
     state = StepState(x, history=2 if table.uses_previous2 else int(table.uses_previous))
     run = StepGraph(step, state, graph)
+    on = [scale != 1 for scale in table.guidance]
     with _evaluating(model):
-        guided.prepare(table.timesteps, len(x), guided=any(on), unguided=not all(on))
+        calls.prepare(table.timesteps, len(x), guided=any(on), unguided=not all(on))
         _loop(run, state, on, callback, progress)
     return state.x if decode is None else decode_in_chunks(decode, state.x, decode_frames)
+
+
+def _start(
+    table: SamplerTable, noise: Noise, shape: Sequence[int], latents: Tensor | None, dtype: torch.dtype,
+    device: torch.device,
+) -> Tensor:  # fmt: skip
+    """x where the first step begins: noise or the caller's latents, after the churn that no step before it makes."""
+    if latents is not None and tuple(latents.shape) != tuple(shape):
+        raise ValueError(f"latents have shape {tuple(latents.shape)}, the video is to have {tuple(shape)}")
+    x = noise.draw(shape, 0, dtype, device) if latents is None else latents.to(device, dtype, copy=True)
+    gain, added = table.start
+    # The stream is that of a step after the last, which no step draws.
+    return gain * x + added * noise.draw(shape, 1 + table.steps, dtype, device) if added else x
+
+
+class _Step:
+    """One sampling step: the model with guidance, then the update, without a word from the host to the device."""
+
+    def __init__(
+        self, model: GuidedModel, table: SamplerTable, noise: Noise, rescale: float, clipping: dict[str, Any],
+        device: torch.device,
+    ) -> None:  # fmt: skip
+        self.model, self.table, self.rescale = model, table, rescale
+        seed, offset = noise.counters(device)
+        self.options = {
+            "seed": seed if table.draws_noise else None, "sample_offset": offset, **noise.frames(), **clipping
+        }  # fmt: skip
+
+    def __call__(self, state: StepState, guided: bool) -> None:
+        time = self.table.timesteps.index_select(0, state.index.reshape(1))[0]
+        prediction, unconditional = self.model(state.x, time, state.index, guided=guided)
+        x, x0 = sampler_step(
+            state.x, prediction, self.table.coefficients, state.index, uncond=unconditional,
+            guidance_rescale=self.rescale if guided else 0.0, previous=state.previous, previous2=state.previous2,
+            **self.options,
+        )  # fmt: skip
+        state.advance(x, x0)
 
 
 def _loop(run: StepGraph, state: StepState, on: list[bool], callback: Callback | None, progress: bool) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from vdiff_fast.diffusion.samplers import Sampler
 from vdiff_fast.diffusion.schedule import NoiseSchedule, shifted
 
 SPACINGS = ("leading", "trailing", "linspace", "karras", "edm")
@@ -16,20 +17,19 @@ KARRAS_RHO = 7.0
 EDM_LEVELS = (0.002, 80.0)
 # Spacings whose times are found between steps by the logarithm of sigma / signal.
 LOG_LEVELS = ("karras", "edm")
-# Solvers whose last interval ends at the clean video, so that linspace and leading leave the first time out.
-_OPEN_ENDED = ("dpmpp_2m", "dpmpp_2m_sde", "unipc")
-# Samplers that diffusers lets visit fractional times.
-_FRACTIONAL = ("euler", "heun")
 
 
-def spaced_times(schedule: NoiseSchedule, steps: int, spacing: str, sampler: str, offset: int = 0) -> Tensor:
+def spaced_times(schedule: NoiseSchedule, steps: int, spacing: str, sampler: Sampler, offset: int = 0) -> Tensor:
     """Positions in the schedule, falling, float64 (steps,); positions between two steps are allowed.
 
-    leading: offset + i * (timesteps // steps); trailing: from the last step down by timesteps / steps; linspace: from
-    the last step to the first, which DPM-Solver++ and UniPC leave out (their last interval ends at the clean video
-    instead); karras: (Karras et al. 2022, eq. 5) over sigma / signal, of a flow over s; edm: the same within the
-    paper's 0.002 and 80, which schedules of pure noise can take too. Only Euler, Heun and flow schedules visit
-    fractional positions with linspace and trailing. As many steps as the schedule has leave no time out.
+    leading: offset + i * (timesteps // steps).
+    trailing: from the last step down by timesteps / steps; fractional for flow schedules alone.
+    linspace: from the last step to the first; fractional for flow schedules and for samplers with `fractional_times`.
+    karras: Karras et al. 2022, eq. 5, over sigma / signal; of a flow over s.
+    edm: the same within the paper's 0.002 and 80, which schedules of pure noise can take too.
+
+    A sampler that `ends_clean` leaves the first time out of leading and linspace, unless it takes as many steps as the
+    schedule has.
 
     Raises:
         ValueError: an unknown spacing, steps outside the schedule, or fewer different times than steps.
@@ -46,13 +46,13 @@ def spaced_times(schedule: NoiseSchedule, steps: int, spacing: str, sampler: str
     return times
 
 
-def _times(schedule: NoiseSchedule, steps: int, spacing: str, sampler: str, offset: int) -> Tensor:
+def _times(schedule: NoiseSchedule, steps: int, spacing: str, sampler: Sampler, offset: int) -> Tensor:
     total, flow = schedule.timesteps, schedule.kind == "flow"
     # Without the first time, as many steps as the schedule has would visit another one twice.
-    open_ended = sampler in _OPEN_ENDED and steps < total
+    first = int(sampler.ends_clean and steps < total)
     if spacing == "leading":
-        ratio = total // (steps + 1) if open_ended else total // steps
-        times = torch.arange(open_ended, steps + open_ended, dtype=torch.float64).flip(0) * ratio + offset
+        ratio = total // (steps + first)
+        times = torch.arange(first, steps + first, dtype=torch.float64).flip(0) * ratio + offset
         if not 0 <= times[-1] <= times[0] <= total - 1:
             raise ValueError(f"steps_offset {offset} moves {steps} steps out of [0, {total - 1}]; use 0 or 1")
         return times
@@ -60,17 +60,17 @@ def _times(schedule: NoiseSchedule, steps: int, spacing: str, sampler: str, offs
         times = total - torch.arange(steps, dtype=torch.float64) * (total / steps) - 1
         return times if flow else times.round()
     if spacing == "linspace":
-        return _linspace(schedule, steps, open_ended, rounded=not flow and sampler not in _FRACTIONAL)
+        return _linspace(schedule, steps, first, rounded=not flow and not sampler.fractional_times)
     if spacing in LOG_LEVELS:
         return _karras_times(schedule, steps, spacing)
     raise ValueError(f"unknown spacing {spacing!r}; choose from {', '.join(SPACINGS)}")
 
 
-def _linspace(schedule: NoiseSchedule, steps: int, open_ended: bool, rounded: bool) -> Tensor:
+def _linspace(schedule: NoiseSchedule, steps: int, first: int, rounded: bool) -> Tensor:
     total = schedule.timesteps
     # What diffusers' flow scheduler ends at: it shifts the already shifted smallest noise once more.
-    last = total * float(schedule.exact_sigma[0]) - 1 if schedule.kind == "flow" and not open_ended else 0
-    times = torch.linspace(total - 1, last, steps + open_ended, dtype=torch.float64)[:steps]
+    last = total * float(schedule.exact_sigma[0]) - 1 if schedule.kind == "flow" and not first else 0
+    times = torch.linspace(total - 1, last, steps + first, dtype=torch.float64)[:steps]
     return times.round() if rounded else times
 
 

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from vdiff_fast.diffusion import SAMPLERS
 from vdiff_fast.training.masks import Role, check_masks, parse_masks
 
 # Keys that may differ when a run is resumed: they change neither the weights nor the order of the data.
@@ -143,7 +144,7 @@ class SampleConfig(_Section):
 
     every: int = Field(default=1000, ge=0, description="steps between samples; 0 for none", json_schema_extra=_FREE)
     count: int = Field(default=4, ge=1, description="videos per sample", json_schema_extra=_FREE)
-    sampler: str = Field(default="ddim", description="ddim, ddpm, dpmpp_2m or euler", json_schema_extra=_FREE)
+    sampler: str = Field(default="ddim", description=", ".join(SAMPLERS), json_schema_extra=_FREE)
     steps: int = Field(default=50, ge=1, description="sampling steps", json_schema_extra=_FREE)
     spacing: str | None = Field(default=None, description="sampling times, see sampler_table", json_schema_extra=_FREE)
     guidance: float = Field(default=1.0, description="guidance scale; 1 is none", json_schema_extra=_FREE)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -62,11 +62,10 @@ def load_run(
 
 def draw_samples(
     model: nn.Module, schedule: diffusion.NoiseSchedule, config: TrainConfig, count: int, *, sampler: str = "ddim",
-    steps: int = 50, guidance: float = 1.0, seed: int = 0, labels: Tensor | None = None,
-    guidance_rescale: float = 0.0, guidance_interval: tuple[float, float] | None = None,
-    guidance_batch: str = "auto", num_classes: int | None = None,
+    steps: int = 50, guidance: float | diffusion.Guidance = 1.0, seed: int | diffusion.Noise = 0,
+    labels: Tensor | None = None, num_classes: int | None = None,
     spacing: str | None = None, frames: int | None = None, size: tuple[int, int] | None = None,
-    known: tuple[Tensor, Tensor] | None = None, sample_offset: int = 0, progress: bool = False,
+    known: tuple[Tensor, Tensor] | None = None, progress: bool = False,
     churn: diffusion.Churn | None = None,
 ) -> Tensor:  # fmt: skip
     """`count` videos (B, C, T, H, W) in [-1, 1] about, of the trained shape unless `frames` and `size` say otherwise.
@@ -87,13 +86,13 @@ def draw_samples(
         diffusion.require_conditioning(model, shape[1])
         given, mask = known[0].to(schedule.device).expand(shape), known[1].to(schedule.device)
         cond = diffusion.condition(given, mask)
-    uncond = {"y": num_classes} if y is not None and num_classes is not None else None
+    if y is not None and num_classes is not None:
+        guidance = replace(diffusion.as_guidance(guidance), uncond={"y": num_classes})
     # Pixels end at -1 and 1, so every estimate of x0 is cut there.
     videos = diffusion.sample(
         model, shape, schedule, sampler, steps=steps, guidance=guidance, seed=seed, y=y, spacing=spacing,
         clip=1.0, target=config.diffusion.target, continuous_time=config.diffusion.continuous_time,
-        sample_offset=sample_offset, uncond=uncond, cond=cond, guidance_rescale=guidance_rescale,
-        guidance_interval=guidance_interval, guidance_batch=guidance_batch, churn=churn, progress=progress,
+        cond=cond, churn=churn, progress=progress,
     )  # fmt: skip
     return videos if known is None else diffusion.keep_known(videos, given, mask)
 
