@@ -8,7 +8,7 @@ Each `*_weights` function maps tensors by name and computes nothing, so it maps 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from vdiff_fast.models.dit_config import VideoDiTConfig
 from vdiff_fast.models.video_dit import VideoDiT
+from vdiff_fast.models.weights import plain_module, plain_weights, weights_dtype
 from vdiff_fast.nn.patch_embedding import sincos_grid, sincos_positions
 
 Weights = Mapping[str, Tensor]
@@ -47,12 +48,28 @@ def _depth(weights: Weights, prefix: str) -> int:
     return 1 + max((int(name.split(".")[1]) for name in weights if name.startswith(f"{prefix}.")), default=-1)
 
 
-def _build(config: VideoDiTConfig, weights: dict[str, Tensor]) -> VideoDiT:
-    """The model with these weights; what they do not hold keeps its initial value."""
-    model = VideoDiT(config)
-    weights = model.state_dict() | weights
-    model.load_state_dict(weights)
-    return model.to(next(iter(weights.values())).dtype)
+def _build(config: VideoDiTConfig, make: Callable[[], dict[str, Tensor]]) -> VideoDiT:
+    """The model with the weights that `make` maps and in their dtype; what only a VideoDiT has keeps its initial value.
+
+    Raises:
+        ValueError: a weight is missing, as in one file of several.
+    """
+    try:
+        weights = make()
+    except KeyError as error:
+        raise ValueError(
+            f"{error.args[0]} is missing: give the weights of the whole model, all files of them"
+        ) from None
+    model = VideoDiT(config).to(weights_dtype(weights))
+    own = ("null_context", *(("attns.1.",) if config.attention == "divided" else ()))
+    missing = [n for n, _ in model.named_parameters() if n not in weights and not any(part in n for part in own)]
+    if missing:
+        raise ValueError(
+            f"nothing was given for {', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''}: give the weights of "
+            "the whole model, all files of them"
+        )
+    model.load_state_dict(model.state_dict() | weights)
+    return model
 
 
 # DiT and Latte, names of facebookresearch/DiT and Vchitect/Latte
@@ -125,54 +142,80 @@ def _check_positions(source: Weights) -> None:
     if "temp_embed" in source:
         expected["temp_embed"] = sincos_positions(torch.arange(source["temp_embed"].shape[1]), width)
     for name, table in expected.items():
-        stored = source[name][0].cpu().float()
-        if stored.shape != table.shape or not torch.allclose(stored, table, atol=1e-3):
-            raise ValueError(f"{name} is not the sin-cos table of DiT, which is the only one VideoDiT computes")
+        stored = source[name][0].cpu()
+        # The table may have been rounded to the weights' dtype since it was made.
+        rounding = torch.finfo(stored.dtype).eps if stored.is_floating_point() else 0.0
+        if stored.shape != table.shape or not torch.allclose(stored.float(), table, atol=1e-3, rtol=rounding):
+            raise ValueError(
+                f"{name} is not the sin-cos table of DiT, which is the only one VideoDiT computes: a table that was "
+                "trained, or of another kind, has no place in it"
+            )
 
 
 def _check_names(source: Weights, known: tuple[str, ...]) -> None:
+    needed = ("x_embedder.proj.weight", "final_layer.linear.weight", "blocks.0.mlp.fc1.weight")
+    missing = [name for name in needed if name not in source]
+    if missing:
+        shown = ", ".join(list(source)[:3])
+        raise ValueError(f"no weights of DiT, or not all files of them: {', '.join(missing)} missing beside {shown}")
     unknown = sorted(name for name in source if not name.startswith(known))
     if unknown:
         raise ValueError(f"VideoDiT has no place for {', '.join(unknown[:3])}; expected {', '.join(known)}")
 
 
 def from_dit(
-    source: Weights, *, heads: int | None = None, attention: Literal["joint", "divided"] = "joint"
+    source: Mapping[str, Any] | nn.Module, *, heads: int | None = None, attention: Literal["joint", "divided"] = "joint"
 ) -> VideoDiT:
     """A VideoDiT with the weights of facebookresearch/DiT; on one frame it computes what DiT does.
 
+    A model that also predicts a variance keeps it: its prediction has twice the channels of x, see
+    `vf.diffusion.split_prediction`.
+
     Args:
-        source: its state_dict.
+        source: its state_dict, a checkpoint that holds one ({"ema": ...}), or the module; float32, bfloat16 or float16,
+            which the model then has, and names of any wrapper ("module.", "_orig_mod."), see `plain_weights`.
         heads: attention heads; those of DiT's own widths where None.
         attention: over all tokens of a clip ("joint"), or over space with DiT's weights and then over time with new
             ones that start closed ("divided"): where to begin training on video.
 
     Raises:
+        TypeError: no state_dict, or quantised weights.
         ValueError: names, positions or a width that are not DiT's.
 
     Source: Peebles and Xie 2023, "Scalable Diffusion Models with Transformers".
     """
-    _check_names(source, ("x_embedder.", "t_embedder.", "y_embedder.", "blocks.", "final_layer.", "pos_embed"))
-    _check_positions(source)
-    return _build(_dit_config(source, heads, attention), dit_weights(source, divided=attention == "divided"))
+    weights = _published(source, "pos_embed")
+    divided = attention == "divided"
+    return _build(_dit_config(weights, heads, attention), lambda: dit_weights(weights, divided=divided))
 
 
-def from_latte(source: Weights, *, heads: int | None = None) -> VideoDiT:
+def _published(source: Mapping[str, Any] | nn.Module, *tables: str) -> Weights:
+    """The weights of DiT or Latte by their own names, checked.
+
+    Raises:
+        TypeError, ValueError: those of `from_dit`.
+    """
+    weights = plain_weights(source, holding="x_embedder.proj.weight")
+    _check_names(weights, ("x_embedder.", "t_embedder.", "y_embedder.", "blocks.", "final_layer.", *tables))
+    _check_positions(weights)
+    return weights
+
+
+def from_latte(source: Mapping[str, Any] | nn.Module, *, heads: int | None = None) -> VideoDiT:
     """A VideoDiT with the weights of Vchitect/Latte (variant 1, unconditional or with class labels).
 
     Args:
-        source: its state_dict. Videos are (B, F, C, H, W) there and (B, C, F, H, W) here.
+        source: as in `from_dit`. Videos are (B, F, C, H, W) there and (B, C, F, H, W) here.
         heads: as in `from_dit`.
 
     Raises:
+        TypeError: no state_dict, or quantised weights.
         ValueError: names, positions or a width that are not Latte's.
 
     Source: Ma et al. 2024, "Latte: Latent Diffusion Transformer for Video Generation".
     """
-    known = ("x_embedder.", "t_embedder.", "y_embedder.", "blocks.", "final_layer.", "pos_embed", "temp_embed")
-    _check_names(source, known)
-    _check_positions(source)
-    return _build(_dit_config(source, heads, "interleaved"), dit_weights(source))
+    weights = _published(source, "pos_embed", "temp_embed")
+    return _build(_dit_config(weights, heads, "interleaved"), lambda: dit_weights(weights))
 
 
 # diffusers' models
@@ -264,7 +307,7 @@ def _from_diffusers_dit(config: Any, source: Weights) -> VideoDiT:
         block_embeddings=differ,
         num_classes=config.num_embeds_ada_norm,
     )
-    return _build(dit, diffusers_dit_weights(source, block_embeddings=differ))
+    return _build(dit, lambda: diffusers_dit_weights(source, block_embeddings=differ))
 
 
 def _from_diffusers_latte(config: Any, source: Weights) -> VideoDiT:
@@ -280,7 +323,7 @@ def _from_diffusers_latte(config: Any, source: Weights) -> VideoDiT:
         norm_eps=(config.norm_eps, config.norm_eps),
         context_dim=config.caption_channels,
     )
-    return _build(latte, diffusers_latte_weights(source))
+    return _build(latte, lambda: diffusers_latte_weights(source))
 
 
 def from_diffusers(model: nn.Module) -> VideoDiT:
@@ -290,7 +333,7 @@ def from_diffusers(model: nn.Module) -> VideoDiT:
     An image is a video of one frame; Latte's `encoder_hidden_states` is `context`, without a mask.
 
     Args:
-        model: the diffusers model, at the sample size it was built for.
+        model: the diffusers model, compiled or wrapped or not, at the sample size it was built for.
 
     Raises:
         TypeError: another class.
@@ -299,7 +342,8 @@ def from_diffusers(model: nn.Module) -> VideoDiT:
     Source: Peebles and Xie 2023; Ma et al. 2024; Chen et al. 2024, "PixArt-alpha" (adaLN-single).
     """
     makers = {"DiTTransformer2DModel": _from_diffusers_dit, "LatteTransformer3DModel": _from_diffusers_latte}
+    model = plain_module(model)
     name = type(model).__name__
     if name not in makers:
         raise TypeError(f"from_diffusers knows {' and '.join(makers)}, got {name}")
-    return makers[name](model.config, model.state_dict())
+    return makers[name](model.config, plain_weights(model))
