@@ -340,7 +340,12 @@ def test_the_video_is_channels_last() -> None:
         ),
         (lambda: sampler_table(LINEAR, timesteps=[3, 5]), "must fall strictly"),
         (lambda: sampler_table(LINEAR, timesteps=[1000]), r"within \[0, 999\]"),
-        (lambda: sampler_table(LINEAR, "ddpm", variance="learned"), "unknown variance 'learned'"),
+        (lambda: sampler_table(LINEAR, "ddpm", variance="learned"), "unknown variance 'learned'; .*, learned_range"),
+        (
+            lambda: sample(Toy(), SHAPE, LINEAR, "ddpm", steps=2, variance="learned_range"),
+            "predicts 6 channels for the 3",
+        ),
+        (lambda: sample(Toy(), SHAPE, LINEAR, variance="learned_range"), "is for the samplers ddpm, not ddim"),
         (
             lambda: sampler_table(NoiseSchedule.linear(zero_terminal_snr=True), spacing="trailing"),
             "target 'noise' does not determine the clean video at time 999",

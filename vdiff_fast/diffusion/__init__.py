@@ -10,6 +10,7 @@ from vdiff_fast.diffusion.conditioning import (
     require_conditioning,
 )
 from vdiff_fast.diffusion.guidance import Guidance, as_guidance
+from vdiff_fast.diffusion.learned_variance import split_prediction
 from vdiff_fast.diffusion.long_video import LongVideoPlan, Segment, long_video_plan
 from vdiff_fast.diffusion.modulation import ModulationTable
 from vdiff_fast.diffusion.noise import Noise
@@ -49,6 +50,7 @@ __all__ = [
     "sample_autoregressive",
     "sample_long",
     "sampler_table",
+    "split_prediction",
     "to_noise",
     "to_target",
     "to_x0",

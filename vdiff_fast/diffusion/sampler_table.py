@@ -13,6 +13,7 @@ from vdiff_fast.diffusion import _deprecated, process
 from vdiff_fast.diffusion import spacing as spaced
 from vdiff_fast.diffusion.churn import Churn, Churned, churned
 from vdiff_fast.diffusion.guidance import Guidance, GuidanceScale
+from vdiff_fast.diffusion.learned_variance import step_log_variances
 from vdiff_fast.diffusion.samplers import Rates, Sampler, SamplerOptions, Update, check_options, find_sampler
 from vdiff_fast.diffusion.schedule import NoiseSchedule
 from vdiff_fast.ops.sampler_step import columns
@@ -29,6 +30,8 @@ class SamplerTable:
         guidance: the scale of every step.
         draws_noise: whether any step adds noise.
         uses_previous, uses_previous2: whether any step reads the x0 of the step before, of two steps before.
+        log_variances: (steps, 2), between which a learned variance lies, see `step_log_variances`; None where it is
+            fixed.
         start: (gain, noise) of x = gain x_T + noise z before the first step: its churn, which no step before it makes.
     """
 
@@ -40,13 +43,17 @@ class SamplerTable:
     uses_previous: bool
     uses_previous2: bool = False
     start: tuple[float, float] = (1.0, 0.0)
+    log_variances: Tensor | None = None
 
     @property
     def steps(self) -> int:
         return len(self.guidance)
 
     def to(self, device: torch.device | str) -> SamplerTable:
-        return replace(self, coefficients=self.coefficients.to(device), timesteps=self.timesteps.to(device))
+        learned = None if self.log_variances is None else self.log_variances.to(device)
+        return replace(
+            self, coefficients=self.coefficients.to(device), timesteps=self.timesteps.to(device), log_variances=learned
+        )
 
 
 def sampler_table(
@@ -84,7 +91,8 @@ def sampler_table(
         guidance: the scale of classifier-free guidance, or a whole `Guidance`; the table holds its scale at every step.
         steps_offset: added to the times of leading spacing.
         continuous_time: the model takes a flow's s in [0, 1] as t rather than the step.
-        variance: of ddpm: "fixed_small" (the posterior's) or "fixed_large" (beta).
+        variance: of ddpm: "fixed_small" (the posterior's), "fixed_large" (beta), or "learned_range", which the network
+            predicts in as many channels again as x has (Nichol, Dhariwal 2021).
         use_clipped_model_output: ddim and euler take the noise from the clipped x0 rather than from the prediction.
 
     Raises:
@@ -119,10 +127,11 @@ def sampler_table(
         coefficients=rows.float(),
         timesteps=shown.long() if whole else shown.float(),
         guidance=tuple(scales.tolist()),
-        draws_noise=bool((rows[:, columns.NOISE] != 0).any()),
+        draws_noise=variance == "learned_range" or bool((rows[:, columns.NOISE] != 0).any()),
         uses_previous=bool((rows[:, columns.PREVIOUS] != 0).any()),
         uses_previous2=bool((rows[:, columns.PREVIOUS2] != 0).any()),
         start=(float(starts.gain[0]), float(starts.noise[0])),
+        log_variances=step_log_variances(*rates.variances()) if variance == "learned_range" else None,
     )
 
 

@@ -22,7 +22,7 @@ from vdiff_fast.diffusion import process
 from vdiff_fast.ops.sampler_step import columns
 
 Update = dict[int, Tensor]
-VARIANCES = ("fixed_small", "fixed_large")
+VARIANCES = ("fixed_small", "fixed_large", "learned_range")
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,11 @@ class Rates:
         """Variance that the process adds from s to t; rounding alone would make it negative."""
         return (self.sigma**2 - (self.ratio * self.next_sigma) ** 2).clamp(min=0)
 
+    def variances(self) -> tuple[Tensor, Tensor]:
+        """The posterior's variance and beta, between which that of p(x_s | x_t) lies; 0 in the step that ends at x0."""
+        small = self.added * (self.next_sigma / self.sigma) ** 2
+        return small, torch.where(self.next_sigma > 0, self.added, 0.0)
+
 
 @dataclass(frozen=True)
 class SamplerOptions:
@@ -51,7 +56,8 @@ class SamplerOptions:
     Attributes:
         target: what the network predicts.
         eta: share of DDPM's noise that is added, from 0 (none) to 1 (ancestral sampling).
-        variance: "fixed_small" (that of the posterior) or "fixed_large" (beta).
+        variance: "fixed_small" (that of the posterior), "fixed_large" (beta), or "learned_range" (the network's,
+            between the two: the loop adds that noise, and NOISE stays 0).
         use_clipped_model_output: take the noise from the clipped x0 rather than from the prediction.
         flow: whether the process is a flow, x = (1 - s) x0 + s z.
     """
@@ -99,12 +105,12 @@ class Sampler:
 
 def _ddpm(rates: Rates, options: SamplerOptions) -> Update:
     """Ho et al. 2020, eq. 7: the posterior of the clean video's neighbour."""
-    small = rates.added * (rates.next_sigma / rates.sigma) ** 2
-    large = torch.where(rates.next_sigma > 0, rates.added, 0.0)
+    small, large = rates.variances()
+    variances = {"fixed_small": small, "fixed_large": large, "learned_range": torch.zeros_like(small)}
     return {
         columns.X: rates.ratio * (rates.next_sigma / rates.sigma) ** 2,
         columns.X0: rates.next_signal * rates.added / rates.sigma**2,
-        columns.NOISE: (small if options.variance == "fixed_small" else large).sqrt(),
+        columns.NOISE: variances[options.variance].sqrt(),
     }
 
 

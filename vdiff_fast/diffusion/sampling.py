@@ -9,10 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vdiff_fast import ops
 from vdiff_fast.diffusion import _deprecated
 from vdiff_fast.diffusion.churn import Churn
 from vdiff_fast.diffusion.guidance import Guidance, GuidanceScale
 from vdiff_fast.diffusion.guided_model import GuidedModel, Model
+from vdiff_fast.diffusion.learned_variance import split_prediction, standard_deviation
 from vdiff_fast.diffusion.noise import Noise
 from vdiff_fast.diffusion.sampler_table import SamplerTable, sampler_table
 from vdiff_fast.diffusion.samplers import Sampler
@@ -82,6 +84,7 @@ def sample(
     guidance: GuidanceScale | Guidance = 1.0,
     eta: float = 0.0,
     churn: Churn | None = None,
+    variance: str = "fixed_small",
     spacing: str | None = None,
     timesteps: Sequence[float] | Tensor | None = None,
     steps_offset: int = 0,
@@ -105,13 +108,15 @@ def sample(
     `sample_offset`) and on any number of ranks.
 
     Args:
-        model: model(x, t, *, y=None, context=None, cond=None) -> prediction of `target`, shape of x. Inputs that are
-            None are left out of the call. A module is put in evaluation mode for the loop.
+        model: model(x, t, *, y=None, context=None, cond=None) -> prediction of `target`, shape of x. Of a prediction of
+            twice the channels (DiT: a learned variance) the first half is that, and the second is read by variance
+            "learned_range" alone. Inputs that are None are left out of the call. A module is put in evaluation mode for
+            the loop.
         shape: (B, C, T, H, W), or any (B, ...).
         schedule: the noise schedule that the model was trained with.
         sampler: "ddpm", "ddim", "dpmpp_2m", "dpmpp_2m_sde", "unipc", "euler", "heun", a `Sampler` of one's own, or a
             ready `sampler_table(...)`, which then decides all that `sampler_table` is asked for.
-        steps, target, eta, churn, spacing, timesteps, steps_offset, continuous_time: see `sampler_table`.
+        steps, target, eta, churn, variance, spacing, timesteps, steps_offset, continuous_time: see `sampler_table`.
         seed: int, 0-d int64 tensor, or a `Noise`, which also has the batch's `sample_offset` and the correlation of a
             video's frames. Stream 0 is x_T, stream 1 + i the noise of step i.
         y, context, cond: the model's inputs: class labels (B,), tokens (B, L, D), condition channels.
@@ -142,8 +147,8 @@ def sample(
     _deprecated.refuse_unknown("sample", old)
     device = _device_of(model, latents) if device is None else torch.device(device)
     table = sampler if isinstance(sampler, SamplerTable) else sampler_table(
-        schedule, sampler, steps, target=target, eta=eta, churn=churn, spacing=spacing, timesteps=timesteps,
-        guidance=guided, steps_offset=steps_offset, continuous_time=continuous_time,
+        schedule, sampler, steps, target=target, eta=eta, churn=churn, variance=variance, spacing=spacing,
+        timesteps=timesteps, guidance=guided, steps_offset=steps_offset, continuous_time=continuous_time,
     )  # fmt: skip
     table = table.to(device)
     x = _start(table, noise, shape, latents, dtype, device)
@@ -180,20 +185,37 @@ class _Step:
         device: torch.device,
     ) -> None:  # fmt: skip
         self.model, self.table, self.rescale = model, table, rescale
-        seed, offset = noise.counters(device)
+        self.seed, offset = noise.counters(device)
+        self.frames = noise.frames()
         self.options = {
-            "seed": seed if table.draws_noise else None, "sample_offset": offset, **noise.frames(), **clipping
+            "seed": self.seed if table.draws_noise else None, "sample_offset": offset, **self.frames, **clipping
         }  # fmt: skip
 
     def __call__(self, state: StepState, guided: bool) -> None:
         time = self.table.timesteps.index_select(0, state.index.reshape(1))[0]
-        prediction, unconditional = self.model(state.x, time, state.index, guided=guided)
+        given, without = self.model(state.x, time, state.index, guided=guided)
+        prediction, values = split_prediction(given, state.x)
+        unconditional = None if without is None else split_prediction(without, state.x)[0]
         x, x0 = sampler_step(
             state.x, prediction, self.table.coefficients, state.index, uncond=unconditional,
             guidance_rescale=self.rescale if guided else 0.0, previous=state.previous, previous2=state.previous2,
             **self.options,
         )  # fmt: skip
-        state.advance(x, x0)
+        state.advance(x if self.table.log_variances is None else x + self._learned_noise(state, values), x0)
+
+    def _learned_noise(self, state: StepState, values: Tensor | None) -> Tensor:
+        """Noise of the variance that the network predicts for this step (with guidance: the conditional prediction)."""
+        if values is None or self.table.log_variances is None:
+            raise ValueError(
+                f"variance 'learned_range' needs a model that predicts {2 * state.x.shape[1]} channels for the "
+                f"{state.x.shape[1]} of x; use 'fixed_small' or 'fixed_large'"
+            )
+        row = self.table.log_variances.index_select(0, state.index.reshape(1))[0]
+        z = ops.noise(
+            state.x.shape, self.seed, sample_offset=self.options["sample_offset"], stream=1 + state.index,
+            dtype=state.x.dtype, device=state.x.device, **self.frames,
+        )  # fmt: skip
+        return (standard_deviation(values.to(torch.promote_types(values.dtype, torch.float32)), row) * z).to(z.dtype)
 
 
 def _loop(run: StepGraph, state: StepState, on: list[bool], callback: Callback | None, progress: bool) -> None:
