@@ -12,11 +12,4 @@ STABLE_TORCH_LIBRARY_FRAGMENT(vdiff_fast, m) {
       "temporal_attention_backward_packed(Tensor dout, Tensor qkv, Tensor? bias, Tensor? mask, Tensor? q_weight, "
       "Tensor? k_weight, Tensor? cos, Tensor? sin, bool causal, float scale, float eps) -> "
       "(Tensor dqkv, Tensor dbias, Tensor dq_weight, Tensor dk_weight)");
-  // Every token of q (B, N, heads, d) attends over k and v (B, L, heads, d).
-  m.def(
-      "temporal_attention_context_forward(Tensor q, Tensor k, Tensor v, Tensor? mask, Tensor? q_weight, float scale, "
-      "float eps) -> Tensor");
-  m.def(
-      "temporal_attention_context_backward(Tensor dout, Tensor q, Tensor k, Tensor v, Tensor? mask, Tensor? q_weight, "
-      "float scale, float eps) -> (Tensor dq, Tensor dk, Tensor dv, Tensor dq_weight)");
 }

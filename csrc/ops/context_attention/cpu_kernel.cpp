@@ -1,6 +1,6 @@
+#include "ops/context_attention/cpu_kernel.h"
 #include "cpu/attention/rows.h"
 #include "cpu/attention/softmax.h"
-#include "ops/temporal_attention/context.h"
 
 namespace vdiff::VDIFF_ISA {
 namespace {

@@ -1,6 +1,6 @@
 #include "cpu/attention/tensor.h"
 #include "cpu/output_memory.h"
-#include "ops/temporal_attention/context.h"
+#include "ops/context_attention/cpu_kernel.h"
 
 namespace {
 
