@@ -91,7 +91,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.skip(reason="the interpreter replaces what this compiles"))
 
 
-@pytest.fixture(params=["avx512bf16", "avx512", "avx2", "scalar"])
+@pytest.fixture(params=_library.isas()[::-1] or ["scalar"])
 def isa(request: pytest.FixtureRequest) -> Iterator[str]:
     """Each instruction set that this CPU and this build have."""
     before = _library.isa()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import importlib.util
+import itertools
 import json
 import os
 import warnings
@@ -124,12 +125,24 @@ def define_triton(schema: str, launch: Callable[..., Any], fake: Callable[..., A
 
 
 def isa() -> str | None:
-    """Instruction set the CPU kernels use: "avx512bf16", "avx512", "avx2" or "scalar"; None without the library."""
+    """Instruction set the CPU kernels use, one of `isas()`; None without the library."""
     if CPU.reason is not None:
         return None
     function = ctypes.CDLL(str(CPU.path)).vdiff_fast_isa
     function.restype = ctypes.c_char_p
     return str(function().decode())
+
+
+def isas() -> tuple[str, ...]:
+    """Instruction sets this build has kernels for, the least capable first; empty without the library."""
+    if CPU.reason is not None:
+        return ()
+    library = ctypes.CDLL(str(CPU.path))
+    if not hasattr(library, "vdiff_fast_isa_name"):  # it is older than the sources, which is warned of elsewhere
+        return (str(isa()),)
+    library.vdiff_fast_isa_name.restype = ctypes.c_char_p
+    names = map(library.vdiff_fast_isa_name, itertools.count())
+    return tuple(name.decode() for name in itertools.takewhile(lambda name: name is not None, names))
 
 
 def idle_memory() -> int:

@@ -3,14 +3,17 @@
 #include <atomic>
 #include <cstdlib>
 #include <cstring>
+#include <iterator>
 
 namespace vdiff {
 namespace {
 
-constexpr const char* kNames[] = {"scalar", "avx2", "avx512", "avx512bf16"};
+#define VDIFF_ISA_TEXT(isa, ...) #isa,
+constexpr const char* kNames[] = {VDIFF_FOR_EACH_ISA(VDIFF_ISA_TEXT)};
+#undef VDIFF_ISA_TEXT
 
 Isa best_isa() {
-#if VDIFF_HAS_X86_KERNELS
+#if defined(__x86_64__)
   __builtin_cpu_init();
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("fma")) {
@@ -22,7 +25,7 @@ Isa best_isa() {
 }
 
 int parse(const char* name) {
-  for (int i = 0; i < 4; ++i) {
+  for (int i = 0; i < static_cast<int>(std::size(kNames)); ++i) {
     if (std::strcmp(name, kNames[i]) == 0) return i;
   }
   return -1;
@@ -50,6 +53,11 @@ Isa active_isa() { return static_cast<Isa>(current().load(std::memory_order_rela
 extern "C" {
 __attribute__((visibility("default"))) const char* vdiff_fast_isa() {
   return vdiff::kNames[static_cast<int>(vdiff::active_isa())];
+}
+
+// The names of all sets of this build, the least capable first; null past the last.
+__attribute__((visibility("default"))) const char* vdiff_fast_isa_name(int index) {
+  return index >= 0 && index < static_cast<int>(std::size(vdiff::kNames)) ? vdiff::kNames[index] : nullptr;
 }
 
 // 0 on success, -1 where the name is unknown or this CPU lacks it.

@@ -1,39 +1,31 @@
-// Which instruction set the CPU kernels use, decided once at run time.
+// Which instruction set the CPU kernels use, decided once at run time. CMakeLists.txt has the list of the sets.
 #pragma once
+
+#include "cpu/isa_list.h"
 
 namespace vdiff {
 
-enum class Isa : int { scalar = 0, avx2 = 1, avx512 = 2, avx512bf16 = 3 };
+// The least capable first.
+#define VDIFF_ISA_NAME(isa, ...) isa,
+enum class Isa : int { VDIFF_FOR_EACH_ISA(VDIFF_ISA_NAME) };
+#undef VDIFF_ISA_NAME
 
-// The best set this CPU has and the build contains, unless VDIFF_FAST_ISA or set_isa() names a lesser one.
+// The best set that this CPU has, unless VDIFF_FAST_ISA or vdiff_fast_set_isa() names a lesser one.
 Isa active_isa();
 
 }  // namespace vdiff
 
 // Declares one kernel in the namespace of every instruction set; cpu_kernel.cpp defines it in `namespace VDIFF_ISA`.
-#if VDIFF_HAS_X86_KERNELS
-#define VDIFF_DECLARE_KERNEL(name, params) \
-  namespace vdiff::scalar {                \
-  void name params;                        \
-  }                                        \
-  namespace vdiff::avx2 {                  \
-  void name params;                        \
-  }                                        \
-  namespace vdiff::avx512 {                \
-  void name params;                        \
-  }                                        \
-  namespace vdiff::avx512bf16 {            \
-  void name params;                        \
+#define VDIFF_DECLARE_IN(isa, name, params) \
+  namespace vdiff::isa {                    \
+  void name params;                         \
   }
-#define VDIFF_KERNEL(name)                                                        \
-  (::vdiff::active_isa() == ::vdiff::Isa::avx512bf16 ? &::vdiff::avx512bf16::name \
-   : ::vdiff::active_isa() == ::vdiff::Isa::avx512   ? &::vdiff::avx512::name     \
-   : ::vdiff::active_isa() == ::vdiff::Isa::avx2     ? &::vdiff::avx2::name       \
-                                                     : &::vdiff::scalar::name)
-#else
-#define VDIFF_DECLARE_KERNEL(name, params) \
-  namespace vdiff::scalar {                \
-  void name params;                        \
-  }
-#define VDIFF_KERNEL(name) (&::vdiff::scalar::name)
-#endif
+#define VDIFF_DECLARE_KERNEL(name, params) VDIFF_FOR_EACH_ISA(VDIFF_DECLARE_IN, name, params)
+
+// A pointer to the kernel of the active instruction set.
+#define VDIFF_ADDRESS_IN(isa, name) &::vdiff::isa::name,
+#define VDIFF_KERNEL(name)                                                                               \
+  ([] {                                                                                                  \
+    constexpr decltype(&::vdiff::scalar::name) kernels[] = {VDIFF_FOR_EACH_ISA(VDIFF_ADDRESS_IN, name)}; \
+    return kernels[static_cast<int>(::vdiff::active_isa())];                                             \
+  }())

@@ -1,6 +1,8 @@
 // Build information outside the operator path. The library works without this module.
 #include <pybind11/pybind11.h>
 
+#include "cpu/isa_list.h"
+
 namespace py = pybind11;
 
 namespace {
@@ -26,11 +28,11 @@ py::dict build_info() {
   py::dict info;
   info["compiler"] = __VERSION__;
   info["cplusplus"] = __cplusplus;
-#if defined(VDIFF_HAS_X86_KERNELS)
-  info["isas"] = py::make_tuple("scalar", "avx2", "avx512");
-#else
-  info["isas"] = py::make_tuple("scalar");
-#endif
+#define VDIFF_ISA_TEXT(isa, ...) isas.append(#isa);
+  py::list isas;
+  VDIFF_FOR_EACH_ISA(VDIFF_ISA_TEXT)
+#undef VDIFF_ISA_TEXT
+  info["isas"] = py::tuple(isas);
   return info;
 }
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import vdiff_fast as vf
-from vdiff_fast import _library, _philox
+from vdiff_fast import _philox
 from vdiff_fast.bench.measure import peak_bytes
 
 # Random123's kat_vectors for philox4x32 with 10 rounds: counter, key, output.
@@ -42,23 +42,15 @@ def test_normals_are_box_muller_of_the_words() -> None:
     assert bool(torch.isfinite(normals).all())
 
 
-@pytest.mark.parametrize("name", ["avx512bf16", "avx512", "avx2", "scalar"])
-def test_every_instruction_set_gives_the_reference_bits(name: str) -> None:
-    before = _library.isa()
-    try:
-        _library.set_isa(name)
-    except ValueError as error:
-        pytest.skip(str(error))
-    try:
-        for shape in SHAPES:
-            for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
-                drawn = []
-                for backend in ("reference", "cpu"):
-                    with vf.use_backend(backend, ops=["noise"]):
-                        drawn.append(vf.ops.noise(shape, -77, sample_offset=2**32 - 1, stream=5, dtype=dtype))
-                assert torch.equal(*drawn)
-    finally:
-        _library.set_isa(before or "scalar")
+@pytest.mark.usefixtures("isa")
+def test_every_instruction_set_gives_the_reference_bits() -> None:
+    for shape in SHAPES:
+        for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
+            drawn = []
+            for backend in ("reference", "cpu"):
+                with vf.use_backend(backend, ops=["noise"]):
+                    drawn.append(vf.ops.noise(shape, -77, sample_offset=2**32 - 1, stream=5, dtype=dtype))
+            assert torch.equal(*drawn)
 
 
 @pytest.mark.interpreter
@@ -186,20 +178,12 @@ def test_full_correlation_repeats_a_frame_and_none_is_plain_noise() -> None:
 VIDEOS = [(2, 4, 3, 4, 8), (1, 3, 2, 4, 500), (2, 3, 4, 5, 6), (1, 1, 3, 5, 5), (1, 70, 2, 2, 3), (1, 300, 2, 1, 3)]
 
 
-@pytest.mark.parametrize("name", ["avx512bf16", "avx512", "avx2", "scalar"])
 @pytest.mark.parametrize("kind", ["mixed", "progressive"])
-def test_every_op_draws_the_same_correlated_noise(kind: str, name: str) -> None:
-    before = _library.isa()
-    try:
-        _library.set_isa(name)
-    except ValueError as error:
-        pytest.skip(str(error))
-    try:
-        for shape in VIDEOS:
-            for memory in (torch.contiguous_format, torch.channels_last_3d):
-                _check_correlated(shape, kind, memory)
-    finally:
-        _library.set_isa(before or "scalar")
+@pytest.mark.usefixtures("isa")
+def test_every_op_draws_the_same_correlated_noise(kind: str) -> None:
+    for shape in VIDEOS:
+        for memory in (torch.contiguous_format, torch.channels_last_3d):
+            _check_correlated(shape, kind, memory)
 
 
 def _check_correlated(shape: tuple[int, ...], kind: str, memory: torch.memory_format) -> None:

@@ -6,7 +6,6 @@ import pytest
 import torch
 
 import vdiff_fast as vf
-from vdiff_fast import _library
 from vdiff_fast.ops._common.cases.drawn_noise import channels_last
 from vdiff_fast.ops._common.schedule import Tables
 
@@ -36,25 +35,17 @@ def _layouts(x: torch.Tensor) -> list[torch.Tensor]:
     return [x, channels_last(x)] if x.dim() in (4, 5) else [x]
 
 
-@pytest.mark.parametrize("name", ["avx512bf16", "avx512", "avx2", "scalar"])
-def test_every_instruction_set_gives_the_reference_bits(name: str) -> None:
-    before = _library.isa()
-    try:
-        _library.set_isa(name)
-    except ValueError as error:
-        pytest.skip(str(error))
-    try:
-        for shape in SHAPES:
-            for dtype in (torch.float32, torch.bfloat16, torch.float64):
-                for x0 in _layouts(_video(shape, dtype)):
-                    results = []
-                    for backend in ("reference", "cpu"):
-                        with vf.use_backend(backend, ops=["q_sample"]):
-                            results.append(vf.ops.q_sample(x0, _steps(len(x0)), SCHEDULE, seed=5, stream=3))
-                    assert torch.equal(*results), (shape, dtype, x0.stride())
-                    assert results[1].stride() == x0.stride()
-    finally:
-        _library.set_isa(before or "scalar")
+@pytest.mark.usefixtures("isa")
+def test_every_instruction_set_gives_the_reference_bits() -> None:
+    for shape in SHAPES:
+        for dtype in (torch.float32, torch.bfloat16, torch.float64):
+            for x0 in _layouts(_video(shape, dtype)):
+                results = []
+                for backend in ("reference", "cpu"):
+                    with vf.use_backend(backend, ops=["q_sample"]):
+                        results.append(vf.ops.q_sample(x0, _steps(len(x0)), SCHEDULE, seed=5, stream=3))
+                assert torch.equal(*results), (shape, dtype, x0.stride())
+                assert results[1].stride() == x0.stride()
 
 
 @pytest.mark.interpreter
