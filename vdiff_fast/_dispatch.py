@@ -181,14 +181,26 @@ def call_reference(function: Callable[..., Any], x: Tensor, *args: Any, **kwargs
     return function(x, *args, **kwargs)
 
 
+def _distinct(args: tuple[Any, ...]) -> list[Any]:
+    """The arguments, a tensor that came before as a view of it: traced Functions take no tensor twice."""
+    found: list[Any] = []
+    for value in args:
+        repeated = isinstance(value, Tensor) and any(value is other for other in found)
+        found.append(value.view_as(value) if repeated else value)
+    return found
+
+
 def apply(function: type[torch.autograd.Function], *args: Any) -> Any:
     """function.apply(*args), every argument given, without what costs a small call most of its time.
 
     `apply` binds the arguments to forward's signature anew at every call; and where autograd does not follow, forward
-    alone is enough.
+    alone is enough. In traced code it has to be forward alone: there `apply` without a gradient passes a forward of
+    variable arguments the wrong ones.
     """
-    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+    if torch._C._are_functorch_transforms_active():
         return function.apply(*args)
     if not torch.is_grad_enabled() or not any(isinstance(a, Tensor) and a.requires_grad for a in args):
         return function.forward(*args)
+    if torch.compiler.is_compiling():
+        return function.apply(*_distinct(args))
     return super(torch.autograd.Function, function).apply(*args)  # type: ignore[misc]  # of its C++ base

@@ -175,7 +175,8 @@ def _cross_attention(
         return _dispatch.call_reference(reference.temporal_attention, q, k, v, **options)
     queries, expanded, others, visible = cross.group(q, k, v, mask, n)
     values = _kernel_options(queries, None, False, visible, qk_norm, None, scale, eps)
-    return cross.ungroup(_Attention.apply(rows(queries), rows(expanded), rows(others), backend, *values), q)
+    tensors = rows(queries), rows(expanded), rows(others)
+    return cross.ungroup(_dispatch.apply(_Attention, *tensors, backend, *values), q)
 
 
 def _check_context(
