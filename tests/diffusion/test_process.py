@@ -7,7 +7,7 @@ import torch
 
 import vdiff_fast as vf
 from vdiff_fast.diffusion import NoiseSchedule, diffuse_step, to_noise, to_target, to_x0
-from vdiff_fast.diffusion.process import TARGETS
+from vdiff_fast.ops._common.targets import TARGETS
 
 SCHEDULES = [NoiseSchedule.linear(), NoiseSchedule.cosine(), NoiseSchedule.flow()]
 

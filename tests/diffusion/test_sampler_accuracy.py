@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from vdiff_fast.diffusion import Churn, NoiseSchedule, sampler_table
-from vdiff_fast.diffusion.process import TARGETS
 from vdiff_fast.diffusion.spacing import rates_at
+from vdiff_fast.ops._common.targets import TARGETS
 from vdiff_fast.ops.sampler_step import columns
 
 MEAN, DEVIATION = 0.3, 0.2

@@ -1,52 +1,11 @@
-"""The forward process one step at a time, and conversions between what a network may predict.
-
-A target is y = p x0 + q z; with x = signal x0 + sigma z, both x0 and z are linear in x and y:
-
-    target   p        q        x0 = (q x - sigma y) / d,  z = (signal y - p x) / d,  d = signal q - sigma p
-    noise    0        1
-    x0       1        0
-    v        -sigma   signal   (Salimans, Ho 2022, "Progressive Distillation", appendix D)
-    flow     -1       1        (Lipman et al. 2022: the velocity dx/ds of x = (1 - s) x0 + s z)
-"""
+"""The forward process one step at a time, and conversions between what a network may predict."""
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from vdiff_fast.ops._common.schedule import Schedule
-
-TARGETS = ("noise", "v", "x0", "flow")
-
-
-def check_target(target: str) -> None:
-    if target not in TARGETS:
-        raise ValueError(f"unknown target {target!r}; choose from {', '.join(TARGETS)}")
-
-
-def target_mix(target: str, signal: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
-    """(p, q) of y = p x0 + q z."""
-    check_target(target)
-    zero, one = torch.zeros_like(signal), torch.ones_like(signal)
-    return {"noise": (zero, one), "x0": (one, zero), "v": (-sigma, signal), "flow": (-one, one)}[target]
-
-
-def x0_coefficients(target: str, signal: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
-    """(c_x, c_y) of x0 = c_x x + c_y y, elementwise over the tables; inf where the target does not determine x0."""
-    if target == "x0":
-        return torch.zeros_like(signal), torch.ones_like(signal)
-    p, q = target_mix(target, signal, sigma)
-    determinant = signal * q - sigma * p
-    return q / determinant, -sigma / determinant
-
-
-def noise_coefficients(target: str, signal: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
-    """(e_x, e_y) of z = e_x x + e_y y, elementwise over the tables; inf where the target does not determine z."""
-    if target == "noise":
-        return torch.zeros_like(signal), torch.ones_like(signal)
-    p, q = target_mix(target, signal, sigma)
-    determinant = signal * q - sigma * p
-    return -p / determinant, signal / determinant
+from vdiff_fast.ops._common.targets import find_target
 
 
 def _at(table: Tensor, t: Tensor, x: Tensor) -> Tensor:
@@ -87,17 +46,17 @@ def diffuse_step(x_before: Tensor, t: Tensor, alphas: Tensor, betas: Tensor, noi
 
 def to_target(x0: Tensor, noise: Tensor, t: Tensor, schedule: Schedule, target: str) -> Tensor:
     """y = p x0 + q z: what a network of this target is asked to predict. Shapes (B, ...), t (B,)."""
-    p, q = target_mix(target, *_rates(x0, t, schedule))
+    p, q = find_target(target).mix(*_rates(x0, t, schedule))
     return p * x0 + q * noise
 
 
 def to_x0(x: Tensor, prediction: Tensor, t: Tensor, schedule: Schedule, target: str) -> Tensor:
     """x0 = c_x x + c_y y: the clean video that a prediction of this target means. Shapes (B, ...), t (B,)."""
-    c_x, c_y = x0_coefficients(target, *_rates(x, t, schedule))
+    c_x, c_y = find_target(target).x0_coefficients(*_rates(x, t, schedule))
     return c_x * x + c_y * prediction
 
 
 def to_noise(x: Tensor, prediction: Tensor, t: Tensor, schedule: Schedule, target: str) -> Tensor:
     """z = e_x x + e_y y: the noise that a prediction of this target means. Shapes (B, ...), t (B,)."""
-    e_x, e_y = noise_coefficients(target, *_rates(x, t, schedule))
+    e_x, e_y = find_target(target).noise_coefficients(*_rates(x, t, schedule))
     return e_x * x + e_y * prediction

@@ -9,13 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vdiff_fast.diffusion import _deprecated, process
+from vdiff_fast.diffusion import _deprecated
 from vdiff_fast.diffusion import spacing as spaced
 from vdiff_fast.diffusion.churn import Churn, Churned, churned
 from vdiff_fast.diffusion.guidance import Guidance, GuidanceScale
 from vdiff_fast.diffusion.learned_variance import step_log_variances
 from vdiff_fast.diffusion.samplers import Rates, Sampler, SamplerOptions, Update, check_options, find_sampler
 from vdiff_fast.diffusion.schedule import NoiseSchedule
+from vdiff_fast.ops._common.targets import find_target
 from vdiff_fast.ops.sampler_step import columns
 
 
@@ -164,7 +165,7 @@ class _Calls:
 
 def _rows(update: Update, calls: _Calls, scales: Tensor, target: str) -> Tensor:
     """(calls, COLUMNS) float64."""
-    x0_x, x0_y = process.x0_coefficients(target, calls.signal, calls.sigma)
+    x0_x, x0_y = find_target(target).x0_coefficients(calls.signal, calls.sigma)
     given = update | {columns.X0_X: x0_x, columns.X0_Y: x0_y, columns.GUIDANCE: scales}
     rows = torch.zeros(len(scales), columns.COLUMNS, dtype=torch.float64)
     for column, values in given.items():

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vdiff_fast.diffusion import process
+from vdiff_fast.ops._common.targets import find_target
 from vdiff_fast.ops.sampler_step import columns
 
 Update = dict[int, Tensor]
@@ -125,7 +125,7 @@ def _ddim(rates: Rates, options: SamplerOptions) -> Update:
             columns.X0: rates.next_signal + direction * from_x0,
             columns.NOISE: std,
         }
-    from_x, from_y = process.noise_coefficients(options.target, rates.signal, rates.sigma)
+    from_x, from_y = find_target(options.target).noise_coefficients(rates.signal, rates.sigma)
     return {
         columns.X: direction * from_x,
         columns.X0: rates.next_signal,
@@ -276,7 +276,7 @@ def find_sampler(sampler: str | Sampler) -> Sampler:
 
 def check_options(sampler: Sampler, options: SamplerOptions, churned: bool) -> None:
     """Raise ValueError for an option outside its range, and for one that this sampler would not read."""
-    process.check_target(options.target)
+    find_target(options.target)
     if options.variance not in VARIANCES:
         raise ValueError(f"unknown variance {options.variance!r}; choose from {', '.join(VARIANCES)}")
     if not 0 <= options.eta <= 1:

@@ -1,6 +1,8 @@
 // The schema's options, for the host code of both libraries.
 #pragma once
 
+#include <algorithm>
+#include <iterator>
 #include <string>
 
 #include "common/stable.h"
@@ -10,11 +12,15 @@ namespace vdiff {
 
 inline LossOptions loss_options(const std::string& target, const std::string& weighting, double gamma,
                                 const std::string& kind, double delta) {
-  const LossTarget code = target == "noise" ? LossTarget::noise
-                          : target == "v"   ? LossTarget::v
-                          : target == "x0"  ? LossTarget::x0
-                                            : LossTarget::flow;
-  return {code, LossInput::prediction, weighting == "min_snr", kind == "huber", gamma, delta};
+  constexpr const char* names[] = {"noise", "v", "x0", "flow"};  // in the order of LossTarget
+  const auto* found = std::find(std::begin(names), std::end(names), target);
+  STD_TORCH_CHECK(found != std::end(names), "diffusion_loss: unknown target ", target);
+  return {static_cast<LossTarget>(found - names),
+          LossInput::prediction,
+          weighting == "min_snr",
+          kind == "huber",
+          gamma,
+          delta};
 }
 
 inline LossInput loss_input(const std::string& of) {

@@ -40,8 +40,8 @@ struct Pass {
   vfloat sum = {}, lost = {};
 
   void operator()(int64_t at, vfloat n, int count) {
-    vfloat wanted = splat(p) * n, slope;
-    if constexpr (kX0) wanted += splat(q) * read(x0 + at, count);
+    vfloat wanted = splat(q) * n, slope;
+    if constexpr (kX0) wanted += splat(p) * read(x0 + at, count);
     vfloat d = read(prediction + at, count) - wanted;
     if (count < kLanes) {
       for (int i = count; i < kLanes; ++i) d[i] = 0;
@@ -79,7 +79,7 @@ struct Pass<double, X, kX0, kHuber> {
 
   void element(int64_t i, double n) {
     double slope;
-    const double wanted = kX0 ? p * n + q * (double)x0[i] : p * n;
+    const double wanted = kX0 ? q * n + p * (double)x0[i] : q * n;
     sum += element_loss<kHuber>(prediction[i] - wanted, delta, slope);
     if (gradient != nullptr) gradient[i] = slope * scale;
   }
@@ -124,8 +124,8 @@ void run(const DiffusionLoss& args, const LossOutput& out, int64_t sample, int64
   Pass<T, X, kX0, kHuber> pass{(const T*)args.prediction + base,
                                kX0 ? (const X*)args.x0 + base : nullptr,
                                out.gradient ? (T*)out.gradient + base : nullptr,
-                               terms.p,
-                               terms.q,
+                               terms.mix.p,
+                               terms.mix.q,
                                scale,
                                (A)args.options.delta};
   over_noise(pass, args, sample, base, begin, end);

@@ -56,7 +56,7 @@ __global__ void __launch_bounds__(kThreads) loss_kernel(Arguments args, double* 
     if (args.x0 != nullptr) vdiff::read(static_cast<const X*>(args.x0) + base, quad, x);
 #pragma unroll
     for (int w = 0; w < 4; ++w) {
-      const float d = y[w] - __fadd_rn(__fmul_rn(terms.p, n[w]), __fmul_rn(terms.q, x[w]));
+      const float d = y[w] - __fadd_rn(__fmul_rn(terms.mix.q, n[w]), __fmul_rn(terms.mix.p, x[w]));
       const float one = element_loss(d, args.options, slope[w]);
       loss += w < quad.count ? one : 0.0f;
     }

@@ -1,10 +1,11 @@
-// The target's coefficients, the weight of a sample and the loss of an element, for host and device.
+// What the network is to predict, the weight of a sample and the scale of its gradient, for host and device.
 #pragma once
 
 #include "common/schedule.h"
 
 namespace vdiff {
 
+// In the order of vdiff_fast/ops/_common/targets.py.
 enum class LossTarget : int { noise = 0, v = 1, x0 = 2, flow = 3 };
 
 // Which input a gradient is taken by.
@@ -20,45 +21,56 @@ struct LossOptions {
 VDIFF_HOST_DEVICE bool needs_noise(LossTarget target) { return target != LossTarget::x0; }
 VDIFF_HOST_DEVICE bool needs_x0(LossTarget target) { return target != LossTarget::noise; }
 
-// target = noise * p + x0 * q; the sample's loss is weight * mean of its elements' losses. What is common to all
-// elements of a sample (weight, scale) is formed in double and rounded once.
+// The target is y = p * x0 + q * noise.
+template <class A>
+struct TargetMix {
+  A p, q;
+};
+
+// c.signal and c.noise_scale are those of the sample's step.
+template <class A>
+VDIFF_HOST_DEVICE TargetMix<A> target_mix(LossTarget target, const Coefficients<A>& c) {
+  switch (target) {
+    case LossTarget::noise: return {A(0), A(1)};
+    case LossTarget::v: return {-c.noise_scale, c.signal};
+    case LossTarget::x0: return {A(1), A(0)};
+    case LossTarget::flow: return {A(-1), A(1)};
+  }
+  return {};
+}
+
+// The sample's loss is weight * the mean of its elements' losses. What all elements of a sample share (the weight, the
+// gradient's scale) is computed in double and rounded once.
 template <class A>
 struct LossTerms {
-  A p, q;
+  TargetMix<A> mix;
   double weight;
 };
 
+// Min-SNR: min(snr, gamma) times the square of an error of x0 per error of the prediction. A NaN stays one, and where
+// the target does not determine x0 the limit is taken: 1 without a signal, gamma without noise.
 VDIFF_HOST_DEVICE double loss_weight(const Coefficients<double>& c, const LossOptions& o) {
   const double a = c.signal, b = c.noise_scale;
   if (!o.min_snr) return a == a ? 1.0 : a;
-  const double ratio = a / b, snr = ratio * ratio;
-  // Written so that a NaN stays one, and each limit at snr 0 and inf comes out: gamma / 0 = inf, 1 / inf = 0.
-  const double clipped = snr > o.gamma ? o.gamma : snr, bounded = o.gamma / snr, share = b / (a + b);
-  switch (o.target) {
-    case LossTarget::noise: return bounded > 1.0 ? 1.0 : bounded;
-    case LossTarget::v: return clipped / (snr + 1.0);
-    case LossTarget::x0: return clipped;
-    default: return clipped * (share * share);
-  }
+  const double ratio = a / b, snr = ratio * ratio, clipped = snr > o.gamma ? o.gamma : snr;
+  const auto mix = target_mix(o.target, c);
+  const double determinant = a * mix.q - b * mix.p, share = b / determinant;
+  if (determinant == 0.0) return b == 0.0 ? clipped : 1.0;
+  return clipped * (share * share);
 }
 
 template <class A>
 VDIFF_HOST_DEVICE LossTerms<A> loss_terms(const ScheduleTables& schedule, int64_t sample, const LossOptions& o) {
-  const auto c = coefficients<A>(schedule, sample);
-  const double weight = loss_weight(coefficients<double>(schedule, sample), o);
-  switch (o.target) {
-    case LossTarget::noise: return {A(1), A(0), weight};
-    case LossTarget::v: return {c.signal, -c.noise_scale, weight};
-    case LossTarget::x0: return {A(0), A(1), weight};
-    default: return {A(1), A(-1), weight};
-  }
+  return {target_mix(o.target, coefficients<A>(schedule, sample)),
+          loss_weight(coefficients<double>(schedule, sample), o)};
 }
 
 // The factor of an element's slope: d (sample's loss) / d (its error), by the input that is asked for.
 template <class A>
 VDIFF_HOST_DEVICE A gradient_scale(const LossTerms<A>& terms, const LossOptions& o, A upstream, double share) {
   const double scale = (o.huber ? 1.0 : 2.0) * terms.weight * upstream * share;
-  return static_cast<A>(o.of == LossInput::prediction ? scale : -scale * (o.of == LossInput::x0 ? terms.q : terms.p));
+  return static_cast<A>(o.of == LossInput::prediction ? scale
+                                                      : -scale * (o.of == LossInput::x0 ? terms.mix.p : terms.mix.q));
 }
 
 }  // namespace vdiff

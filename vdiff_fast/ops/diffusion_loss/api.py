@@ -12,15 +12,16 @@ from vdiff_fast import _dispatch, layout
 from vdiff_fast.ops._common.frames import checked_frames
 from vdiff_fast.ops._common.random import check_noise_source, counter_word, seed_tensor
 from vdiff_fast.ops._common.schedule import Schedule, check_timesteps, per_sample
+from vdiff_fast.ops._common.targets import TARGETS
 from vdiff_fast.ops._common.videos import check_values, check_video
 from vdiff_fast.ops.diffusion_loss import reference
-from vdiff_fast.ops.diffusion_loss.config import TARGETS, gradient_first
+from vdiff_fast.ops.diffusion_loss.config import gradient_first
 
 BACKENDS = ("reference", "cpu", "triton", "cuda")
 PREDICATES = {name: _dispatch.GENERIC_PREDICATES[name] for name in BACKENDS}
 _KERNELS = _dispatch.kernel_modules(__package__)
 CHOICES = {
-    "target": TARGETS,
+    "target": tuple(TARGETS),
     "weighting": ("uniform", "min_snr"),
     "reduction": ("mean", "none"),
     "kind": ("mse", "huber"),

@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 # In the order of csrc/ops/diffusion_loss/math.h.
-TARGETS = ("noise", "v", "x0", "flow")
 INPUTS = ("prediction", "x0", "noise")
 
 

@@ -1,8 +1,10 @@
-"""Loss of a prediction against p noise + q x0, weighted by min-SNR-gamma (Hang et al. 2023, eq. 7).
+"""Loss of a prediction against p x0 + q noise, weighted by min-SNR-gamma (Hang et al. 2023, eq. 7).
 
-An error of the prediction is an error of x0 times a factor that depends on the target; min-SNR weighs the error of x0
-by min(snr, gamma), so the weight is min(snr, gamma) times that factor squared, taken to its limit at snr 0 and inf:
-noise 1/snr, v 1/(snr + 1) (Salimans and Ho 2022), x0 1, flow b^2/(a + b)^2.
+An error e of the prediction is an error of x0 of size e b / d, d = a q - b p, with signal a and noise scale b. Min-SNR
+weighs the squared error of x0 by min(snr, gamma), snr = (a / b)^2, so the weight is min(snr, gamma) (b / d)^2. That is
+min(1, gamma / snr) for the target noise, min(snr, gamma) / (snr + 1) for v (Salimans and Ho 2022), min(snr, gamma) for
+x0 and min(snr, gamma) (b / (a + b))^2 for a flow. Where d is 0 the limit is taken: 1 without a signal, gamma without
+noise.
 """
 
 from __future__ import annotations
@@ -12,13 +14,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vdiff_fast.ops._common.schedule import Schedule, coefficients, per_sample
+from vdiff_fast.ops._common.targets import find_target
 from vdiff_fast.ops.noise import reference as noise_reference
-
-
-def target_coefficients(signal: Tensor, noise_scale: Tensor, target: str) -> tuple[Tensor, Tensor]:
-    """(p, q) of target = p noise + q x0."""
-    one, zero = torch.ones_like(signal), torch.zeros_like(signal)
-    return {"noise": (one, zero), "v": (signal, -noise_scale), "x0": (zero, one), "flow": (one, -one)}[target]
 
 
 def loss_weight(signal: Tensor, noise_scale: Tensor, target: str, weighting: str, gamma: float) -> Tensor:
@@ -26,16 +23,12 @@ def loss_weight(signal: Tensor, noise_scale: Tensor, target: str, weighting: str
     if weighting == "uniform":
         return torch.where(signal.isnan(), signal, 1.0)
     ratio = signal / noise_scale
-    snr = ratio * ratio
-    clipped = snr.clamp(max=gamma)
-    if target == "noise":
-        return (gamma / snr).clamp(max=1.0)
-    if target == "v":
-        return clipped / (snr + 1)
-    if target == "x0":
-        return clipped
-    share = noise_scale / (signal + noise_scale)
-    return clipped * (share * share)
+    clipped = (ratio * ratio).clamp(max=gamma)
+    p, q = find_target(target).mix(signal, noise_scale)
+    determinant = signal * q - noise_scale * p
+    share = noise_scale / determinant
+    limit = torch.where(noise_scale == 0, clipped, 1.0)
+    return torch.where(determinant == 0, limit, clipped * (share * share))
 
 
 def diffusion_loss(
@@ -66,8 +59,8 @@ def diffusion_loss(
             x0.shape, seed, sample_offset=sample_offset, stream=stream, dtype=dtype, device=x0.device,
             frame_correlation=frame_correlation, correlation_kind=correlation_kind,
         )  # fmt: skip
-    p, q = (per_sample(c, x0) for c in target_coefficients(signal, noise_scale, target))
-    wanted = p * noise.to(dtype) + q * x0.to(dtype)
+    p, q = (per_sample(c, x0) for c in find_target(target).mix(signal, noise_scale))
+    wanted = q * noise.to(dtype) + p * x0.to(dtype)
     weight = loss_weight(signal, noise_scale, target, weighting, gamma)
     elements = _element_loss(prediction.to(dtype), wanted, kind, delta)
     losses = weight * elements.flatten(1).mean(1) if elements.dim() > 1 else weight * elements

@@ -12,9 +12,10 @@ from torch.nn import functional as F
 from vdiff_fast._spec import AotCase, BenchCase, Invalid, OpSpec, Sample, randn
 from vdiff_fast.ops._common.cases.drawn_noise import FRAME_TYPES, bench_layouts, channels_last, correlated_cases
 from vdiff_fast.ops._common.schedule import Tables, per_sample
+from vdiff_fast.ops._common.targets import TARGETS
 from vdiff_fast.ops._common.tiling import DRAW, FLAT, INDEPENDENT, MIXED, PLANES, PLANES_OF_FOUR, PROGRESSIVE
 from vdiff_fast.ops.diffusion_loss import api, reference
-from vdiff_fast.ops.diffusion_loss.config import INPUTS, TARGETS
+from vdiff_fast.ops.diffusion_loss.config import INPUTS
 
 SHAPES = ((2, 3, 4, 5), (2, 4, 3, 5, 2), (3, 5, 7), (4,), (1, 16, 1, 1, 5))
 
@@ -100,7 +101,8 @@ def _aot_case(
             **FRAME_TYPES, **present,
         },
         constants={
-            **{k: v for k, v in optional.items() if v is None}, "UPSTREAM_STRIDE": 0, "TARGET": TARGETS.index(target),
+            **{k: v for k, v in optional.items() if v is None}, "UPSTREAM_STRIDE": 0,
+            "TARGET": tuple(TARGETS).index(target),
             "MIN_SNR": True, "HUBER": huber, "OF": INPUTS.index("prediction"), "CORRELATION": correlation,
             "MODE": mode, "QUADS": DRAW.quads,
         },

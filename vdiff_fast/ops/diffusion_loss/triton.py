@@ -10,6 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from vdiff_fast import _library
+from vdiff_fast.ops._common.targets import TARGETS
 from vdiff_fast.ops._common.tiling import Tiling
 from vdiff_fast.ops._common.triton.philox import (
     counter_word,
@@ -21,10 +22,28 @@ from vdiff_fast.ops._common.triton.philox import (
     shared_normals,
 )
 from vdiff_fast.ops._common.triton.schedule import coefficients
-from vdiff_fast.ops.diffusion_loss.config import INPUTS, TARGETS
+from vdiff_fast.ops.diffusion_loss.config import INPUTS
 from vdiff_fast.ops.diffusion_loss.native import fake_backward, fake_loss
 
 _SUM_BLOCK = 1024
+TARGET_CODES = {name: code for code, name in enumerate(TARGETS)}
+
+
+@triton.jit
+def _mix(a, b, TARGET: tl.constexpr):
+    """(p, q) of the target p x0 + q noise; TARGET is its place in `vdiff_fast.ops._common.targets.TARGETS`."""
+    zero, one = a * 0.0, a * 0.0 + 1.0
+    if TARGET == 0:
+        p, q = zero, one
+    elif TARGET == 1:
+        p, q = -b, a
+    elif TARGET == 2:
+        p, q = one, zero
+    elif TARGET == 3:
+        p, q = -one, one
+    else:
+        tl.static_assert(False, "a target without its line in _mix")
+    return p, q
 
 
 @triton.jit
@@ -35,36 +54,20 @@ def _weight(a, b, gamma, TARGET: tl.constexpr, MIN_SNR: tl.constexpr):
     if MIN_SNR:
         snr = (a / b) * (a / b)
         clipped = tl.where(snr > gamma, gamma, snr)
-        if TARGET == 0:
-            weight = tl.where(gamma / snr > 1.0, 1.0, gamma / snr)
-        elif TARGET == 1:
-            weight = clipped / (snr + 1.0)
-        elif TARGET == 2:
-            weight = clipped
-        else:
-            share = b / (a + b)
-            weight = clipped * (share * share)
+        p, q = _mix(a, b, TARGET)
+        determinant = a * q - b * p
+        share = b / determinant
+        limit = tl.where(b == 0.0, clipped, 1.0)
+        weight = tl.where(determinant == 0.0, limit, clipped * (share * share))
     return weight
-
-
-@triton.jit
-def _target_coefficients(a, b, TARGET: tl.constexpr):
-    """(p, q) of target = p noise + q x0."""
-    if TARGET == 1:
-        p, q = a, -b
-    elif TARGET == 3:
-        p, q = a * 0.0 + 1.0, a * 0.0 - 1.0
-    else:
-        p, q = a * 0.0 + (1.0 - TARGET // 2), a * 0.0 + TARGET // 2
-    return p, q
 
 
 @triton.jit
 def _elements(prediction_ptr, x0_ptr, gradient_ptr, at, n, p, q, scale, delta, mask, HUBER: tl.constexpr):
     """Losses of a tile's elements; writes their gradient where there is somewhere to write it."""
-    wanted = p * n
+    wanted = q * n
     if x0_ptr is not None:
-        wanted = wanted + q * tl.load(x0_ptr + at, mask=mask, other=0.0).to(tl.float32)
+        wanted = wanted + p * tl.load(x0_ptr + at, mask=mask, other=0.0).to(tl.float32)
     d = tl.load(prediction_ptr + at, mask=mask, other=0.0).to(tl.float32) - wanted
     slope = d
     loss = d * d
@@ -88,7 +91,7 @@ def loss_kernel(
     program = tl.program_id(0).to(tl.int64)
     sample, tile = program // tiles, program % tiles
     a, b = coefficients(t_ptr, signal_ptr, scale_ptr, steps, sample)
-    p, q = _target_coefficients(a, b, TARGET)
+    p, q = _mix(a, b, TARGET)
     weight = _weight(a, b, gamma, TARGET, MIN_SNR)
     delta = tl.cast(delta, tl.float32)
     scale = p
@@ -96,9 +99,9 @@ def loss_kernel(
         factor = weight * (1.0 if HUBER else 2.0) / (tl.cast(samples, tl.float64) * channels * positions)
         factor = factor * tl.load(upstream_ptr + sample * UPSTREAM_STRIDE).to(tl.float64)
         if OF == 1:
-            factor = factor * -q.to(tl.float64)
-        elif OF == 2:
             factor = factor * -p.to(tl.float64)
+        elif OF == 2:
+            factor = factor * -q.to(tl.float64)
         scale = factor.to(tl.float32)
         gradient_ptr += sample * channels * positions
     base = sample * channels * positions
@@ -191,7 +194,7 @@ def _launch(
         prediction, x0, noise, t, signal, noise_scale, seed, sample_offset, stream, upstream, partial, gradient,
         gamma, delta, batch if mean else 1, signal.numel(), tiling.channels, tiling.positions, tiling.tiles,
         frames, shared, own,
-        UPSTREAM_STRIDE=0 if mean else 1, TARGET=TARGETS.index(target), MIN_SNR=weighting == "min_snr",
+        UPSTREAM_STRIDE=0 if mean else 1, TARGET=TARGET_CODES[target], MIN_SNR=weighting == "min_snr",
         HUBER=kind == "huber", OF=INPUTS.index(of), **tiling.constants,
     )  # fmt: skip
     return partial, tiling.tiles
