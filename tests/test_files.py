@@ -59,7 +59,7 @@ def save_metrics(folder: Path) -> None:
 
 
 def save_segments(folder: Path) -> None:
-    from vdiff_fast.diffusion.segment_files import SegmentFiles
+    from vdiff_fast.diffusion.long.files import SegmentFiles
 
     SegmentFiles(folder, {"a": 1}).save(0, 0, torch.zeros(3, 2, 4, 4))
 
@@ -81,7 +81,7 @@ from pathlib import Path
 import torch
 from vdiff_fast import data
 from vdiff_fast.data import ClipSpec, VideoFolder, demo_clip, write_png, write_video
-from vdiff_fast.diffusion.segment_files import SegmentFiles
+from vdiff_fast.diffusion.long.files import SegmentFiles
 from vdiff_fast.training import Checkpoint, save_checkpoint
 from vdiff_fast.training.metrics import MetricsLog
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)

@@ -183,7 +183,7 @@ RUN = """
 import sys, time, torch
 import torch.distributed as dist
 from tests.diffusion.long_helpers import long_video, masked_unet
-from vdiff_fast.diffusion import segment_files
+from vdiff_fast.diffusion.long import files as segment_files
 
 torch.set_num_threads(1)
 out, slow = sys.argv[1], float(sys.argv[2])

@@ -11,16 +11,22 @@ from vdiff_fast.diffusion.conditioning import (
 )
 from vdiff_fast.diffusion.guidance import Guidance, as_guidance
 from vdiff_fast.diffusion.learned_variance import split_prediction
-from vdiff_fast.diffusion.long_video import LongVideoPlan, Segment, long_video_plan
+from vdiff_fast.diffusion.long import (
+    LongVideoPlan,
+    Segment,
+    SegmentError,
+    interpolate,
+    long_video_plan,
+    sample_autoregressive,
+    sample_long,
+)
 from vdiff_fast.diffusion.modulation import ModulationTable
 from vdiff_fast.diffusion.noise import Noise
 from vdiff_fast.diffusion.process import diffuse_step, to_noise, to_target, to_x0
-from vdiff_fast.diffusion.sample_long import interpolate, sample_autoregressive, sample_long
 from vdiff_fast.diffusion.sampler_table import SamplerTable, sampler_table
 from vdiff_fast.diffusion.samplers import SAMPLERS, Sampler
 from vdiff_fast.diffusion.sampling import SamplingInterrupted, decode_in_chunks, sample
 from vdiff_fast.diffusion.schedule import NoiseSchedule
-from vdiff_fast.diffusion.segment_files import SegmentError
 
 __all__ = [
     "SAMPLERS",

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from vdiff_fast import layout
-from vdiff_fast.diffusion.clip_batches import ClipBatches, open_files
-from vdiff_fast.diffusion.clips import ClipSampler, fingerprint
 from vdiff_fast.diffusion.conditioning import ConditionError, frame_mask
-from vdiff_fast.diffusion.long_video import LongVideoPlan, Segment, long_video_plan
+from vdiff_fast.diffusion.long.batches import ClipBatches, open_files
+from vdiff_fast.diffusion.long.clips import ClipDenoiser, fingerprint
+from vdiff_fast.diffusion.long.plan import LongVideoPlan, Segment, long_video_plan
 from vdiff_fast.diffusion.schedule import NoiseSchedule
 
 
@@ -75,7 +75,7 @@ def sample_long(
     """
     channels, height, width = _frame_shape(frame_shape)
     _require_memory(plan, channels * height * width)
-    clips = ClipSampler(
+    clips = ClipDenoiser(
         model, schedule, (channels, plan.clip, height, width), seed, fixed_batch, _inputs(y, context), options
     )
     made: dict[int, Tensor] = {}
@@ -138,7 +138,7 @@ def sample_autoregressive(
         raise ConditionError(f"frames must be at least 1, got {frames}")
     channels, given, height, width = start.shape
     video = list(start.detach().float().cpu().unbind(1))
-    clips = ClipSampler(
+    clips = ClipDenoiser(
         model, schedule, (channels, clip_frames, height, width), seed, None, _inputs(y, context), options
     )
     files = open_files(out, {"overlap": overlap, "start": fingerprint(start)} | clips.settings())
@@ -186,7 +186,7 @@ def interpolate(
     long_video_plan(clip_frames, 1)
     channels, given, height, width = video.shape
     keys = video.detach().float().cpu()
-    clips = ClipSampler(
+    clips = ClipDenoiser(
         model, schedule, (channels, clip_frames, height, width), seed, fixed_batch, _inputs(y, context), options
     )
     files = open_files(out, {"interpolated": fingerprint(keys)} | clips.settings())

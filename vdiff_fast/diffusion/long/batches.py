@@ -9,9 +9,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from vdiff_fast.diffusion.clips import ClipSampler
 from vdiff_fast.diffusion.conditioning import ConditionError
-from vdiff_fast.diffusion.segment_files import SegmentFiles
+from vdiff_fast.diffusion.long.clips import ClipDenoiser
+from vdiff_fast.diffusion.long.files import SegmentFiles
 
 
 class ClipBatches:
@@ -28,7 +28,7 @@ class ClipBatches:
     """
 
     def __init__(
-        self, clips: ClipSampler, files: SegmentFiles | None, batch_size: int, total: int, progress: bool
+        self, clips: ClipDenoiser, files: SegmentFiles | None, batch_size: int, total: int, progress: bool
     ) -> None:
         if batch_size < 1:
             raise ConditionError(f"batch_size must be at least 1, got {batch_size}")

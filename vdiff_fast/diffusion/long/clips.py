@@ -73,7 +73,7 @@ class FixedBatches(nn.Module):
 
 
 @dataclass(frozen=True)
-class ClipSampler:
+class ClipDenoiser:
     """Clips by number: clip n's noise is that of sample n, so it is the same whichever clips are drawn beside it.
 
     Attributes:
