@@ -80,7 +80,7 @@ def test_conditions_change_the_prediction_and_none_is_the_null_condition(make: M
 def test_keys_and_values_made_before_take_the_place_of_the_context(make: Make) -> None:
     model, x, t, context = make(context_dim=6), video(), steps(), video((2, 5, 6), 2)
     made = model.keys_values(context)
-    layers = [block.cross_attn for block in model._blocks() if block.cross_attn is not None]
+    layers = [block.cross_attn for block in model.blocks_in_order() if block.cross_attn is not None]
     assert len(made) == len(layers) > 0
     assert torch.equal(model(x, t, keys_values=made), model(x, t, context=context))
     null = tuple(tensor.expand(2, -1, -1) for tensor in model.keys_values())
@@ -101,7 +101,7 @@ def test_injection_starts_as_the_model_without_and_acts_in_every_block(make: Mak
     x, t, cond = video(), steps(), video((2, 4, 4, 12, 8), 1)
     assert torch.equal(model(x, t, cond=cond), plain(x, t))
     assert torch.equal(model(x, t), plain(x, t))
-    for block in model._blocks():
+    for block in model.blocks_in_order():
         before = model(x, t, cond=cond)
         torch.nn.init.normal_(block.injection.scale.weight, std=0.1)
         scaled = model(x, t, cond=cond)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from vdiff_fast import layout
-from vdiff_fast.nn import FrameConv2d, TemporalConv, UpsampleConv2d
+from vdiff_fast.nn import FrameConv2d, TemporalConv
+from vdiff_fast.nn.convolution import upsample_nearest
 
 SHAPES = [(2, 6, 4, 8, 10), (1, 6, 1, 8, 10), (2, 6, 1, 1, 1), (1, 6, 3, 2, 2)]
 
@@ -31,10 +35,9 @@ def test_frame_convolution_is_a_1x3x3_convolution(shape: tuple[int, ...], stride
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_upsampling_repeats_every_pixel(shape: tuple[int, ...]) -> None:
-    conv, x = UpsampleConv2d(6, 5, 3, padding=1).double(), clip(shape)
-    twice = x.repeat_interleave(2, dim=3).repeat_interleave(2, dim=4)
-    y = conv(x)
-    torch.testing.assert_close(y, F.conv3d(twice, conv.weight[:, :, None], conv.bias, padding=(0, 1, 1)))
+    x = clip(shape)
+    y = upsample_nearest(x)
+    assert torch.equal(y, x.repeat_interleave(2, dim=3).repeat_interleave(2, dim=4))
     assert layout.is_channels_last(y)
 
 
@@ -55,7 +58,7 @@ def test_an_even_temporal_kernel_is_refused() -> None:
 
 def test_gradients_of_every_convolution() -> None:
     x = clip((2, 2, 3, 4, 2)).requires_grad_()
-    for conv in (FrameConv2d(2, 3, 3, padding=1), UpsampleConv2d(2, 3, 3, padding=1), TemporalConv(2, 3)):
+    for conv in (FrameConv2d(2, 3, 3, padding=1), TemporalConv(2, 3)):
         assert torch.autograd.gradcheck(conv.double(), (x,))
 
 
@@ -64,3 +67,21 @@ def test_a_plain_conv2d_state_dict_fits() -> None:
     conv.load_state_dict(plain.state_dict())
     assert torch.equal(conv.weight, plain.weight)
     assert conv.weight.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("make", [lambda: FrameConv2d(6, 5, 3), lambda: TemporalConv(6, 5)])
+def test_an_assigned_state_dict_keeps_the_layout(make: Callable[[], torch.nn.Conv2d]) -> None:
+    source = {name: value.contiguous() for name, value in make().state_dict().items()}
+    with torch.device("meta"):
+        conv = make()
+    conv.load_state_dict(source, assign=True)
+    assert torch.equal(conv.weight, source["weight"])
+    assert conv.weight.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize(
+    "options", [{"kernel_size": (3, 3)}, {"stride": 2}, {"padding": (0, 0)}, {"kernel_size": (1, 3)}]
+)
+def test_a_temporal_kernel_that_would_lose_frames_is_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="do not keep the frames"):
+        TemporalConv(6, 5, **options)

@@ -43,7 +43,7 @@ def test_grid_embedding_is_a_sum_over_the_axes_in_channels_last_memory() -> None
     u = torch.tensor((2 * 1 + 1) / 4 - 1)
     features = torch.stack([u, *(f(u * torch.pi / 2 * 2**m) for f in (torch.sin, torch.cos) for m in range(2))])
     rows = e[0, :, 2, :, 1] - e[0, :, 2, :1, 1]
-    first = module.axes[1].weight @ (features - module._features(4, features)[0])
+    first = module.axes[1].weight @ (features - module._features(4, features.device)[0])
     torch.testing.assert_close(rows[:, 1], first)
     assert torch.equal(module(1, 1, 1), module(1, 1, 1))
     centre = sum(axis.weight[:, 3:].sum(1) for axis in module.axes)

@@ -57,7 +57,7 @@ def test_ada_layer_norm_zero_has_the_vectors_of_a_block() -> None:
 
 
 def linear(source: Modulated, w: nn.Module) -> Tensor:
-    return modulated_linear(source, w.fc1.weight, w.fc1.bias)
+    return modulated_linear(source, w.fc1)
 
 
 def mlp(source: Modulated, w: nn.Module) -> Tensor:

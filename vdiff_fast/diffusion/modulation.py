@@ -5,10 +5,22 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
+
+from vdiff_fast.nn.plain import watched
 
 # Above this the table would take the memory that the model's activations need; then every step makes its own.
 MAX_BYTES = 1 << 30
+
+
+def _method(model: Any, name: str) -> Any:
+    """The model's method, or None: it has none, or hooks on a forward that the method goes past.
+
+    Sharding and offloading bring parameters to where they are read by such hooks.
+    """
+    if isinstance(model, nn.Module) and watched(model):
+        return None
+    return getattr(model, name, None)
 
 
 @dataclass(frozen=True)
@@ -31,7 +43,7 @@ class ModulationTable:
 
     @classmethod
     def of(cls, model: Any, timesteps: Tensor, batch: int, y: Tensor | None) -> ModulationTable | None:
-        """The table of a run, or None: the model has no `modulations`, or the table would be too large.
+        """The table of a run, or None: the model has no `modulations` or has hooks, or the table would be too large.
 
         Args:
             model: see above; in evaluation mode.
@@ -39,7 +51,7 @@ class ModulationTable:
             batch: samples.
             y: (B,) labels, or None.
         """
-        make = getattr(model, "modulations", None)
+        make = _method(model, "modulations")
         if make is None:
             return None
         times, at = timesteps.unique_consecutive(return_inverse=True)  # Heun visits a time twice
@@ -59,12 +71,12 @@ class ModulationTable:
 
 
 def context_keys_values(model: Any, batch: int, context: Tensor | None) -> tuple[Tensor, ...]:
-    """Keys and values that a model's cross-attentions read in every step of a run; empty where it has none.
+    """Keys and values that cross-attentions read in every step of a run; empty where a model has none, or has hooks.
 
     A model takes part by two methods: `keys_values(context=None) -> (tensor (B, L, W), ...)`, one for each of its
     cross-attentions (B = 1 without a context), and `model(x, t, ..., keys_values=tensors)`, which reads them instead of
     the context.
     """
-    make = getattr(model, "keys_values", None)
+    make = _method(model, "keys_values")
     made = () if make is None else make(context)
     return tuple(tensor.expand(batch, -1, -1) for tensor in made)

@@ -57,7 +57,17 @@ def _device_of(model: Model, latents: Tensor | None) -> torch.device:
     if latents is not None:
         return latents.device
     parameter = next(model.parameters(), None) if isinstance(model, nn.Module) else None
-    return torch.device("cpu") if parameter is None else parameter.device
+    if parameter is None or not isinstance(model, nn.Module):
+        return torch.device("cpu")
+    if parameter.device.type != "meta":
+        return parameter.device
+    # accelerate keeps an offloaded model's parameters elsewhere until a layer runs, and knows where it will run.
+    hooks = (getattr(module, "_hf_hook", None) for module in model.modules())
+    devices = (getattr(part, "execution_device", None) for hook in hooks for part in getattr(hook, "hooks", [hook]))
+    device = next((found for found in devices if found is not None), None)
+    if device is None:
+        raise ValueError("the model's parameters are on the meta device; load them, or give `device`")
+    return torch.device(device)
 
 
 def _progress(steps: int, shown: bool) -> Any:

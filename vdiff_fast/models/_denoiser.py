@@ -79,11 +79,11 @@ class Denoiser(nn.Module, ABC):
         tokens = self._context_tokens(context, 1)
         if tokens is None:
             return ()
-        return tuple(block.cross_attn.kv(tokens) for block in self._blocks() if block.cross_attn is not None)
+        return tuple(block.cross_attn.kv(tokens) for block in self.blocks_in_order() if block.cross_attn is not None)
 
     def _of_blocks(self, keys_values: KeysValues | None) -> list[Tensor | None]:
         """Each block's entry of `keys_values`; None for a block that has no cross-attention, or to make its own."""
-        crossing = [block.cross_attn is not None for block in self._blocks()]
+        crossing = [block.cross_attn is not None for block in self.blocks_in_order()]
         if keys_values is None:
             return [None] * len(crossing)
         if len(keys_values) != sum(crossing):
@@ -95,7 +95,7 @@ class Denoiser(nn.Module, ABC):
         return [next(given) if crosses else None for crosses in crossing]
 
     @abstractmethod
-    def _blocks(self) -> Sequence[Any]:
+    def blocks_in_order(self) -> Sequence[Any]:
         """The blocks in the order that they run."""
 
     @abstractmethod

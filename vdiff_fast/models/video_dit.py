@@ -18,10 +18,10 @@ from vdiff_fast import ops
 from vdiff_fast.models._denoiser import Denoiser
 from vdiff_fast.models._inputs import check_video
 from vdiff_fast.models.dit_config import PRESETS, VideoDiTConfig
-from vdiff_fast.nn.attention import RotaryTables
-from vdiff_fast.nn.embedding import LabelEmbedding, TimestepEmbedding
+from vdiff_fast.nn.embedding import LabelEmbedding, TimestepEmbedding, labels_or_null
 from vdiff_fast.nn.modulation import GELUMLP, Modulated, gated_modulated, modulated, modulated_linear
 from vdiff_fast.nn.patch_embedding import PatchEmbed, sincos_grid, sincos_positions, unpatchify
+from vdiff_fast.nn.rotary import RotaryTables
 from vdiff_fast.nn.token_attention import Axis, Tables, TokenAttention, TokenCrossAttention
 
 FINAL_EPS = 1e-6
@@ -60,11 +60,12 @@ class Conditioning(nn.Module):
         self.time = TimestepEmbedding(
             TIME_SINUSOIDS, config.width, shift=config.time_shift, flip_sin_to_cos=True, scale=config.time_scale
         )
+        self.null_class = config.num_classes
         self.label = LabelEmbedding(config.num_classes, config.width) if config.num_classes else None
 
     def forward(self, t: Tensor, y: Tensor | None) -> Tensor:
         embedding = self.time(t)
-        return embedding if self.label is None else embedding + self.label(y, t.shape[0])
+        return embedding if self.label is None else embedding + self.label(labels_or_null(y, self.null_class, t))
 
     def weights(self) -> list[Tensor]:
         weights = [self.time.linear_1.weight, self.time.linear_2.weight]
@@ -176,7 +177,7 @@ class FinalLayer(nn.Module):
         self.linear = nn.Linear(config.width, pt * ph * pw * config.out_channels)
 
     def forward(self, stream: Stream, shift: Tensor, scale: Tensor) -> Tensor:
-        return modulated_linear(stream.modulated(shift, scale, FINAL_EPS), self.linear.weight, self.linear.bias)
+        return modulated_linear(stream.modulated(shift, scale, FINAL_EPS), self.linear)
 
 
 # Model
@@ -262,13 +263,13 @@ class VideoDiT(Denoiser):
             for weight in embedding.weights():
                 nn.init.normal_(weight, std=0.02)
         silent: list[nn.Module] = [self.modulation, self.final_layer.linear]
-        silent += [block.cross_attn.proj for block in self._blocks() if block.cross_attn is not None]
-        silent += [block.injection for block in self._blocks() if block.injection is not None]
+        silent += [block.cross_attn.proj for block in self.blocks_in_order() if block.cross_attn is not None]
+        silent += [block.injection for block in self.blocks_in_order() if block.injection is not None]
         for module in silent + ([] if self.cond_embed is None else [self.cond_embed]):
             for parameter in module.parameters():
                 nn.init.zeros_(parameter)
 
-    def _blocks(self) -> list[DiTBlock]:
+    def blocks_in_order(self) -> list[DiTBlock]:
         return list(cast(Iterable[DiTBlock], self.blocks))
 
     def _denoise(
@@ -277,12 +278,12 @@ class VideoDiT(Denoiser):
         frames, height, width = x.shape[2:]
         grid = (-(-frames // self.config.patch[0]), height // self.config.patch[1], width // self.config.patch[2])
         *modulations, final = rows.unflatten(1, (-1, self.config.width)).split(self._vectors(), dim=1)
-        ropes = self._ropes(grid)
+        ropes = self._ropes(grid, x.device)
         known = None if self.condition is None or cond is None else self.condition(cond)
         # Closed where blocks are recomputed, so that one activation is kept per block instead of two.
         close = self.config.gradient_checkpointing and torch.is_grad_enabled()
         stream = Stream(self._tokens(x, cond, grid))
-        for index, (block, keys_values) in enumerate(zip(self._blocks(), kept)):
+        for index, (block, keys_values) in enumerate(zip(self.blocks_in_order(), kept)):
             if index == 1 and self.config.attention == "interleaved" and self.config.positions == "sincos":
                 stream = Stream(self._with_frame_positions(stream.closed(), grid[0]))
             stream = self._run(block, stream, modulations[index], ropes, context, keys_values, known, close)
@@ -306,9 +307,9 @@ class VideoDiT(Denoiser):
         positions = sincos_positions(torch.arange(frames, device=tokens.device), self.config.width)
         return tokens + positions[:, None].to(tokens.dtype)
 
-    def _ropes(self, grid: tuple[int, int, int]) -> dict[Axis, Tables]:
+    def _ropes(self, grid: tuple[int, int, int], device: torch.device) -> dict[Axis, Tables]:
         sizes = {"space": grid[1:], "time": grid[:1], "joint": grid}
-        return {cast(Axis, axis): tables(*sizes[axis]) for axis, tables in self.rotary.items()}
+        return {cast(Axis, axis): tables(*sizes[axis], device=device) for axis, tables in self.rotary.items()}
 
     def modulations(self, t: Tensor, y: Tensor | None = None) -> Tensor:
         """Shift, scale and gate of every branch, then shift and scale of the final layer, (B, W)."""

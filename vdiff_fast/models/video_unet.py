@@ -28,8 +28,9 @@ from vdiff_fast.nn import (
     TemporalAttention,
     TemporalConv,
     TimestepEmbedding,
-    UpsampleConv2d,
 )
+from vdiff_fast.nn.convolution import upsample_nearest
+from vdiff_fast.nn.embedding import labels_or_null
 
 
 def zero_init(module: nn.Module) -> Any:
@@ -174,12 +175,22 @@ class SpaceTimeBlock(nn.Module):
 
 
 class Level(nn.Module):
-    """The space-time blocks of one resolution, and the convolution to the next one; `VideoUNet.forward` runs them."""
+    """The space-time blocks of one resolution, and the convolution to the next one; `VideoUNet.forward` runs them.
 
-    def __init__(self, blocks: Iterable[SpaceTimeBlock], resample: FrameConv2d | None) -> None:
+    With `upsample` the convolution reads its input at twice the height and width.
+    """
+
+    def __init__(
+        self, blocks: Iterable[SpaceTimeBlock], resample: FrameConv2d | None, *, upsample: bool = False
+    ) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(blocks)
-        self.resample = resample
+        self.resample, self.upsample = resample, upsample
+
+    def resampled(self, x: Tensor) -> Tensor:
+        if self.resample is None:
+            return x
+        return self.resample(upsample_nearest(x) if self.upsample else x)
 
 
 class VideoUNet(Denoiser):
@@ -249,7 +260,8 @@ class VideoUNet(Denoiser):
     def _up_level(self, level: int) -> Level:
         config, width = self.config, self.config.channels[level]
         blocks = (SpaceTimeBlock(config, level, width, skip_channels=width) for _ in range(config.blocks[level]))
-        return Level(blocks, UpsampleConv2d(width, config.channels[level - 1], 3, padding=1) if level else None)
+        resample = FrameConv2d(width, config.channels[level - 1], 3, padding=1) if level else None
+        return Level(blocks, resample, upsample=True)
 
     def _denoise(
         self, x: Tensor, rows: Tensor, context: Tensor | None, kept: list[Tensor | None], cond: Tensor | None
@@ -261,7 +273,7 @@ class VideoUNet(Denoiser):
 
         h = self.conv_in(layout.canonical(x))
         if self.grid is not None:
-            h = h + self.grid(*x.shape[2:]).to(h.dtype)
+            h = h + self.grid(*x.shape[2:], device=h.device).to(h.dtype)
         if self.cond_in is not None and cond is not None:
             h = h + self.cond_in(layout.canonical(cond))
         known = self._condition_features(cond)
@@ -270,16 +282,16 @@ class VideoUNet(Denoiser):
             for block in level.blocks:
                 h = run(block, h, features)
                 skips.append(h)
-            h = h if level.resample is None else level.resample(h)
+            h = level.resampled(h)
         for block in self.middle:
             h = run(block, h, known[-1])
         for level, features in zip(self.up, reversed(known)):
             for block in level.blocks:
                 h = run(block, h, features, skips.pop())
-            h = h if level.resample is None else level.resample(h)
+            h = level.resampled(h)
         return self.conv_out(self.norm_out(h, per_frame=self.config.per_frame))
 
-    def _blocks(self) -> list[SpaceTimeBlock]:
+    def blocks_in_order(self) -> list[SpaceTimeBlock]:
         parts = [*(level.blocks for level in self.down), self.middle, *(level.blocks for level in self.up)]
         return [block for part in parts for block in cast(Iterable[SpaceTimeBlock], part)]
 
@@ -287,7 +299,8 @@ class VideoUNet(Denoiser):
         """The time (and class) embedding's share of every residual block, (B, sum of modulation_widths)."""
         embedding = self.time_embedding(t)
         if self.label_embedding is not None:
-            embedding = embedding + self.label_embedding(y, t.shape[0])
+            labels = labels_or_null(y, self.config.num_classes, t)
+            embedding = embedding + self.label_embedding(labels)
         return self.modulation(F.silu(embedding))
 
     def _condition_features(self, cond: Tensor | None) -> list[Tensor | None]:

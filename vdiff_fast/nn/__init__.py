@@ -3,17 +3,17 @@
 from vdiff_fast.nn.attention import (
     CrossAttention,
     RelativePositionBias,
-    RotaryTables,
     SpaceTimeAttention,
     SpatialAttention,
     TemporalAttention,
 )
-from vdiff_fast.nn.convolution import FrameConv2d, TemporalConv, UpsampleConv2d
+from vdiff_fast.nn.convolution import FrameConv2d, TemporalConv
 from vdiff_fast.nn.embedding import GridEmbedding, LabelEmbedding, TimestepEmbedding
 from vdiff_fast.nn.modulation import GELUMLP, AdaLayerNorm, AdaLayerNormZero
 from vdiff_fast.nn.norm import AdaGroupNormSiLU, GroupNormSiLU, RMSNormSiLU
 from vdiff_fast.nn.patch_embedding import PatchEmbed, sincos_grid, sincos_positions
 from vdiff_fast.nn.qkv_linear import qkv_linear
+from vdiff_fast.nn.rotary import RotaryTables
 from vdiff_fast.nn.token_attention import TokenAttention, TokenCrossAttention
 
 __all__ = [
@@ -37,7 +37,6 @@ __all__ = [
     "TimestepEmbedding",
     "TokenAttention",
     "TokenCrossAttention",
-    "UpsampleConv2d",
     "qkv_linear",
     "sincos_grid",
     "sincos_positions",

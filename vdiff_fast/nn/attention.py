@@ -6,7 +6,6 @@ copy is made, forward or backward.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
@@ -15,10 +14,9 @@ from torch.nn import functional as F
 
 from vdiff_fast import layout, ops
 from vdiff_fast.nn.context import attend_to_context
-from vdiff_fast.nn.qkv_linear import qkv_linear
-from vdiff_fast.ops.qk_norm_rope.tables import axis_pairs, grid_tables, rope_tables
+from vdiff_fast.nn.qkv_linear import project_qkv
+from vdiff_fast.nn.rotary import RotaryTables, Tables
 
-Tables = tuple[Tensor, Tensor]
 NormKind = Literal["group", "layer", "none"]
 PositionKind = Literal["bias", "rope", "none"]
 
@@ -54,56 +52,6 @@ class RelativePositionBias(nn.Module):
 
     def extra_repr(self) -> str:
         return f"heads={self.heads}, max_frames={self.max_frames}"
-
-
-class RotaryTables(nn.Module):
-    """cos and sin of the rotary embedding over a grid of 1 to 3 axes; each axis turns its share of the pairs.
-
-    Args:
-        head_dim: d, even.
-        axes: 1 (frames), 2 (rows, columns) or 3 (frames, rows, columns).
-        max_size: longest axis.
-        base: see `vdiff_fast.ops.rope_tables`.
-    """
-
-    cos: Tensor
-    sin: Tensor
-
-    def __init__(self, head_dim: int, axes: int = 1, max_size: int = 1024, base: float = 10000.0) -> None:
-        super().__init__()
-        self.head_dim, self.axes, self.max_size, self.base = head_dim, axes, max_size, base
-        self._build(None)
-
-    def _build(self, device: torch.device | None) -> None:
-        tables = [rope_tables(self.max_size, 2 * p, base=self.base, device=device) for p in self._pairs()]
-        for i, name in enumerate(("cos", "sin")):
-            self.register_buffer(name, torch.cat([t[i] for t in tables], dim=1), persistent=False)
-
-    def _pairs(self) -> list[int]:
-        return axis_pairs(self.head_dim, self.axes)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> RotaryTables:
-        super()._apply(fn, recurse)
-        if self.cos.dtype != torch.float32:
-            # model.to(bfloat16) must not round the angles of late positions.
-            self._build(self.cos.device)
-        return self
-
-    def forward(self, *sizes: int) -> Tables:
-        """Tables (prod(sizes), d/2), positions in row-major order.
-
-        Raises:
-            ValueError: an axis is longer than the tables.
-        """
-        if max(sizes) > self.max_size:
-            raise ValueError(f"{max(sizes)} positions > {self.max_size} of the rotary tables; raise max_size")
-        if self.axes == 1:
-            return self.cos[: sizes[0]], self.sin[: sizes[0]]
-        pairs = self._pairs()
-        return grid_tables(list(zip(self.cos.split(pairs, 1), self.sin.split(pairs, 1))), sizes)
-
-    def extra_repr(self) -> str:
-        return f"head_dim={self.head_dim}, axes={self.axes}, base={self.base}"
 
 
 class _Attention(nn.Module):
@@ -215,7 +163,7 @@ class TemporalAttention(_Attention):
             causal=self.causal,
             mask=mask,
             qk_norm=self._norm_weights(),
-            rope=None if self.rotary is None else self.rotary(frames),
+            rope=None if self.rotary is None else self.rotary(frames, device=tokens.device),
         )
         return self.proj(out.flatten(-2))
 
@@ -256,9 +204,9 @@ class SpatialAttention(_Attention):
         frames = tokens.shape[1]
         rope = None
         if self.rotary is not None:
-            rope = self.rotary(frames, *size) if self.joint else self.rotary(*size)
+            rope = self.rotary(*((frames, *size) if self.joint else size), device=tokens.device)
         grouped = tokens.flatten(1, 2).unsqueeze(1) if self.joint else tokens
-        q, k, v = qkv_linear(grouped, self.qkv.weight, self.qkv.bias, self.heads)
+        q, k, v = project_qkv(grouped, self.qkv, self.heads)
         out = ops.spatial_attention(q, k, v, **self._prepare(q, k, rope))
         return self.proj(out.flatten(-2).reshape(tokens.shape))
 

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from vdiff_fast import ops
+from vdiff_fast.nn.plain import is_plain, parameter_dtype
 
 
 class TimestepEmbedding(nn.Module):
-    """e = W2 SiLU(W1 sinusoids(t) + b1) + b2, one fused op (`vf.ops.timestep_mlp`).
+    """e = W2 SiLU(W1 sinusoids(t) + b1) + b2, one fused op (`vf.ops.timestep_mlp`) of two plain Linears.
 
     Args:
         dim: number of sinusoids, frequencies 1 to 1 / max_period.
@@ -38,21 +41,30 @@ class TimestepEmbedding(nn.Module):
         super().__init__()
         self.linear_1 = nn.Linear(dim, hidden)
         self.linear_2 = nn.Linear(hidden, hidden if out is None else out)
+        self.dim = dim
         self.max_period, self.shift, self.flip_sin_to_cos, self.scale = max_period, shift, flip_sin_to_cos, scale
 
     def forward(self, t: Tensor) -> Tensor:
         first, second = self.linear_1, self.linear_2
-        return ops.timestep_mlp(
-            t,
-            first.weight,
-            first.bias,
-            second.weight,
-            second.bias,
-            max_period=self.max_period,
-            shift=self.shift,
-            flip_sin_to_cos=self.flip_sin_to_cos,
-            scale=self.scale,
-        )
+        options: dict[str, Any] = {
+            "max_period": self.max_period,
+            "shift": self.shift,
+            "flip_sin_to_cos": self.flip_sin_to_cos,
+            "scale": self.scale,
+        }
+        if is_plain(first, nn.Linear) and is_plain(second, nn.Linear):
+            return ops.timestep_mlp(t, first.weight, first.bias, second.weight, second.bias, **options)
+        dtype = parameter_dtype(first)
+        times = t.to(torch.float64 if dtype == torch.float64 else torch.float32)
+        return second(F.silu(first(ops.timestep_embedding(times, self.dim, **options).to(dtype))))
+
+
+def labels_or_null(y: Tensor | None, null_class: int, t: Tensor) -> Tensor:
+    """y, or without labels the null class for every time in t (B,).
+
+    A tensor, because what takes the place of an embedding (an adapter) knows no other way to ask for a row.
+    """
+    return torch.full_like(t, null_class, dtype=torch.int64) if y is None else y
 
 
 class LabelEmbedding(nn.Embedding):
@@ -96,7 +108,8 @@ class GridEmbedding(nn.Module):
         channels: width of e.
         octaves: frequencies per axis.
 
-    Shape: sizes (T, H, W) -> (1, channels, T, H, W) in channels-last memory.
+    Shape: sizes (T, H, W) -> (1, channels, T, H, W) in channels-last memory, on `device` (the parameters' by default:
+        those of an offloaded layer lie elsewhere until it is called).
 
     Source: Liu et al. 2018, "CoordConv"; Mildenhall et al. 2020, "NeRF", eq. 4 (octaves).
     """
@@ -106,13 +119,17 @@ class GridEmbedding(nn.Module):
         self.octaves = octaves
         self.axes = nn.ModuleList(nn.Linear(1 + 2 * octaves, channels, bias=False) for _ in range(3))
 
-    def _features(self, size: int, weight: Tensor) -> Tensor:
+    def _features(self, size: int, device: torch.device) -> Tensor:
         """f of every position of one axis, (size, 1 + 2 octaves)."""
-        u = (2 * torch.arange(size, device=weight.device, dtype=torch.float32) + 1) / size - 1
-        angles = u[:, None] * (math.pi / 2) * 2.0 ** torch.arange(self.octaves, device=weight.device)
-        return torch.cat([u[:, None], angles.sin(), angles.cos()], dim=1).to(weight.dtype)
+        u = (2 * torch.arange(size, device=device, dtype=torch.float32) + 1) / size - 1
+        angles = u[:, None] * (math.pi / 2) * 2.0 ** torch.arange(self.octaves, device=device)
+        return torch.cat([u[:, None], angles.sin(), angles.cos()], dim=1)
 
-    def forward(self, frames: int, height: int, width: int) -> Tensor:
-        weights = (axis.weight for axis in self.axes if isinstance(axis, nn.Linear))
-        t, h, w = (self._features(n, weight) @ weight.t() for n, weight in zip((frames, height, width), weights))
+    def forward(self, frames: int, height: int, width: int, *, device: torch.device | None = None) -> Tensor:
+        if device is None:
+            device = next(self.axes.parameters()).device
+        t, h, w = (
+            axis(self._features(size, device).to(parameter_dtype(axis)))
+            for axis, size in zip(self.axes, (frames, height, width))
+        )
         return (t[:, None, None] + h[:, None] + w).movedim(-1, 0)[None]

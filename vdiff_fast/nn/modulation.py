@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vdiff_fast import _requested, ops
+from vdiff_fast.nn.plain import is_plain
 
 
 class Modulated(NamedTuple):
@@ -162,11 +163,11 @@ class _Linear(torch.autograd.Function):
         return dy, dweight, dbias, None, None, None, None
 
 
-def modulated_linear(source: Modulated, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """source.y W^T + b; y is not kept for the backward but made again, see `Modulated`."""
-    if not remakes(source):
-        return F.linear(source.y, weight, bias)
-    weight, bias = _cast(source.y, weight, bias)  # type: ignore[assignment]  # a weight stays one
+def modulated_linear(source: Modulated, linear: nn.Module) -> Tensor:
+    """linear(source.y); of a plain `nn.Linear` y is not kept for the backward but made again, see `Modulated`."""
+    if not (remakes(source) and is_plain(linear, nn.Linear)):
+        return linear(source.y)
+    weight, bias = _cast(source.y, linear.weight, linear.bias)  # type: ignore[arg-type]  # those of a Linear
     return _Linear.apply(source.y, weight, bias, source.x, source.shift, source.scale, source.eps)
 
 
@@ -192,16 +193,19 @@ class _MLP(torch.autograd.Function):
         if dout is None:
             return (None,) * 9
         w1, b1, w2, x, shift, scale, h = ctx.saved_tensors
+        need_dy, need_dw1, _, need_dw2, need_db2, *_ = ctx.needs_input_grad
         rows = dout.reshape(-1, dout.shape[-1])
         hidden, bias = h.detach().reshape(-1, h.shape[-1]).requires_grad_(), b1.detach().requires_grad_()
         with torch.enable_grad():
             activated = ops.gelu_tanh(hidden, bias)
-        dw2 = rows.t() @ activated.detach()
+        dw2 = rows.t() @ activated.detach() if need_dw2 else None
+        db2 = rows.sum(0) if need_db2 else None
         dh, db1 = torch.autograd.grad(activated, (hidden, bias), rows @ w2)
-        y = ops.layer_norm_modulate(x, shift, scale, eps=ctx.eps)
-        dw1 = dh.t() @ y.reshape(-1, y.shape[-1])
-        dy = (dh @ w1).reshape(x.shape) if ctx.needs_input_grad[0] else None
-        return dy, dw1, db1, dw2, rows.sum(0), None, None, None, None
+        dy, dw1 = (dh @ w1).reshape(x.shape) if need_dy else None, None
+        if need_dw1:
+            y = ops.layer_norm_modulate(x, shift, scale, eps=ctx.eps)
+            dw1 = dh.t() @ y.reshape(-1, y.shape[-1])
+        return dy, dw1, db1, dw2, db2, None, None, None, None
 
 
 class GELUMLP(nn.Module):
@@ -222,8 +226,12 @@ class GELUMLP(nn.Module):
         self.fc2 = nn.Linear(hidden_features, in_features)
 
     def forward(self, source: Modulated | Tensor) -> Tensor:
-        if isinstance(source, Tensor) or not remakes(source):
-            y = source if isinstance(source, Tensor) else source.y
-            return self.fc2(ops.gelu_tanh(F.linear(y, self.fc1.weight), self.fc1.bias))
-        parameters = _cast(source.y, self.fc1.weight, self.fc1.bias, self.fc2.weight, self.fc2.bias)
-        return _MLP.apply(source.y, *parameters, source.x, source.shift, source.scale, source.eps)[0]
+        first, second = self.fc1, self.fc2
+        y = source if isinstance(source, Tensor) else source.y
+        if not is_plain(first, nn.Linear):
+            return second(ops.gelu_tanh(first(y)))
+        fusible = is_plain(second, nn.Linear) and first.bias is not None and second.bias is not None
+        if isinstance(source, Tensor) or not fusible or not remakes(source):
+            return second(ops.gelu_tanh(F.linear(y, first.weight), first.bias))
+        parameters = _cast(y, first.weight, first.bias, second.weight, second.bias)
+        return _MLP.apply(y, *parameters, source.x, source.shift, source.scale, source.eps)[0]

@@ -9,11 +9,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vdiff_fast import ops
 from vdiff_fast.nn.modulation import Modulated, remakes
+from vdiff_fast.nn.plain import is_plain
 
 Parts = tuple[Tensor, Tensor, Tensor]
 
@@ -96,4 +97,12 @@ def qkv_linear(x: Tensor | Modulated, weight: Tensor, bias: Tensor | None, heads
         x, weight = x.to(dtype), weight.to(dtype)
         bias = None if bias is None else bias.to(dtype)
     q, k, v = _QKVLinear.apply(x, weight, bias, heads, *origin)
+    return q, k, v
+
+
+def project_qkv(x: Tensor | Modulated, linear: nn.Module, heads: int) -> Parts:
+    """`qkv_linear` with the parameters of a plain `nn.Linear`; any other module is called, and its output split."""
+    if is_plain(linear, nn.Linear):
+        return qkv_linear(x, linear.weight, linear.bias, heads)  # type: ignore[arg-type]  # those of a Linear
+    q, k, v = linear(x.y if isinstance(x, Modulated) else x).unflatten(-1, (3, heads, -1)).unbind(-3)
     return q, k, v

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from vdiff_fast import ops
 from vdiff_fast.nn.context import attend_to_context
 from vdiff_fast.nn.modulation import Modulated, modulated_linear
-from vdiff_fast.nn.qkv_linear import qkv_linear
+from vdiff_fast.nn.qkv_linear import project_qkv
+from vdiff_fast.nn.rotary import Tables
 
-Tables = tuple[Tensor, Tensor]
 Axis = Literal["space", "time", "joint"]
 
 
@@ -41,11 +41,11 @@ class TokenAttention(nn.Module):
     def forward(self, source: Modulated, rope: Tables | None = None) -> Tensor:
         norm = None if self.q_norm is None or self.k_norm is None else (self.q_norm, self.k_norm)
         if self.axis == "time":
-            qkv = modulated_linear(source, self.qkv.weight, self.qkv.bias)
+            qkv = modulated_linear(source, self.qkv)
             qkv = qkv.unflatten(-1, (3, self.heads, self.head_dim))
             out = ops.temporal_attention_qkv(qkv, qk_norm=norm, rope=rope)
             return self.proj(out.flatten(-2))
-        q, k, v = qkv_linear(source, self.qkv.weight, self.qkv.bias, self.heads)
+        q, k, v = project_qkv(source, self.qkv, self.heads)
         if self.axis == "joint":
             q, k, v = (part.flatten(1, 2).unsqueeze(1) for part in (q, k, v))
         out = ops.spatial_attention(q, k, v, qk_norm=norm, rope=rope)

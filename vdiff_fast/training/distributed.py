@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
 
 
 def start(device: torch.device) -> bool:
@@ -67,16 +70,37 @@ def wrap(model: nn.Module, strategy: Literal["ddp", "fsdp"], device: torch.devic
     if strategy == "ddp":
         ids = [device.index] if device.type == "cuda" else None
         return DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True)
+    shard(model, dist.init_device_mesh(device.type, (world_size(),)))
+    return model
+
+
+def shard(model: nn.Module, mesh: DeviceMesh) -> None:
+    """FSDP2 in place: every unit of the model gathers its parameters when it is called."""
     from torch.distributed.fsdp import fully_shard
 
-    mesh = dist.init_device_mesh(device.type, (world_size(),))
-    for child in model.children():
-        # Containers hold no parameters of their own and are not called: their blocks are sharded instead.
-        for block in child if isinstance(child, nn.ModuleList) else [child]:
-            if not isinstance(block, nn.ModuleList) and any(True for _ in block.parameters()):
-                fully_shard(block, mesh=mesh)
+    # FSDP2 shards contiguous tensors alone, and gathers them so: weights of convolutions lie in channels-last memory.
+    model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    for unit in _units(model):
+        fully_shard(unit, mesh=mesh)
     fully_shard(model, mesh=mesh)
-    return model
+
+
+def _units(model: nn.Module) -> list[nn.Module]:
+    """The modules that are sharded apart: blocks where the model names them, else its layers.
+
+    Each must be called, since its parameters are gathered by a hook on its forward; containers are not.
+    """
+    named = getattr(model, "blocks_in_order", None)
+    if named is not None:
+        return list(named())
+    children: list[nn.Module] = []
+    for child in model.children():
+        children += child if isinstance(child, nn.ModuleList) else [child]
+    return [
+        module
+        for module in children
+        if not isinstance(module, nn.ModuleList) and next(module.parameters(), None) is not None
+    ]
 
 
 def accumulating(wrapped: nn.Module, more: bool) -> AbstractContextManager[Any]:
