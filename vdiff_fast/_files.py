@@ -159,12 +159,14 @@ def write_bytes(path: str | os.PathLike[str], content: bytes) -> None:
         temporary.write_bytes(content)
 
 
-def save_safetensors(path: str | os.PathLike[str], tensors: Mapping[str, Tensor]) -> None:
+def save_safetensors(
+    path: str | os.PathLike[str], tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
+) -> None:
     """Contiguous CPU tensors as a safetensors file, whole or as it was before."""
     from safetensors.torch import save_file
 
     with whole_file(path) as temporary:
-        save_file(dict(tensors), temporary)
+        save_file(dict(tensors), temporary, metadata=dict(metadata) if metadata else None)
 
 
 def save_pickle(path: str | os.PathLike[str], content: Any) -> None:

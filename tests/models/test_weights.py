@@ -15,7 +15,15 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoi
 from benchmarks.plain_dit import PlainDiT
 from tests.models.helpers import steps, video
 from vdiff_fast.models import convert
-from vdiff_fast.models.weights import NESTED, plain_module, plain_weights, tied_names, weights_dtype
+from vdiff_fast.models.weights import (
+    NESTED,
+    own_names,
+    plain_module,
+    plain_weights,
+    tied_names,
+    weights_dtype,
+    weights_like,
+)
 
 SIZES: dict[str, Any] = {"size": 8, "patch": 2, "channels": 4, "out_channels": 8, "width": 48, "depth": 2, "heads": 3}
 
@@ -144,3 +152,17 @@ def test_names_of_tied_weights() -> None:
     model["b"].weight = model["a"].weight
     model["c"].running_var = model["c"].running_mean
     assert tied_names(model) == {"b.weight": "a.weight", "c.running_var": "c.running_mean"}
+
+
+def test_a_part_called_module_keeps_its_name() -> None:
+    class Outer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.module = nn.Linear(2, 2)
+
+    names = own_names(Outer())
+    assert names == {"module.weight": "module.weight", "module.bias": "module.bias"}
+    state = Outer().state_dict()
+    for wrapped in (state, {f"module.{name}": value for name, value in state.items()}):
+        assert weights_like(wrapped, names.values()).keys() == state.keys()
+    assert weights_like(state, ["weight", "bias"]).keys() == {"weight", "bias"}

@@ -19,13 +19,21 @@ STEPS = 5
 RANK = """
 import json, sys
 from pathlib import Path
-from tests.training.small import small_trainer
+import torch
+from tests.training.small import Ramps, SmallNet, small_config, small_trainer
 from vdiff_fast.training import distributed
+from vdiff_fast.training.trainer import Trainer
 
 run, strategy, until = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
-trainer = small_trainer(
-    run, resume=True, batch_size=2, runtime__strategy=strategy, model__changes={"dropout": 0.0}, optimizer__accumulate=2
-)
+options = dict(batch_size=2, model__changes={"dropout": 0.0}, optimizer__accumulate=2)
+if strategy == "given":  # wrapped by the user, around a compiled model
+    distributed.start(torch.device("cpu"))
+    torch.manual_seed(3)
+    model = torch.compile(SmallNet(dropout=0.0), backend="eager")
+    model = torch.nn.parallel.DistributedDataParallel(model)
+    trainer = Trainer(small_config(**options), run, resume=True, model=model, dataset=Ramps(), show_progress=False)
+else:
+    trainer = small_trainer(run, resume=True, runtime__strategy=strategy, **options)
 seen, prepare = [], trainer.objective.prepare
 
 def recorded(raw, offset):
@@ -52,7 +60,7 @@ def two_ranks(run: Path, strategy: str, until: int) -> list[list]:
     return [json.loads(Path(f"{run}_rank{rank}_{until}.json").read_text()) for rank in (0, 1)]
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp", "given"])
 def test_two_ranks_are_one_with_the_double_batch(tmp_path: Path, strategy: str) -> None:
     run = tmp_path / strategy
     first, second = two_ranks(run, strategy, until=STEPS)

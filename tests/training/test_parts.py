@@ -15,39 +15,9 @@ from vdiff_fast.diffusion import NoiseSchedule
 from vdiff_fast.training import draws, evaluate
 from vdiff_fast.training.build import build_model, build_schedule
 from vdiff_fast.training.compare import StepUnderTest
-from vdiff_fast.training.ema import Ema
 from vdiff_fast.training.metrics import MetricsLog, plot_loss, read_metrics, smooth
 from vdiff_fast.training.objective import resolved_precision
 from vdiff_fast.training.optimizer import build_optimizer, learning_rate
-
-
-def test_ema_is_the_average_it_says() -> None:
-    model = nn.Linear(2, 1, bias=False)
-    ema = Ema(model, 0.9)
-    expected = model.weight.detach().double().clone()
-    for step in range(1, 30):
-        model.weight.data += 0.1 * step
-        ema.update(step)
-        decay = min(0.9, (1 + step) / (10 + step))
-        expected = decay * expected + (1 - decay) * model.weight.detach().double()
-    torch.testing.assert_close(ema.state_dict()["weight"].double(), expected, rtol=1e-6, atol=1e-6)
-    trained = model.weight.detach().clone()
-    with ema.applied():
-        assert torch.equal(model.weight, ema.state_dict()["weight"])
-        averaged = model.weight.detach().clone()
-    assert torch.equal(model.weight, trained)
-    assert not torch.equal(averaged, trained)
-    with pytest.raises(ValueError, match="got 1"):
-        Ema(model, 1)
-
-
-def test_ema_comes_back_after_an_error() -> None:
-    model = nn.Linear(2, 1)
-    ema = Ema(model, 0.5)
-    trained = model.weight.data.add_(1.0).clone()
-    with pytest.raises(RuntimeError, match="inside"), ema.applied():
-        raise RuntimeError("inside")
-    assert torch.equal(model.weight, trained)
 
 
 @pytest.mark.parametrize("decay", ["constant", "cosine", "linear"])
@@ -63,6 +33,11 @@ def test_learning_rate(decay: str) -> None:
 def test_norms_and_biases_do_not_decay() -> None:
     optimizer = build_optimizer(nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2)), small_config().optimizer)
     assert [(g["weight_decay"], len(g["params"])) for g in optimizer.param_groups] == [(0.01, 1), (0.0, 3)]
+
+
+def test_a_frozen_model_is_refused() -> None:
+    with pytest.raises(ValueError, match="no parameter of Linear has requires_grad"):
+        build_optimizer(nn.Linear(2, 2).requires_grad_(False), small_config().optimizer)
 
 
 def test_timesteps_are_uniform_and_do_not_depend_on_the_split() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -15,24 +15,48 @@ NESTED = ("ema", "ema_state_dict", "model_ema", "state_dict", "model_state_dict"
 _WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel, torch.optim.swa_utils.AveragedModel)
 
 
-def plain_module(model: nn.Module) -> nn.Module:
-    """The module inside torch.compile, DistributedDataParallel, DataParallel or AveragedModel, however they nest."""
+def layers_of(model: nn.Module) -> list[nn.Module]:
+    """The wrappers of a module from the outermost in, and last the module itself.
+
+    Wrappers are torch.compile, DistributedDataParallel, DataParallel and AveragedModel.
+    """
+    layers = [model]
     while True:
-        inner = getattr(model, "_orig_mod", model.module if isinstance(model, _WRAPPERS) else None)
+        inner = getattr(layers[-1], "_orig_mod", layers[-1].module if isinstance(layers[-1], _WRAPPERS) else None)
         if not isinstance(inner, nn.Module):
-            return model
-        model = inner
+            return layers
+        layers.append(inner)
 
 
-def plain_names(names: Iterable[str]) -> dict[str, str]:
+def plain_module(model: nn.Module) -> nn.Module:
+    """The module inside its wrappers, however they nest; see `layers_of`."""
+    return layers_of(model)[-1]
+
+
+def plain_names(names: Iterable[str], *, leading: bool = True) -> dict[str, str]:
     """{name: the same without what wrappers added}.
 
-    A leading "module." is taken off where every name has it, since a network's own part may be called so.
+    With `leading`, "module." is taken off the front where every name has it: a network's own part may be called so.
     """
     plain = {name: ".".join(part for part in name.split(".") if part not in _ADDED) for name in names}
-    while plain and all(name.startswith("module.") for name in plain.values()):
+    while leading and plain and all(name.startswith("module.") for name in plain.values()):
         plain = {name: value.removeprefix("module.") for name, value in plain.items()}
     return plain
+
+
+def own_names(module: nn.Module) -> dict[str, str]:
+    """{name: the same without wrappers} of a plain module's parameters and whole state, whose parts may be wrapped."""
+    names = [*module.state_dict(), *(name for name, _ in module.named_parameters(remove_duplicate=False))]
+    return plain_names(names, leading=False)
+
+
+def weights_like(weights: Mapping[str, Tensor], wanted: Collection[str]) -> dict[str, Tensor]:
+    """The tensors without the names of wrappers, "module." too unless the wanted names have it themselves."""
+    plain = plain_names(weights, leading=False)
+    named = {plain[name]: value for name, value in weights.items()}
+    while named and not set(wanted) <= named.keys() and all(name.startswith("module.") for name in named):
+        named = {name.removeprefix("module."): value for name, value in named.items()}
+    return named
 
 
 def plain_weights(source: Mapping[str, Any] | nn.Module, *, holding: str | None = None) -> dict[str, Tensor]:

@@ -12,6 +12,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from vdiff_fast.models.weights import layers_of, plain_module
+
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
 
@@ -63,10 +65,43 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def wrap(model: nn.Module, strategy: Literal["ddp", "fsdp"], device: torch.device) -> nn.Module:
-    """The module to call in training; parameters stay those of `model`."""
-    if world_size() == 1:
-        return model
+def wrap(given: nn.Module, strategy: Literal["ddp", "fsdp"], device: torch.device, compiled: bool = False) -> nn.Module:
+    """The module to call in training; parameters stay those of `plain_module(given)`, which is on the device.
+
+    What is compiled, parallel or sharded already stays so.
+
+    Args:
+        given: the model, wrapped or not.
+        strategy: how several ranks share it.
+        compiled: compile it.
+
+    Raises:
+        TypeError: it is wrapped in FSDP's first version, whose parameters are not the model's.
+    """
+    model = plain_module(given)
+    if any(type(part).__name__ == "FullyShardedDataParallel" for part in model.modules()):
+        raise TypeError(
+            "the model is wrapped in FullyShardedDataParallel; give the plain one, which runtime.strategy fsdp shards"
+        )
+    layers = layers_of(given)
+    was_compiled = any(hasattr(layer, "_orig_mod") for layer in layers)
+    if world_size() == 1 or _parallel(given) is not None or _is_sharded(model):
+        return torch.compile(given) if compiled and not was_compiled else given  # type: ignore[return-value]
+    shared = _shared(model, strategy, device)
+    return torch.compile(shared) if compiled or was_compiled else shared  # type: ignore[return-value]
+
+
+def _parallel(module: nn.Module) -> DistributedDataParallel | None:
+    return next((layer for layer in layers_of(module) if isinstance(layer, DistributedDataParallel)), None)
+
+
+def _is_sharded(model: nn.Module) -> bool:
+    # DTensor is not imported where nothing is sharded.
+    return any(hasattr(parameter, "full_tensor") for parameter in model.parameters())
+
+
+def _shared(model: nn.Module, strategy: Literal["ddp", "fsdp"], device: torch.device) -> nn.Module:
+    """Replicated over the ranks, or sharded in place."""
     if strategy == "ddp":
         ids = [device.index] if device.type == "cuda" else None
         return DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True)
@@ -105,9 +140,10 @@ def _units(model: nn.Module) -> list[nn.Module]:
 
 def accumulating(wrapped: nn.Module, more: bool) -> AbstractContextManager[Any]:
     """Inside the block, gradients are exchanged only if no more micro-steps follow."""
-    if isinstance(wrapped, DistributedDataParallel):
-        return wrapped.no_sync() if more else nullcontext()
-    exchange = getattr(wrapped, "set_requires_gradient_sync", None)
+    parallel = _parallel(wrapped)
+    if parallel is not None:
+        return parallel.no_sync() if more else nullcontext()
+    exchange = getattr(plain_module(wrapped), "set_requires_gradient_sync", None)
     if exchange is not None:
         exchange(not more)
     return nullcontext()
@@ -131,8 +167,12 @@ def gather(value: Any) -> list[Any]:
 
 
 def full(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Whole tensors from sharded ones; every rank must call it."""
-    return {name: _full(tensor) for name, tensor in tensors.items()}
+    """Whole tensors from sharded ones, one for all names of the same; every rank must call it."""
+    whole: dict[int, Tensor] = {}
+    for tensor in tensors.values():
+        if id(tensor) not in whole:
+            whole[id(tensor)] = _full(tensor)
+    return {name: whole[id(tensor)] for name, tensor in tensors.items()}
 
 
 def _full(tensor: Tensor) -> Tensor:

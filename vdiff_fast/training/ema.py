@@ -8,13 +8,24 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from vdiff_fast.models.weights import own_names, plain_module, tied_names, weights_like
 from vdiff_fast.training.distributed import shard_like
 
 
 class Ema:
     """s <- s + (1 - d_k) (p - s) after step k, with d_k = min(decay, (1 + k) / (10 + k)) while warming up.
 
-    Averages parameters, in their dtype and on their device; buffers are taken from the model.
+    Floating-point parameters are averaged in float32 (float64 ones in float64) whatever their dtype, since a step of
+    1 - d is far below what bfloat16 can add; on their device, and tied ones once. Integer parameters and buffers are
+    the model's own.
+
+    Args:
+        model: compiled or wrapped or not; the averages have the names of the module inside.
+        decay: d, in [0, 1).
+        warmup: lower decay at the start.
+
+    Raises:
+        ValueError: a decay outside [0, 1).
 
     Source: Polyak, Juditsky 1992; warm-up as in Tensorflow's ExponentialMovingAverage.
     """
@@ -22,9 +33,14 @@ class Ema:
     def __init__(self, model: nn.Module, decay: float, *, warmup: bool = True) -> None:
         if not 0 <= decay < 1:
             raise ValueError(f"the decay of an EMA is in [0, 1), got {decay}")
-        self.model, self.decay, self.warmup = model, decay, warmup
-        self._names = [name for name, _ in model.named_parameters()]
-        self._shadows = [p.detach().clone() for p in model.parameters()]
+        self.model, self.decay, self.warmup = plain_module(model), decay, warmup
+        self._names = [n for n, p in self.model.named_parameters() if p.is_floating_point() or p.is_complex()]
+        self._shadows = [p.detach().to(_averaged_dtype(p.dtype), copy=True) for p in self._parameters()]
+
+    def _parameters(self) -> list[Tensor]:
+        """The averaged parameters in the order of the averages."""
+        parameters = dict(self.model.named_parameters())
+        return [parameters[name] for name in self._names]
 
     def decay_at(self, step: int) -> float:
         """d_k of the k-th step, counted from 1."""
@@ -33,23 +49,38 @@ class Ema:
     @torch.no_grad()
     def update(self, step: int) -> None:
         """Take in the weights after the `step`-th step."""
-        torch._foreach_lerp_(self._shadows, list(self.model.parameters()), 1.0 - self.decay_at(step))
+        weight = 1.0 - self.decay_at(step)
+        alike: tuple[list[Tensor], list[Tensor]] = ([], [])
+        for shadow, parameter in zip(self._shadows, self._parameters()):
+            if shadow.dtype == parameter.dtype:
+                alike[0].append(shadow)
+                alike[1].append(parameter)
+            else:  # one at a time: their copies together would be as large as the averages
+                shadow.lerp_(parameter.to(shadow.dtype), weight)
+        if alike[0]:
+            torch._foreach_lerp_(*alike, weight)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Averages under the names of the parameters, and the model's buffers: loads into the model itself."""
-        averaged = dict(zip(self._names, self._shadows))
-        return {name: averaged.get(name, value) for name, value in self.model.state_dict().items()}
+        """Averages under every name of their parameters, and the model's buffers: loads into the model itself."""
+        plain, state = own_names(self.model), self.model.state_dict()
+        averaged = {plain[name]: shadow for name, shadow in zip(self._names, self._shadows)}
+        for name, first in tied_names(self.model).items():
+            if plain.get(first) in averaged:
+                averaged[plain[name]] = averaged[plain[first]]
+        return {plain[name]: averaged.get(plain[name], value) for name, value in state.items()}
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Restore the averages; buffers belong to the model."""
+        """Restore the averages; of tied parameters by their first name. Buffers belong to the model."""
+        plain = own_names(self.model)
+        averages = weights_like(state, [plain[name] for name in self._names])
         for name, shadow in zip(self._names, self._shadows):
-            shadow.copy_(shard_like(state[name], shadow))
+            shadow.copy_(shard_like(averages[plain[name]], shadow))
 
     @contextmanager
     def applied(self) -> Iterator[nn.Module]:
         """The model with the averaged weights, inside the block."""
-        parameters: list[Tensor] = list(self.model.parameters())
+        parameters = self._parameters()
         trained = [p.detach().clone() for p in parameters]
         with torch.no_grad():
             torch._foreach_copy_(parameters, self._shadows)
@@ -58,3 +89,8 @@ class Ema:
         finally:
             with torch.no_grad():
                 torch._foreach_copy_(parameters, trained)
+
+
+def _averaged_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Of the averages of parameters of this dtype."""
+    return torch.promote_types(dtype, torch.float32)

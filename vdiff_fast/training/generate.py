@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from vdiff_fast import data, diffusion
+from vdiff_fast.models.weights import plain_module
 from vdiff_fast.training import checkpoint as ckpt
 from vdiff_fast.training import distributed
 from vdiff_fast.training.build import build_model, build_schedule
@@ -32,9 +33,13 @@ class TrainedRun:
 
 
 def load_run(
-    run: Path | str, *, step: int | None = None, ema: bool = True, device: str | torch.device = "auto"
-) -> TrainedRun:
+    run: Path | str, *, step: int | None = None, ema: bool = True, device: str | torch.device = "auto",
+    model: nn.Module | None = None,
+) -> TrainedRun:  # fmt: skip
     """The model of RUN's newest checkpoint (or of `step`), with averaged weights unless `ema` is False.
+
+    Args:
+        model: the network that the run trained, where it was given to `Trainer` instead of named by the configuration.
 
     Raises:
         CheckpointError: there is no such checkpoint, or it does not fit the model its configuration names.
@@ -54,7 +59,7 @@ def load_run(
     config = configuration.from_mapping(configuration.parse_value(saved.config_yaml))
     chosen = distributed.choose_device(str(device))
     num_classes = saved.state["num_classes"]
-    model = build_model(config, num_classes=num_classes)
+    model = build_model(config, num_classes=num_classes) if model is None else plain_module(model)
     ckpt.load_weights(model, saved.ema if ema else saved.model, path)
     schedule = build_schedule(config.diffusion).to(chosen)
     return TrainedRun(model.to(chosen).eval(), schedule, config, saved.step, num_classes)

@@ -13,8 +13,14 @@ if TYPE_CHECKING:
 
 
 def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
-    """AdamW, fused into one pass; weight decay on tensors of rank 2 and more, none on norms and biases."""
+    """AdamW, fused into one pass; weight decay on tensors of rank 2 and more, none on norms and biases.
+
+    Raises:
+        ValueError: every parameter is frozen.
+    """
     trained = [p for p in model.parameters() if p.requires_grad]
+    if not trained:
+        raise ValueError(f"no parameter of {type(model).__name__} has requires_grad: there is nothing to train")
     groups = [
         {"params": [p for p in trained if p.dim() >= 2], "weight_decay": config.weight_decay},
         {"params": [p for p in trained if p.dim() < 2], "weight_decay": 0.0},

@@ -19,6 +19,7 @@ from vdiff_fast import data, use_backend
 from vdiff_fast._files import save_pickle, write_text
 from vdiff_fast._version import __version__
 from vdiff_fast.data.scan import import_av
+from vdiff_fast.models.weights import plain_module
 from vdiff_fast.training import checkpoint as ckpt
 from vdiff_fast.training import config as configuration
 from vdiff_fast.training import distributed, draws, nonfinite
@@ -93,7 +94,9 @@ class Trainer:
         run: folder of the run.
         resume: go on from the newest checkpoint, if there is one.
         force: go on although the configuration has changed.
-        dataset, model: used instead of those the configuration names.
+        dataset: used instead of the one the configuration names.
+        model: used instead of the one the configuration names; where it is compiled or wrapped it is called as it is,
+            and checkpoints hold the names of the module inside.
         show_progress: print the progress line.
 
     Raises:
@@ -134,9 +137,8 @@ class Trainer:
         config, runtime = self.config, self.config.runtime
         torch.manual_seed(config.seed)
         model = build_model(config, num_classes=self.num_classes) if model is None else model
-        self.model = model.to(self.device)
-        called = distributed.wrap(self.model, runtime.strategy, self.device)
-        self.called: Any = torch.compile(called) if runtime.compile else called
+        self.model = plain_module(model).to(self.device)
+        self.called: Any = distributed.wrap(model, runtime.strategy, self.device, compiled=runtime.compile)
         self.optimizer = build_optimizer(self.model, config.optimizer)
         self.ema = Ema(self.model, config.ema.decay, warmup=config.ema.warmup)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=runtime.precision == "fp16")
@@ -256,7 +258,7 @@ class Trainer:
         reports = distributed.gather(mine)
         culprits = [i for i, report in enumerate(reports) if report["broken"]] or [0]
         dump = self.run / "nan_dump.pt"
-        weights = distributed.full(self.model.state_dict())
+        weights = ckpt.weights_of(self.model)
         if self.rank == culprits[0]:
             save_pickle(
                 dump,
@@ -301,7 +303,7 @@ class Trainer:
             "version": __version__, "torch": torch.__version__,
         }  # fmt: skip
         saved = ckpt.Checkpoint(
-            model=distributed.full(self.model.state_dict()),
+            model=ckpt.weights_of(self.model),
             ema=distributed.full(self.ema.state_dict()),
             optimizer={
                 "optimizer": distributed.optimizer_state(self.model, self.optimizer),
