@@ -28,15 +28,15 @@ def test_a_norm_before_silu_in_any_sequential() -> None:
     report = vf.patch(model)
     assert report.patched == {"group_norm_silu": ("block.0", "block.3")}
     assert report.left == {}
-    assert report.count == 2
+    assert (report.count, report.served, report.places) == (2, 4, 4)
     assert list(model.state_dict()) == keys
     assert isinstance(model["block"][0], nn.GroupNorm)
-    assert "PassThrough" in repr(model)
+    assert "FusedSequential" in repr(model)
     assert "GroupNormSiLUBackward" in type(model["block"][:2](x).grad_fn).__name__
     torch.testing.assert_close(model["block"](x), before, rtol=1e-5, atol=1e-6)
     assert vf.patch(model).patched == {}
-    assert vf.unpatch(model) == 4
-    assert type(model["block"][0]) is nn.GroupNorm
+    assert vf.unpatch(model) == 1
+    assert type(model["block"]) is nn.Sequential
     assert torch.equal(model["block"](x), before)
     assert vf.unpatch(model) == 0
 
@@ -55,8 +55,8 @@ def test_copies_and_pickles_stay_patched() -> None:
     vf.patch(model)
     for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
         assert torch.equal(other(x), model(x))
-        assert vf.unpatch(other) == 4
-        assert type(model[0]) is not nn.GroupNorm
+        assert vf.unpatch(other) == 1
+        assert type(model) is not nn.Sequential
 
 
 def test_compiles_in_one_graph() -> None:
@@ -73,24 +73,32 @@ class _Scaled(nn.GroupNorm):
 
 
 def test_what_is_left_and_why() -> None:
-    shared, hooked = nn.SiLU(), nn.GroupNorm(2, 4)
+    hooked = nn.GroupNorm(2, 4)
     hooked.register_forward_hook(lambda *_: None)
     replaced = nn.SiLU()
     replaced.forward = lambda x: x + 1  # type: ignore[method-assign]
     model = nn.ModuleDict(
         {
-            "shared": nn.Sequential(nn.GroupNorm(2, 4), shared),
-            "again": nn.Sequential(shared),
             "hooked": nn.Sequential(hooked, nn.SiLU()),
             "replaced": nn.Sequential(nn.GroupNorm(2, 4), replaced),
             "subclass": nn.Sequential(_Scaled(2, 4), nn.SiLU()),
             "relu": nn.Sequential(nn.GroupNorm(2, 4), nn.ReLU()),
+            "others": nn.Sequential(nn.LayerNorm(4), nn.GELU(), nn.RMSNorm(4), nn.MultiheadAttention(4, 1)),
         }
     )
     report = vf.patch(model)
     assert report.patched == {}
-    assert set(report.left["has hooks or a forward of its own"]) == {"hooked.0", "replaced.0"}
-    assert report.left["its SiLU is used elsewhere too"] == ("shared.0",)
+    assert report.left == {
+        "has hooks or a forward of its own": ("hooked.0", "hooked.1", "replaced.0", "replaced.1"),
+        "_Scaled is not GroupNorm's forward with a cast": ("subclass.0",),
+        "no GroupNorm is known to be called before it": ("subclass.1",),
+        "no SiLU is known to be called on its result": ("relu.0",),
+        "a LayerNorm alone: torch's own kernel is one pass": ("others.0",),
+        "a GELU alone: torch's own kernel is one pass": ("others.1",),
+        "a RMSNorm alone: torch's own kernel is one pass": ("others.2",),
+        "not known to attend over frames": ("others.3",),
+    }
+    assert (report.served, report.places) == (0, 11)
     assert "left as it was" in str(report)
     assert vf.unpatch(model) == 0
 

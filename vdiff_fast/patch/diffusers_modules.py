@@ -1,14 +1,14 @@
 """The blocks of diffusers' video models: residual blocks, feed-forwards, attention over frames.
 
-Imported only where diffusers is. A class is taken for what it is known to be only if it is diffusers' own, not a
-subclass; forwards follow diffusers 0.42.
+Imported only where diffusers is. Forwards follow diffusers 0.42. Each asks at every call whether the parts that it does
+itself are what they are known for, and runs the class's own forward where they are not: adapters, offloading, other
+processors and hooks may come and go after patching.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from functools import partial
-from typing import Any, ClassVar
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from diffusers.models.activations import GEGLU, GELU
 from diffusers.models.attention_processor import Attention, AttnProcessor, AttnProcessor2_0
@@ -16,179 +16,206 @@ from diffusers.models.resnet import ResnetBlock2D, TemporalResnetBlock
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vdiff_fast.nn.plain import hooked
 from vdiff_fast.ops._common.tokens import MAX_HEAD_DIM
 from vdiff_fast.ops.geglu import geglu
 from vdiff_fast.ops.gelu_tanh import gelu_tanh
-from vdiff_fast.ops.group_norm_silu import group_norm_silu
 from vdiff_fast.ops.temporal_attention import temporal_attention
 from vdiff_fast.ops.temporal_attention.api import MAX_FRAMES
-from vdiff_fast.patch.report import Finding
-from vdiff_fast.patch.torch_modules import HOOKED, become, fuse_pair, hooked, uses_of
+from vdiff_fast.patch.fused_class import Forward, Maker, is_fused, unfused_class
+from vdiff_fast.patch.norm_silu import left_to_inductor, norm_with_silu
+from vdiff_fast.patch.recognise import GROUP_NORM, SILU, computes, inherits_forward, kind_of
+from vdiff_fast.patch.report import HOOKED, Finding
 
-# Classes whose transformer blocks attend over frames, and the attribute that lists those blocks.
+# Classes whose transformer blocks attend over frames, and the attribute that lists those blocks; "": the class is one.
 OVER_FRAMES = {
     "AnimateDiffTransformer3D": "transformer_blocks",
-    "TransformerTemporalModel": "transformer_blocks",
-    "TransformerSpatioTemporalModel": "temporal_transformer_blocks",
+    "I2VGenXLTransformerTemporalEncoder": "",
     "LatteTransformer3DModel": "temporal_transformer_blocks",
+    "TransformerSpatioTemporalModel": "temporal_transformer_blocks",
+    "TransformerTemporalModel": "transformer_blocks",
 }
 
 
-def _norm_silu(norm: nn.GroupNorm, x: Tensor, **vectors: Any) -> Tensor:
-    return group_norm_silu(x, norm.num_groups, norm.weight, norm.bias, norm.eps, **vectors)
+def _fuses_norms(block: Any, x: Tensor) -> bool:
+    """Whether a residual block's norms and activation are what they were built as."""
+    norms = computes(block.norm1, GROUP_NORM) and computes(block.norm2, GROUP_NORM)
+    return is_fused(block) and norms and computes(block.nonlinearity, SILU) and not left_to_inductor(x)
 
 
-class FusedResnetBlock2D(ResnetBlock2D):
+def _divided(x: Tensor, factor: float) -> Tensor:
+    """x / factor, without a pass for the factor 1 that most models have."""
+    return x if factor == 1 else x / factor
+
+
+def resnet_block_2d(original: type[nn.Module]) -> Forward:
     """Both norms with their SiLU, the second with the time embedding (added, or as scale and shift)."""
 
-    unfused: ClassVar[type[nn.Module]] = ResnetBlock2D
-
-    def forward(self, input_tensor: Tensor, temb: Tensor | None = None, *args: Any, **kwargs: Any) -> Tensor:
-        x, hidden = input_tensor, _norm_silu(self.norm1, input_tensor)
+    def forward(self: Any, input_tensor: Tensor, temb: Tensor | None = None, *args: Any, **kwargs: Any) -> Tensor:
+        if not _fuses_norms(self, input_tensor):
+            return original.forward(self, input_tensor, temb, *args, **kwargs)
+        x, hidden = input_tensor, norm_with_silu(self.norm1, input_tensor)
         resample = self.upsample if self.upsample is not None else self.downsample
         if resample is not None:
             x, hidden = resample(x), resample(hidden)
-        hidden = _norm_silu(self.norm2, self.conv1(hidden), **self._embedded(temb))
+        hidden = norm_with_silu(self.norm2, self.conv1(hidden), **_embedded(self, temb))
         hidden = self.conv2(self.dropout(hidden))
         if self.conv_shortcut is not None:
             x = self.conv_shortcut(x.contiguous() if self.training else x)
-        return (x + hidden) / self.output_scale_factor
+        return _divided(x + hidden, self.output_scale_factor)
 
-    def _embedded(self, temb: Tensor | None) -> dict[str, Tensor]:
-        """Options of the second norm."""
-        if temb is not None and self.time_emb_proj is not None:
-            temb = self.time_emb_proj(temb if self.skip_time_act else F.silu(temb))
-        if self.time_embedding_norm == "scale_shift":
-            if temb is None:
-                raise ValueError("ResnetBlock2D with time_embedding_norm='scale_shift' needs temb, got None")
-            scale, shift = temb.chunk(2, dim=1)
-            return {"scale": scale, "shift": shift}
-        return {"add": temb} if self.time_embedding_norm == "default" and temb is not None else {}
+    return forward
 
 
-class FusedTemporalResnetBlock(TemporalResnetBlock):
+def _embedded(block: Any, temb: Tensor | None) -> dict[str, Tensor]:
+    """Options of the second norm."""
+    if temb is not None and block.time_emb_proj is not None:
+        temb = block.time_emb_proj(temb if block.skip_time_act else F.silu(temb))
+    if block.time_embedding_norm == "scale_shift":
+        if temb is None:
+            raise ValueError("ResnetBlock2D with time_embedding_norm='scale_shift' needs temb, got None")
+        scale, shift = temb.chunk(2, dim=1)
+        return {"scale": scale, "shift": shift}
+    return {"add": temb} if block.time_embedding_norm == "default" and temb is not None else {}
+
+
+def temporal_resnet_block(original: type[nn.Module]) -> Forward:
     """Both norms with their SiLU; the embedding differs from frame to frame and is added before."""
 
-    unfused: ClassVar[type[nn.Module]] = TemporalResnetBlock
-
-    def forward(self, input_tensor: Tensor, temb: Tensor) -> Tensor:
-        hidden = self.conv1(_norm_silu(self.norm1, input_tensor))
+    def forward(self: Any, input_tensor: Tensor, temb: Tensor) -> Tensor:
+        if not _fuses_norms(self, input_tensor):
+            return original.forward(self, input_tensor, temb)
+        hidden = self.conv1(norm_with_silu(self.norm1, input_tensor))
         if self.time_emb_proj is not None:
             hidden = hidden + self.time_emb_proj(F.silu(temb)).movedim(-1, 1)[..., None, None]
-        hidden = self.conv2(self.dropout(_norm_silu(self.norm2, hidden)))
+        hidden = self.conv2(self.dropout(norm_with_silu(self.norm2, hidden)))
         x = input_tensor if self.conv_shortcut is None else self.conv_shortcut(input_tensor)
         return x + hidden
 
+    return forward
 
-class FusedGEGLU(GEGLU):
+
+def gated_gelu(original: type[nn.Module]) -> Forward:
     """value * GELU(gate) in one pass."""
 
-    unfused: ClassVar[type[nn.Module]] = GEGLU
-
-    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def forward(self: Any, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        if not is_fused(self) or left_to_inductor(hidden_states):
+            return original.forward(self, hidden_states, *args, **kwargs)
         return geglu(self.proj(hidden_states))
 
+    return forward
 
-class FusedGELU(GELU):
+
+def gelu(original: type[nn.Module]) -> Forward:
     """GELU by tanh in one pass."""
 
-    unfused: ClassVar[type[nn.Module]] = GELU
-
-    def forward(self, hidden_states: Tensor) -> Tensor:
+    def forward(self: Any, hidden_states: Tensor) -> Tensor:
+        if not is_fused(self) or self.approximate != "tanh" or left_to_inductor(hidden_states):
+            return original.forward(self, hidden_states)
         return gelu_tanh(self.proj(hidden_states))
 
+    return forward
 
-class FrameAttention:
-    """Processor for self-attention over frames, (positions, frames, channels); anything else goes to `unfused`."""
 
-    def __init__(self, unfused: Callable[..., Tensor]) -> None:
-        self.unfused = unfused
+def attention_over_frames(original: type[nn.Module]) -> Forward:
+    """Self-attention over frames, (positions, frames, channels); anything else is left to the module's processor.
 
-    def __call__(
-        self,
-        attn: Attention,
+    The processor stays where it is, since IP-Adapters, fused projections and others read, replace and restore it.
+    """
+
+    def forward(
+        self: Any,
         hidden_states: Tensor,
         encoder_hidden_states: Tensor | None = None,
         attention_mask: Tensor | None = None,
-        temb: Tensor | None = None,
-        *args: Any,
-        **kwargs: Any,
+        **options: Any,
     ) -> Tensor:
-        given = (encoder_hidden_states, attention_mask, *args, *kwargs.values())
-        if any(x is not None for x in given) or hidden_states.dim() != 3 or hidden_states.shape[1] > MAX_FRAMES:
-            return self.unfused(attn, hidden_states, encoder_hidden_states, attention_mask, temb, *args, **kwargs)
+        given = (encoder_hidden_states, attention_mask, *options.values())
+        if (
+            any(value is not None for value in given)
+            or not is_fused(self)
+            or not _fits(hidden_states)
+            or why_not_frames(self)
+        ):
+            return original.forward(
+                self, hidden_states, encoder_hidden_states=encoder_hidden_states, attention_mask=attention_mask,
+                **options,
+            )  # fmt: skip
         q, k, v = (
-            project(hidden_states).unflatten(-1, (attn.heads, -1))[:, :, None]
-            for project in (attn.to_q, attn.to_k, attn.to_v)
+            project(hidden_states).unflatten(-1, (self.heads, -1))[:, :, None]
+            for project in (self.to_q, self.to_k, self.to_v)
         )
         # AttnProcessor2_0 leaves the scale to torch.
-        scale = attn.scale if isinstance(self.unfused, AttnProcessor) else None
+        scale = self.scale if type(self.processor) is AttnProcessor else None
         out = temporal_attention(q, k, v, scale=scale).flatten(2)
-        return attn.to_out[1](attn.to_out[0](out)) / attn.rescale_output_factor
+        return _divided(self.to_out[1](self.to_out[0](out)), self.rescale_output_factor)
+
+    return forward
 
 
-def _attend(attn: Any) -> None:
-    attn.processor = FrameAttention(attn.processor)
+def _fits(hidden_states: Tensor) -> bool:
+    return hidden_states.dim() == 3 and 0 < hidden_states.shape[1] <= MAX_FRAMES
 
 
-def _why_not_frames(attn: Attention) -> str | None:
-    if type(attn.processor) not in (AttnProcessor, AttnProcessor2_0):
+def why_not_frames(attn: Any) -> str | None:
+    """Why the op cannot do what this attention's processor does; asked at every call.
+
+    Who wraps a call may look at torch's attention inside it (diffusers' skipped layers do).
+    """
+    if hooked(attn):
+        return HOOKED
+    if type(attn.processor) not in (AttnProcessor, AttnProcessor2_0) or attn.processor.__dict__:
         return f"its processor is {type(attn.processor).__name__}"
-    extra = [
-        option for option in ("group_norm", "spatial_norm", "norm_q", "norm_k", "residual_connection")
-        if getattr(attn, option, None)
-    ]  # fmt: skip
-    if extra:
-        return f"attention with {extra[0]}"
+    if attn.group_norm is not None or attn.spatial_norm is not None:
+        return "attention with a norm of its own"
+    if attn.norm_q is not None or attn.norm_k is not None:
+        return "attention with norms of queries and keys"
+    if attn.residual_connection:
+        return "attention with residual_connection"
     if attn.inner_kv_dim != attn.inner_dim:
         return "fewer heads of keys than of queries"
     d = attn.inner_dim // attn.heads
     return f"heads of {d}: not a multiple of 8 up to {MAX_HEAD_DIM}" if d % 8 or d > MAX_HEAD_DIM else None
 
 
-def _attention_over_frames(name: str, module: nn.Module) -> Iterator[Finding]:
-    attribute = OVER_FRAMES.get(type(module).__name__)
-    for i, block in enumerate(getattr(module, attribute, ())) if attribute else ():
-        for key, attn in block.named_children():
-            # With a context of its own it is cross-attention.
-            if type(attn) is not Attention or attn.is_cross_attention:
-                continue
-            if isinstance(attn.processor, FrameAttention):
-                continue
-            place = f"{name}.{attribute}.{i}.{key}".lstrip(".")
-            yield Finding(place, "temporal_attention", partial(_attend, attn), _why_not_frames(attn))
-
-
-BLOCKS: dict[type[nn.Module], tuple[str, type[nn.Module]]] = {
-    ResnetBlock2D: ("group_norm_silu", FusedResnetBlock2D),
-    TemporalResnetBlock: ("group_norm_silu", FusedTemporalResnetBlock),
-    GEGLU: ("geglu", FusedGEGLU),
-    GELU: ("gelu_tanh", FusedGELU),
+BLOCKS: dict[type[nn.Module], tuple[str, Maker]] = {
+    ResnetBlock2D: ("group_norm_silu", resnet_block_2d),
+    TemporalResnetBlock: ("group_norm_silu", temporal_resnet_block),
+    GEGLU: ("geglu", gated_gelu),
+    GELU: ("gelu_tanh", gelu),
 }
 
 
-def _why_not_block(module: Any) -> str | None:
-    parts = [module]
-    if isinstance(module, (ResnetBlock2D, TemporalResnetBlock)):
-        parts += [module.norm1, module.norm2, module.nonlinearity]
-        if type(module.nonlinearity) is not nn.SiLU:
-            return f"its activation is {type(module.nonlinearity).__name__}"
-    return HOOKED if any(map(hooked, parts)) else None
+def _why_not_block(block: Any) -> str | None:
+    if hooked(block):
+        return HOOKED
+    if isinstance(block, GELU):
+        return None if block.approximate == "tanh" else "exact GELU: the op is its approximation by tanh"
+    if isinstance(block, GEGLU):
+        return None
+    if kind_of(block.nonlinearity) != SILU:
+        return f"its activation is {type(block.nonlinearity).__name__}"
+    for norm in (block.norm1, block.norm2):
+        if kind_of(norm) != GROUP_NORM:
+            return f"its norm is {type(norm).__name__}, not GroupNorm's forward with a cast"
+    return HOOKED if any(map(hooked, (block.norm1, block.norm2, block.nonlinearity))) else None
 
 
-def _blocks(name: str, module: Any) -> Iterator[Finding]:
-    if type(module) not in BLOCKS or (type(module) is GELU and module.approximate != "tanh"):
+def find(module: Any, names: Mapping[int, str]) -> Iterator[Finding]:
+    """What of one module is known; `names` are the model's, by id of the module."""
+    cls, name = unfused_class(module), names[id(module)]
+    for base, (op, maker) in BLOCKS.items():
+        if inherits_forward(cls, base, "gelu"):
+            residual = hasattr(module, "nonlinearity")
+            parts = (module.norm1, module.norm2, module.nonlinearity) if residual else (module,)
+            covers = tuple(names[id(part)] for part in parts)
+            yield Finding(name, op, module, maker, covers, _why_not_block(module))
+    attribute = OVER_FRAMES.get(cls.__name__)
+    if attribute is None:
         return
-    op, fused = BLOCKS[type(module)]
-    yield Finding(name, op, partial(become, module, fused), _why_not_block(module))
-
-
-def find(model: nn.Module) -> Iterator[Finding]:
-    uses = uses_of(model)
-    for name, module in model.named_modules():
-        yield from _blocks(name, module)
-        yield from _attention_over_frames(name, module)
-        if type(module).__module__.startswith("diffusers."):
-            norm, act = getattr(module, "conv_norm_out", None), getattr(module, "conv_act", None)
-            if norm is not None and act is not None:
-                yield from fuse_pair(f"{name}.conv_norm_out".lstrip("."), norm, act, uses)
+    for block in getattr(module, attribute, ()) if attribute else (module,):
+        for attn in block.children():
+            # With a context of its own it is cross-attention.
+            if inherits_forward(unfused_class(attn), Attention) and not attn.is_cross_attention:
+                place = names[id(attn)]
+                yield Finding(place, "temporal_attention", attn, attention_over_frames, (place,), why_not_frames(attn))

@@ -1,8 +1,8 @@
 """patch(model) and unpatch(model).
 
-A module is patched by giving it a subclass of its own class whose forward calls the op: parameters, buffers, names,
-state_dict, device and mode stay what they were, and so does `isinstance`. Nothing is kept beside the model, so a copy
-or a pickle of a patched model is patched, and can be unpatched.
+A module is patched by giving it a subclass of its own class, of the same name, whose forward calls the op: parameters,
+buffers, names, state_dict, device and mode stay what they were, and so does `isinstance`. A copy or a pickle of a
+patched model is patched, and can be unpatched.
 """
 
 from __future__ import annotations
@@ -13,16 +13,25 @@ from collections.abc import Iterator
 from torch import nn
 
 from vdiff_fast.patch import torch_modules
-from vdiff_fast.patch.report import Finding, PatchReport
+from vdiff_fast.patch.fused_class import Fused, fused_class, is_fused, unfused_class
+from vdiff_fast.patch.places import places, why_left
+from vdiff_fast.patch.report import Finding, Names, PatchReport, grouped
+
+# On the model that was given to `patch`: the op of every module that was patched, by name.
+_RECORD = "_vdiff_fast_patched"
 
 
 def _findings(model: nn.Module) -> Iterator[Finding]:
-    yield from torch_modules.find(model)
+    names = {id(module): name for name, module in model.named_modules()}
+    finders = [torch_modules.find]
     # A model of diffusers has imported it; any other does not need it.
     if "diffusers" in sys.modules:
         from vdiff_fast.patch import diffusers_modules
 
-        yield from diffusers_modules.find(model)
+        finders.insert(0, diffusers_modules.find)
+    for module in model.modules():
+        found = (list(find(module, names)) for find in finders)
+        yield from next((findings for findings in found if findings), [])
 
 
 def patch(model: nn.Module) -> PatchReport:
@@ -33,45 +42,84 @@ def patch(model: nn.Module) -> PatchReport:
     group_norm_silu        23  conv_norm_out, down_blocks.0.resnets.0, ...
     temporal_attention     20  down_blocks.0.motion_modules.0.transformer_blocks.0.attn1, ...
     left as it was         22  heads of 160: not a multiple of 8 up to 128: down_blocks.2.motion_modules.0. ...
+    left as it was        111  a LayerNorm alone: torch's own kernel is one pass: down_blocks.0.attentions.0. ...
+    served                103  of 262 norms, activations and attentions
 
-    Known places: GroupNorm before SiLU in any `nn.Sequential` (called as a whole); in diffusers' models ResnetBlock2D
-    and TemporalResnetBlock (with the time embedding added inside the norm), the last norm of a U-Net or VAE, GEGLU
-    and tanh-GELU, and self-attention over frames (AnimateDiff, ModelScope, Stable Video Diffusion, Latte).
+    Known places: GroupNorm before SiLU in any `nn.Sequential`, and wherever a module's own source calls one on the
+    result of the other (`self.act(self.norm(x))`, `F.silu(self.norm(x))`); in diffusers' models ResnetBlock2D and
+    TemporalResnetBlock (with the time embedding added inside the norm), GEGLU and tanh-GELU, and self-attention over
+    frames (AnimateDiff, ModelScope, Stable Video Diffusion, Latte, I2VGen-XL). A subclass is what its parent is if it
+    inherits forward, or computes the parent's between casts.
 
     The mathematics is that of the model, the state_dict keeps its keys, and gradients flow; outputs differ by rounding.
     Every op chooses its backend at each call as ever (`vf.use_backend`), under `torch.compile` too: patch before
-    compiling. What an op cannot take (a mask over frames, a head of 20) runs as it did.
+    compiling. What an op cannot take (a mask over frames, a head of 20) runs as it did, and so does what was changed
+    after patching: a norm with hooks, offloaded or in another class, an attention with another processor.
 
     Args:
         model: any module; a pipeline's parts one by one. Modules with forward hooks, or whose `forward` was replaced
-            on the instance, are left, and so are subclasses that override `forward`.
+            on the instance, are left.
 
     Returns:
-        The modules by op, and those left with the reason. A second call finds nothing new.
+        The modules by op, all others with the reason, and what an earlier call had patched and a library has replaced
+        since. A second call finds nothing new.
 
     Raises:
         TypeError: `model` is not a torch.nn.Module.
     """
     _check(model, "patch")
     findings = list(_findings(model))
-    for finding in findings:
-        if finding.reason is None:
-            finding.apply()
-    return PatchReport.of(findings)
+    new = [finding for finding in findings if finding.reason is None and not finding.runs]
+    # Every class is made before the first module changes: a patch that raises has changed nothing.
+    owners = {id(finding.owner): finding for finding in new}
+    classes = [(finding.owner, fused_class(type(finding.owner), finding.maker)) for finding in owners.values()]
+    for owner, cls in classes:
+        owner.__class__ = cls
+    running = {finding.module: finding.op for finding in findings if finding.reason is None}
+    lost = _lost(model, findings, running)
+    model.__dict__[_RECORD] = running
+    served = {place for finding in findings if finding.reason is None for place in finding.covers}
+    refused = {place: finding.reason for finding in findings if finding.reason for place in finding.covers}
+    found = places(model)
+    reasons = ((why_left(name, kind, model, refused), name) for name, kind in found.items() if name not in served)
+    patched = grouped((finding.op, finding.module) for finding in new)
+    return PatchReport(patched, grouped(reasons), lost, len(served & found.keys()), len(found))
+
+
+def _lost(model: nn.Module, findings: list[Finding], running: dict[str, str]) -> Names:
+    """What runs no op any more, though an earlier `patch` said that it does."""
+    reasons = {finding.module: finding.reason for finding in findings if finding.reason is not None}
+    present = dict(model.named_modules())
+    gone = [name for name in getattr(model, _RECORD, {}) if name not in running]
+    return grouped(
+        (reasons.get(name) or (f"it is a {_class_name(present[name])} now" if name in present else "it is gone"), name)
+        for name in gone
+    )
+
+
+def _class_name(module: nn.Module) -> str:
+    return unfused_class(module).__name__
 
 
 def unpatch(model: nn.Module) -> int:
-    """Take back every change of `patch`, in place; returns how many modules it was."""
+    """Take back every change of `patch`, in place; returns how many modules it was.
+
+    Raises:
+        TypeError: `model` is not a torch.nn.Module.
+        ValueError: a module was wrapped after it was patched, by a class of FSDP2 or of a parametrisation, which going
+            back would drop; nothing is changed then.
+    """
     _check(model, "unpatch")
-    count = 0
-    for module in model.modules():
-        if original := getattr(type(module), "unfused", None):
-            module.__class__ = original
-            count += 1
-        if original := getattr(getattr(module, "processor", None), "unfused", None):
-            module.processor = original
-            count += 1
-    return count
+    fused = [(name, module) for name, module in model.named_modules() if is_fused(module)]
+    for name, module in fused:
+        if Fused not in type(module).__bases__:
+            raise ValueError(
+                f"unpatch: {name} has become a {type(module).__name__} since it was patched; undo that first"
+            )
+    for _, module in fused:
+        module.__class__ = unfused_class(module)
+    model.__dict__.pop(_RECORD, None)
+    return len(fused)
 
 
 def _check(model: nn.Module, function: str) -> None:

@@ -2,66 +2,51 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import pairwise
-from typing import ClassVar
+from typing import Any, cast
 
-from torch import Tensor, nn
+from torch import nn
+from torch.nn import functional as F
 
-from vdiff_fast.nn.norm import GroupNormSiLU
-from vdiff_fast.patch.report import Finding
-
-HOOKED = "has hooks or a forward of its own"
-SHARED = "its SiLU is used elsewhere too"
-
-
-class FusedGroupNormSiLU(GroupNormSiLU):
-    """nn.GroupNorm that does the SiLU behind it as well."""
-
-    unfused: ClassVar[type[nn.Module]] = nn.GroupNorm
+from vdiff_fast.nn.plain import hooked
+from vdiff_fast.patch.fused_class import Forward, Maker, unfused_class
+from vdiff_fast.patch.norm_silu import OP, norm_then_act
+from vdiff_fast.patch.recognise import GROUP_NORM, SILU, computes, inherits_forward, kind_of
+from vdiff_fast.patch.report import HOOKED, Finding
+from vdiff_fast.patch.rewrite import Pair, pairs_of, rewritten
 
 
-class PassThrough(nn.SiLU):
-    """nn.SiLU that the norm before it has done."""
+def sequential(original: type[nn.Module]) -> Forward:
+    """nn.Sequential's forward. A layer that is called alone, or after a slice, does what it did."""
 
-    unfused: ClassVar[type[nn.Module]] = nn.SiLU
+    def forward(self: nn.Sequential, input: Any) -> Any:
+        modules, i = list(self._modules.values()), 0
+        while i < len(modules):
+            module: Any = modules[i]
+            if i + 1 < len(modules) and computes(module, GROUP_NORM):
+                input, i = norm_then_act(module, modules[i + 1], input), i + 2
+            else:
+                input, i = module(input), i + 1
+        return input
 
-    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]  # nn.SiLU calls x `input`
-        return x
-
-
-def hooked(module: nn.Module) -> bool:
-    """Whether somebody looks at what goes in or out, or replaced `forward` on the instance."""
-    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
-    return any(hooks) or "forward" in vars(module)
-
-
-def become(module: nn.Module, fused: type[nn.Module]) -> None:
-    module.__class__ = fused
+    return forward
 
 
-def fuse_pair(name: str, norm: nn.Module, silu: nn.Module, uses: Counter[int]) -> Iterator[Finding]:
-    """A norm and the SiLU that its owner calls next."""
-    if type(norm) is not nn.GroupNorm or type(silu) is not nn.SiLU:
+def find(module: nn.Module, names: Mapping[int, str]) -> Iterator[Finding]:
+    """The pairs that the forward of one module calls; `names` are the model's, by id of the module."""
+    cls, maker = unfused_class(module), cast(Maker, rewritten)
+    if inherits_forward(cls, nn.Sequential):
+        pairs, maker = [Pair(norm, act) for norm, act in pairwise(module.children())], sequential
+    elif any(kind_of(child) == GROUP_NORM for child in module.children()):
+        pairs = pairs_of(cls, module)
+    else:
         return
-
-    def apply() -> None:
-        become(norm, FusedGroupNormSiLU)
-        become(silu, PassThrough)
-
-    reason = HOOKED if hooked(norm) or hooked(silu) else SHARED if uses[id(silu)] > 1 or uses[id(norm)] > 1 else None
-    yield Finding(name, "group_norm_silu", apply, reason)
-
-
-def uses_of(model: nn.Module) -> Counter[int]:
-    """How often each module is registered: one that is called from two places must not change for one of them."""
-    return Counter(id(child) for parent in model.modules() for child in parent._modules.values() if child is not None)
-
-
-def find(model: nn.Module) -> Iterator[Finding]:
-    uses = uses_of(model)
-    for name, module in model.named_modules():
-        if type(module) is nn.Sequential:
-            for (key, norm), (_, silu) in pairwise(module.named_children()):
-                yield from fuse_pair(f"{name}.{key}".lstrip("."), norm, silu, uses)
+    for pair in pairs:
+        silu = pair.act is F.silu or (isinstance(pair.act, nn.Module) and kind_of(pair.act) == SILU)
+        if not silu or not isinstance(pair.norm, nn.Module) or kind_of(pair.norm) != GROUP_NORM:
+            continue
+        parts = [part for part in (pair.norm, pair.act) if isinstance(part, nn.Module)]
+        reason = HOOKED if any(map(hooked, [module, *parts])) else None
+        covers = tuple(names[id(part)] for part in parts if id(part) in names)
+        yield Finding(covers[0], OP, module, maker, covers, reason)
