@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vdiff_fast import _library, _measured
+from vdiff_fast import _derivatives, _library, _measured
 from vdiff_fast._requested import requested
 
 Predicate = Callable[..., str | None]
@@ -27,6 +27,7 @@ Predicate = Callable[..., str | None]
 # Triton before CUDA C++ until a measurement on the device's generation says otherwise.
 DEFAULT_ORDER = {"cpu": ("cpu", "sdpa", "reference"), "cuda": ("triton", "cuda", "sdpa", "reference")}
 INTERPRETER_ORDER = ("triton", "cpu", "sdpa", "reference")
+NO_CONSTANTS: Mapping[str, Tensor | None] = {}
 KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 _log = logging.getLogger("vdiff_fast")
@@ -74,13 +75,29 @@ def observed(call: Callable[[], object]) -> list[Choice]:
         _observer.reset(token)
 
 
-def choose(op: str, predicates: Mapping[str, Predicate], x: Tensor, *facts: Any) -> str:
+def choose(
+    op: str,
+    predicates: Mapping[str, Predicate],
+    x: Tensor,
+    *facts: Any,
+    constants: Mapping[str, Tensor | None] = NO_CONSTANTS,
+) -> str:
     """The backend for this call: the one asked for by name, else the first that can run.
+
+    In forward mode and under the transforms of torch.func it is the reference, also where another one that could run
+    was asked for by name: kernels know neither, and the reference's values are theirs to rounding.
+
+    Args:
+        constants: inputs, by name, that the kernels have no gradient of; where one is asked for the reference runs.
 
     Raises:
         BackendUnavailableError: the backend asked for by name cannot run this call.
     """
-    chosen = _choose(op, predicates, x, *facts)
+    chosen = _choose(op, predicates, x, *facts, learned=_learned(constants))
+    if chosen != "reference" and _derivatives.transformed():
+        chosen = "reference"
+        if not torch.compiler.is_compiling():
+            _log.debug("%s: reference, for forward mode or a transform of torch.func", op)
     if not torch.compiler.is_compiling() and (choices := _observer.get()) is not None:
         reasons = {name: predicate(x, *facts) for name, predicate in predicates.items()}
         against = {name: reason for name, reason in reasons.items() if reason is not None}
@@ -88,16 +105,25 @@ def choose(op: str, predicates: Mapping[str, Predicate], x: Tensor, *facts: Any)
     return chosen
 
 
-def _choose(op: str, predicates: Mapping[str, Predicate], x: Tensor, *facts: Any) -> str:
+def _learned(constants: Mapping[str, Tensor | None]) -> str | None:
+    """The name of a constant that a gradient is asked for."""
+    if not constants or not torch.is_grad_enabled() or _derivatives.transformed():
+        return None
+    return next((name for name, value in constants.items() if value is not None and value.requires_grad), None)
+
+
+def _choose(op: str, predicates: Mapping[str, Predicate], x: Tensor, *facts: Any, learned: str | None) -> str:
     wanted = requested(op)
     if wanted is not None:
         if wanted not in predicates:
             raise BackendUnavailableError(f"{op} has no {wanted!r} backend; it has {', '.join(predicates)}")
         reason = predicates[wanted](x, *facts)
+        if reason is None and learned is not None and wanted != "reference":
+            reason = f"its kernels have no gradient of {learned}, and one is asked for"
         if reason is not None:
             raise BackendUnavailableError(f"{op}: backend {wanted!r} was asked for, but {reason}")
         return wanted
-    for name in order(op, x):
+    for name in () if learned is not None else order(op, x):
         if name not in predicates:
             continue
         reason = predicates[name](x, *facts)
@@ -197,8 +223,6 @@ def apply(function: type[torch.autograd.Function], *args: Any) -> Any:
     alone is enough. In traced code it has to be forward alone: there `apply` without a gradient passes a forward of
     variable arguments the wrong ones.
     """
-    if torch._C._are_functorch_transforms_active():
-        return function.apply(*args)
     if not torch.is_grad_enabled() or not any(isinstance(a, Tensor) and a.requires_grad for a in args):
         return function.forward(*args)
     if torch.compiler.is_compiling():

@@ -37,17 +37,6 @@ def test_bfloat16_weights_keep_a_precise_time() -> None:
     assert not torch.equal(y[0], y[1])
 
 
-def test_it_refuses_a_second_derivative() -> None:
-    """The backward of the kernels is not differentiable; a wrong zero would be worse than an error."""
-    w1, w2 = torch.randn(8, 16, requires_grad=True), torch.randn(4, 8, requires_grad=True)
-    y = vf.ops.timestep_mlp(torch.tensor([3, 700]), w1, None, w2, None)
-    if y.grad_fn is None or "TimestepMLP" not in type(y.grad_fn).__name__:
-        return  # the reference, which is differentiable twice
-    (first,) = torch.autograd.grad(y.square().sum(), w1, create_graph=True)
-    with pytest.raises(RuntimeError, match="does not require grad"):
-        torch.autograd.grad(first.sum(), w2)
-
-
 @pytest.mark.parametrize("batch", [1, 3, 4, 9])
 def test_a_sample_does_not_depend_on_its_batch(batch: int) -> None:
     w1, b1, w2, b2 = torch.randn(40, 24), torch.randn(40), torch.randn(20, 40), torch.randn(20)

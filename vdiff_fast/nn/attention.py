@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vdiff_fast import layout, ops
+from vdiff_fast import _derivatives, layout, ops
 from vdiff_fast.nn.context import attend_to_context
 from vdiff_fast.nn.qkv_linear import project_qkv
 from vdiff_fast.nn.rotary import RotaryTables, Tables
@@ -92,7 +92,7 @@ class _Attention(nn.Module):
     def _prepare(self, q: Tensor, k: Tensor, rope: Tables | None) -> dict[str, Any]:
         """What is left for the attention to do: without gradients q and k, which are ours, are overwritten here."""
         norm = self._norm_weights()
-        if torch.is_grad_enabled() or torch.compiler.is_compiling():
+        if torch.is_grad_enabled() or torch.compiler.is_compiling() or _derivatives.transformed():
             return {"qk_norm": norm, "rope": rope}
         if norm is not None or rope is not None:
             ops.qk_norm_rope(q, k, qk_norm=norm, rope=rope, inplace=True)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vdiff_fast import ops
+from vdiff_fast._derivatives import values_readable
 from vdiff_fast.nn.plain import is_plain, parameter_dtype
 
 
@@ -85,7 +86,7 @@ class LabelEmbedding(nn.Embedding):
     def forward(self, y: Tensor | None, batch: int = 1) -> Tensor:
         if y is None:
             return self.weight[self.num_classes].expand(batch, -1)
-        if y.device.type == "cpu" and not torch.compiler.is_compiling():
+        if values_readable(y):
             self._check(y)
         return super().forward(y)
 

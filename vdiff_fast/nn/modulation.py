@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vdiff_fast import _requested, ops
+from vdiff_fast import _derivatives, _requested, ops
 from vdiff_fast.nn.plain import is_plain
 
 
@@ -125,9 +125,9 @@ def remakes(source: Modulated) -> bool:
     """Whether a projection keeps the source's inputs instead of y.
 
     Not under torch.compile, which decides for itself what to make again, nor where the reference was asked for, which
-    keeps what plain torch keeps.
+    keeps what plain torch keeps, nor in forward mode and under transforms, where the reference runs.
     """
-    if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+    if torch.compiler.is_compiling() or not torch.is_grad_enabled() or _derivatives.transformed():
         return False
     autocast = torch.is_autocast_enabled(source.y.device.type)
     if autocast and source.y.dtype != torch.get_autocast_dtype(source.y.device.type):
@@ -171,6 +171,10 @@ def modulated_linear(source: Modulated, linear: nn.Module) -> Tensor:
     return _Linear.apply(source.y, weight, bias, source.x, source.shift, source.scale, source.eps)
 
 
+def _mlp(y: Tensor, w1: Tensor, b1: Tensor, w2: Tensor) -> Tensor:
+    return F.linear(ops.gelu_tanh(F.linear(y, w1), b1), w2)
+
+
 class _MLP(torch.autograd.Function):
     """Keeps h = W1 y, and makes y and GELU(h + b1) again: half of what plain torch keeps."""
 
@@ -193,6 +197,10 @@ class _MLP(torch.autograd.Function):
         if dout is None:
             return (None,) * 9
         w1, b1, w2, x, shift, scale, h = ctx.saved_tensors
+        if _derivatives.continued():
+            y = torch.enable_grad()(ops.layer_norm_modulate)(x, shift, scale, eps=ctx.eps)
+            found = _derivatives.gradients(_mlp, (y, w1, b1, w2), dout)
+            return *found, dout.flatten(0, -2).sum(0), None, None, None, None
         need_dy, need_dw1, _, need_dw2, need_db2, *_ = ctx.needs_input_grad
         rows = dout.reshape(-1, dout.shape[-1])
         hidden, bias = h.detach().reshape(-1, h.shape[-1]).requires_grad_(), b1.detach().requires_grad_()

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vdiff_fast import ops
+from vdiff_fast import _derivatives, ops
 from vdiff_fast.nn.modulation import Modulated, remakes
 from vdiff_fast.nn.plain import is_plain
 
@@ -23,9 +23,14 @@ def _rows(x: Tensor, width: int) -> Tensor:
     return x.reshape(-1, width)
 
 
+def _projected(x: Tensor, weight: Tensor, bias: Tensor | None, heads: int) -> Parts:
+    q, k, v = F.linear(x, weight, bias).unflatten(-1, (3, heads, -1)).unbind(-3)
+    return q, k, v
+
+
 def _stacked_products(parts: list[Tensor], rows: Tensor, weight: Tensor) -> Tensor:
     """parts[i]^T rows, one under the other."""
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or _derivatives.continued():
         return torch.cat([part.t() @ rows for part in parts])
     width, out = weight.shape[0] // 3, torch.empty_like(weight)
     for i, part in enumerate(parts):
@@ -41,8 +46,7 @@ class _QKVLinear(torch.autograd.Function):
         x: Tensor, weight: Tensor, bias: Tensor | None, heads: int,
         origin: Tensor | None, shift: Tensor | None, scale: Tensor | None, eps: float,
     ) -> Parts:  # fmt: skip
-        q, k, v = F.linear(x, weight, bias).unflatten(-1, (3, heads, -1)).unbind(-3)
-        return q, k, v
+        return _projected(x, weight, bias, heads)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Parts) -> None:
@@ -96,7 +100,10 @@ def qkv_linear(x: Tensor | Modulated, weight: Tensor, bias: Tensor | None, heads
         dtype = torch.get_autocast_dtype(x.device.type)
         x, weight = x.to(dtype), weight.to(dtype)
         bias = None if bias is None else bias.to(dtype)
-    q, k, v = _QKVLinear.apply(x, weight, bias, heads, *origin)
+    if _derivatives.transformed():
+        q, k, v = _projected(x, weight, bias, heads)
+    else:
+        q, k, v = _QKVLinear.apply(x, weight, bias, heads, *origin)
     return q, k, v
 
 

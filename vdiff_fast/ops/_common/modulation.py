@@ -110,6 +110,11 @@ def vector_like(value: Tensor) -> Tensor:
     return value.new_empty(value.shape)
 
 
+def summed_over_runs(gradient: Tensor, runs: int) -> Tensor:
+    """Of tokens (B, N, D) the sums of each of F runs, (B, F, D): the gradient of a vector that is added to its run."""
+    return gradient.unflatten(1, (runs, gradient.shape[1] // max(runs, 1))).sum(2)
+
+
 def over_tokens(value: Tensor, x: Tensor) -> Tensor:
     """The vector as a tensor that broadcasts against x (B, ..., D), for references."""
     value = value.to(x.dtype)

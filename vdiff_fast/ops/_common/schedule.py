@@ -8,6 +8,8 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from vdiff_fast._derivatives import values_readable
+
 
 @runtime_checkable
 class Schedule(Protocol):
@@ -61,7 +63,7 @@ def check_timesteps(op: str, t: Tensor, schedule: Schedule, x0: Tensor) -> None:
         raise TypeError(f"{op}: the schedule's tables must be float32, got {tables.dtype}")
     if t.device != x0.device or tables.device != x0.device:
         raise ValueError(f"{op}: x0 is on {x0.device}, t on {t.device}, the schedule on {tables.device}")
-    if t.device.type != "cpu" or torch.compiler.is_compiling() or t.numel() == 0:
+    if not values_readable(t) or t.numel() == 0:
         return
     values = t.tolist()
     low, high = min(values), max(values)
@@ -70,6 +72,12 @@ def check_timesteps(op: str, t: Tensor, schedule: Schedule, x0: Tensor) -> None:
             raise ValueError(f"{op}: t must lie in [0, 1], got values from {low} to {high}")
     elif low < 0 or high >= schedule.timesteps:
         raise ValueError(f"{op}: t must lie in [0, {schedule.timesteps}), got values from {low} to {high}")
+
+
+def schedule_constants(t: Tensor, schedule: Schedule) -> dict[str, Tensor | None]:
+    """Times and tables as `vdiff_fast._dispatch.choose` takes inputs that kernels have no gradient of."""
+    tables = schedule.sqrt_alphas_cumprod, schedule.sqrt_one_minus_alphas_cumprod
+    return {"t": t, "the schedule": tables[0], "the schedule's noise": tables[1]}
 
 
 def coefficients(schedule: Schedule, t: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -93,11 +101,16 @@ def per_sample(values: Tensor, x: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Tables:
-    """A Schedule of given coefficients: what tests and benchmarks of one op use."""
+    """A Schedule of given coefficients: what kernels read of one, and what tests and benchmarks of one op use."""
 
     kind: str
     sqrt_alphas_cumprod: Tensor
     sqrt_one_minus_alphas_cumprod: Tensor
+
+    @staticmethod
+    def read_by(t: Tensor, signal: Tensor, noise_scale: Tensor) -> Tables:
+        """The schedule that t and its two tables belong to, as far as an op reads it."""
+        return Tables("flow" if t.is_floating_point() else "variance_preserving", signal, noise_scale)
 
     @property
     def timesteps(self) -> int:

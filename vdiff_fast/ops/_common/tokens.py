@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from torch import Tensor
 
 # The weights of the normalisation of queries and keys, and the cosines and sines of a rotary embedding.
@@ -64,3 +66,8 @@ def check_tables(op: str, rope: Tables | None, positions: int, q: Tensor) -> Non
                 f"{op}: rope {name} must be (positions, d/2) = ({positions}, {d // 2}), got {tuple(table.shape)}"
             )
         check_device(op, f"rope {name}", table, q)
+
+
+def rope_constants(rope: Tables | None) -> Mapping[str, Tensor | None]:
+    """The rotary tables as `vdiff_fast._dispatch.choose` takes inputs that kernels have no gradient of."""
+    return {} if rope is None else {"the rotary cosines": rope[0], "the rotary sines": rope[1]}

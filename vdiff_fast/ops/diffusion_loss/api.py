@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from vdiff_fast import _dispatch, layout
+from vdiff_fast import _derivatives, _dispatch, layout
 from vdiff_fast.ops._common.frames import checked_frames
 from vdiff_fast.ops._common.random import check_noise_source, counter_word, seed_tensor
-from vdiff_fast.ops._common.schedule import Schedule, check_timesteps, per_sample
+from vdiff_fast.ops._common.schedule import Schedule, Tables, check_timesteps, per_sample, schedule_constants
 from vdiff_fast.ops._common.targets import TARGETS
 from vdiff_fast.ops._common.videos import check_values, check_video
 from vdiff_fast.ops.diffusion_loss import reference
 from vdiff_fast.ops.diffusion_loss.config import gradient_first
+from vdiff_fast.ops.noise import reference as noise_reference
 
 BACKENDS = ("reference", "cpu", "triton", "cuda")
 PREDICATES = {name: _dispatch.GENERIC_PREDICATES[name] for name in BACKENDS}
@@ -51,12 +54,14 @@ class _RedrawnLoss(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        *tensors, ctx.options, _, ctx.backend = inputs
+        *tensors, ctx.options, ctx.mean, ctx.backend = inputs
         ctx.save_for_backward(*tensors)
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         tensors = ctx.saved_tensors
+        if _derivatives.continued():
+            return _formula_gradients(tensors, ctx.options, ctx.mean, upstream)
         gradients: list[Tensor | None] = [None] * 3
         for i, of in enumerate(("prediction", "x0", "noise")):
             if ctx.needs_input_grad[i]:
@@ -66,7 +71,10 @@ class _RedrawnLoss(torch.autograd.Function):
 
 
 class _GradientFirstLoss(torch.autograd.Function):
-    """Saves the gradient that the forward's one pass wrote; the backward scales it, unless the scale is one."""
+    """Saves the gradient that the forward's one pass wrote; the backward scales it, unless the scale is one.
+
+    The inputs are kept for a derivative of this gradient alone; a training step holds them anyway.
+    """
 
     @staticmethod
     def forward(
@@ -90,16 +98,50 @@ class _GradientFirstLoss(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
         ctx.mark_non_differentiable(output[1])
         ctx.set_materialize_grads(False)  # else the backward fills zeros for the second output
-        ctx.save_for_backward(output[1])
+        *tensors, ctx.options, ctx.mean, _ = inputs
+        ctx.save_for_backward(output[1], *tensors)
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
-        (gradient,) = ctx.saved_tensors
         if upstream is None:
             return (None,) * 12
+        gradient, *tensors = ctx.saved_tensors
+        if _derivatives.continued():
+            return _formula_gradients(tensors, ctx.options, ctx.mean, upstream)
         if torch.compiler.is_compiling() or not bool((upstream == 1).all()):
             gradient = gradient * (per_sample(upstream, gradient) if upstream.dim() else upstream)
         return gradient, *[None] * 11
+
+
+def _formula_gradients(
+    tensors: Sequence[Tensor | None], options: tuple[Any, ...], mean: bool, upstream: Tensor
+) -> tuple[Tensor | None, ...]:
+    """Gradients of prediction, x0 and noise by the reference's formula; None for the rest of a Function's inputs."""
+    operands, source = tensors[:3], tensors[3:]
+    formula = partial(_formula, source, options, mean)
+    return *_derivatives.gradients(formula, operands, upstream), *[None] * 9
+
+
+def _formula(
+    source: Sequence[Any],
+    options: tuple[Any, ...],
+    mean: bool,
+    prediction: Tensor,
+    x0: Tensor | None,
+    noise: Tensor | None,
+) -> Tensor:
+    """The reference of what the kernels take; an operand that the target lacks has the coefficient 0."""
+    t, signal, noise_scale, seed, sample_offset, stream = source
+    target, weighting, gamma, kind, delta, *frames = options
+    shape, dtype = prediction.shape, torch.promote_types(prediction.dtype, torch.float32)
+    if noise is None and target != "x0":
+        words = (seed, sample_offset, stream, shape[0], math.prod(shape[1:]), dtype)
+        noise = noise_reference.shaped(noise_reference.normals(*words, *frames), shape)
+    return reference.diffusion_loss(
+        prediction, torch.zeros_like(prediction) if x0 is None else x0, t, Tables.read_by(t, signal, noise_scale),
+        noise=torch.zeros_like(prediction) if noise is None else noise, target=target, weighting=weighting,
+        gamma=gamma, reduction="mean" if mean else "none", kind=kind, delta=delta,
+    )  # fmt: skip
 
 
 def diffusion_loss(
@@ -173,7 +215,8 @@ def diffusion_loss(
     key = None if seed is None else seed_tensor("diffusion_loss", seed, x0.device)
     offset = counter_word("diffusion_loss", "sample_offset", sample_offset, x0.device)
     word = counter_word("diffusion_loss", "stream", stream, x0.device)
-    backend = _dispatch.choose("diffusion_loss", PREDICATES, prediction)
+    constants = schedule_constants(t, schedule)
+    backend = _dispatch.choose("diffusion_loss", PREDICATES, prediction, constants=constants)
     if backend == "reference":
         return _dispatch.call_reference(
             reference.diffusion_loss, prediction, x0, t, schedule, target=target, noise=noise, seed=key,

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vdiff_fast import _dispatch
+from vdiff_fast import _derivatives, _dispatch
 from vdiff_fast.ops._common.modulation import check_tokens, like_tokens, modulation, tokens
 from vdiff_fast.ops.gated_residual import reference
 
@@ -36,8 +36,15 @@ class _GatedResidual(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         branch, gate = ctx.saved_tensors
+        if _derivatives.continued():
+            return dy, *_derivatives.gradients(_gated, (branch, gate), dy), None
         dbranch, dgate = _KERNELS[ctx.backend].backward(tokens(dy), tokens(branch), gate)
         return dy, dbranch.view(branch.shape), dgate, None
+
+
+def _gated(branch: Tensor, gate: Tensor) -> Tensor:
+    """The reference of what the kernels take, of the residual 0, whose gradient is dy."""
+    return reference.gated_residual(torch.zeros_like(tokens(branch)), tokens(branch), gate).view(branch.shape)
 
 
 def gated_residual(residual: Tensor, branch: Tensor, gate: Tensor) -> Tensor:

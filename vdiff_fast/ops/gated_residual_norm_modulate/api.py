@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from vdiff_fast import _dispatch
+from vdiff_fast import _derivatives, _dispatch
 from vdiff_fast.ops._common.layer_norm_config import why_not_cuda, why_not_triton
-from vdiff_fast.ops._common.modulation import check_tokens, like_tokens, modulations, tokens
+from vdiff_fast.ops._common.modulation import check_tokens, like_tokens, modulations, summed_over_runs, tokens
+from vdiff_fast.ops.gated_residual.reference import gated_residual
 from vdiff_fast.ops.gated_residual_norm_modulate import reference
+from vdiff_fast.ops.layer_norm_modulate.reference import layer_norm_modulate
 
 _OP = "gated_residual_norm_modulate"
 PREDICATES = {
@@ -34,7 +37,7 @@ class _GatedResidualNormModulate(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-        _, branch, gate, _, scale, _, ctx.backend = inputs
+        _, branch, gate, _, scale, ctx.eps, ctx.backend = inputs
         ctx.mark_non_differentiable(output[2])
         # Neither output need be used: an absent gradient is not filled with zeros and read.
         ctx.set_materialize_grads(False)
@@ -45,11 +48,37 @@ class _GatedResidualNormModulate(torch.autograd.Function):
         if dh is None and dy is None:
             return (None,) * 7
         h, branch, gate, scale, statistics = ctx.saved_tensors
+        if _derivatives.continued():
+            return *_formula_gradients(dh, dy, h, branch, gate, scale, ctx.eps), None, None
         dy = torch.zeros_like(h) if dy is None else dy
         dresidual, dbranch, *vectors = _KERNELS[ctx.backend].backward(
             tokens(dy), None if dh is None else tokens(dh), tokens(h), tokens(branch), gate, scale, statistics
         )
         return dresidual.view(h.shape), dbranch.view(h.shape), *vectors, None, None
+
+
+def _gated(branch: Tensor, gate: Tensor) -> Tensor:
+    """gate * branch, as the kernels take them."""
+    return gated_residual(torch.zeros_like(tokens(branch)), tokens(branch), gate).view(branch.shape)
+
+
+def _norm(eps: float, h: Tensor, scale: Tensor) -> Tensor:
+    """y without the shift, as the kernels take h and scale."""
+    return layer_norm_modulate(tokens(h), torch.zeros_like(scale), scale, eps=eps).view(h.shape)
+
+
+def _formula_gradients(
+    dh: Tensor | None, dy: Tensor | None, h: Tensor, branch: Tensor, gate: Tensor, scale: Tensor, eps: float
+) -> tuple[Tensor | None, ...]:
+    """Gradients of residual, branch, gate, shift and scale by the references' formulas: those of y, then those of h."""
+    dshift = dscale = None
+    if dy is not None:
+        of_h, dscale = _derivatives.gradients(partial(_norm, eps), (h, scale), dy)
+        dshift = summed_over_runs(tokens(dy), scale.shape[1])
+        dh = of_h if dh is None or of_h is None else dh + of_h
+    if dh is None:
+        return None, None, None, dshift, dscale
+    return dh, *_derivatives.gradients(_gated, (branch, gate), dh), dshift, dscale
 
 
 def gated_residual_norm_modulate(

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vdiff_fast import _dispatch
+from vdiff_fast import _derivatives, _dispatch
 from vdiff_fast.ops._common.modulation import wide_vector
 from vdiff_fast.ops.gelu_tanh import reference
 
@@ -34,6 +34,8 @@ class _GELUTanh(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, bias = ctx.saved_tensors
+        if _derivatives.continued():
+            return *_derivatives.gradients(reference.gelu_tanh, (x, bias), dy), None
         dx, dbias = _KERNELS[ctx.backend].backward(dy.contiguous(), x, bias)
         return dx, None if bias is None else dbias, None
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from vdiff_fast import _dispatch, layout
+from vdiff_fast import _derivatives, _dispatch, layout
 from vdiff_fast.ops._common.channel_vectors import (
     affine,
     check_vector,
@@ -50,7 +51,8 @@ class _GroupNormSiLU(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-        x, x2, weight, bias, scale, shift, add, ctx.num_groups, _, ctx.per_frame, ctx.silu, ctx.backend = inputs
+        x, x2, weight, bias, scale, shift, add, *options, ctx.backend = inputs
+        ctx.num_groups, ctx.eps, ctx.per_frame, ctx.silu = options
         _, mean, rstd = output
         ctx.mark_non_differentiable(mean, rstd)
         ctx.set_materialize_grads(False)
@@ -61,6 +63,10 @@ class _GroupNormSiLU(torch.autograd.Function):
         if dy is None:
             return (None,) * 12
         x, x2, weight, bias, mean, rstd, scale, shift, add = ctx.saved_tensors
+        if _derivatives.continued():
+            formula = partial(_formula, ctx.num_groups, ctx.eps, ctx.per_frame, ctx.silu)
+            inputs = (x, x2, weight, bias, scale, shift, add)
+            return *_derivatives.gradients(formula, inputs, dy), *[None] * 5
         contiguous = x.is_contiguous() and (x2 is None or x2.is_contiguous())
         dx, dx2, dweight, dbias, dscale, dshift, dadd = _KERNELS[ctx.backend].backward(
             laid_out(dy, contiguous), x, x2, ctx.num_groups, weight, bias, mean, rstd, scale, shift, add,
@@ -76,6 +82,15 @@ class _GroupNormSiLU(torch.autograd.Function):
             None if add is None else dadd,
             None, None, None, None, None,
         )  # fmt: skip
+
+
+def _formula(num_groups: int, eps: float, per_frame: bool, silu: bool, x: Tensor, *others: Tensor | None) -> Tensor:
+    """The reference of what the kernels take."""
+    x2, weight, bias, scale, shift, add = others
+    return reference.group_norm_silu(
+        x, num_groups, weight, bias, eps, x2=x2, scale=for_reference(scale, x), shift=for_reference(shift, x),
+        add=add, per_frame=per_frame, activation="silu" if silu else "none",
+    )  # fmt: skip
 
 
 def _native_pair(x: Tensor, x2: Tensor | None) -> tuple[Tensor, Tensor | None]:
@@ -187,15 +202,10 @@ def group_norm_silu(
     backend = _dispatch.choose(_OP, PREDICATES, x)
     shape = (x.shape[0], channels, *x.shape[2:])
     x, x2 = three_axes(x), None if x2 is None else three_axes(x2)
+    vectors = (weight, bias, scale, shift, add)
+    options = (num_groups, eps, per_frame, activation == "silu")
     if backend == "reference":
-        y = _dispatch.call_reference(
-            reference.group_norm_silu, x, num_groups, weight, bias, eps, x2=x2,
-            scale=for_reference(scale, x), shift=for_reference(shift, x), add=add, per_frame=per_frame,
-            activation=activation,
-        )  # fmt: skip
+        y = _dispatch.call_reference(partial(_formula, *options), x, x2, *vectors)
     else:
-        x, x2 = _native_pair(x, x2)
-        vectors = (weight, bias, scale, shift, add)
-        options = (num_groups, eps, per_frame, activation == "silu", backend)
-        y, _, _ = _dispatch.apply(_GroupNormSiLU, x, x2, *vectors, *options)
+        y, _, _ = _dispatch.apply(_GroupNormSiLU, *_native_pair(x, x2), *vectors, *options, backend)
     return y if y.dim() == len(shape) else y.reshape(shape)  # reshape changes strides of size-1 dims

@@ -10,6 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from vdiff_fast import _derivatives
+from vdiff_fast.ops._common.normalise import normalised
+
 
 def _over_space(value: Tensor, x: Tensor) -> Tensor:
     """(B, C), (B, T, C) or x's rank with size-1 space, as a tensor that broadcasts against x (B, C, ...)."""
@@ -26,11 +29,27 @@ def _group_norm(
 ) -> Tensor:
     weight = None if weight is None else weight.to(x.dtype)
     bias = None if bias is None else bias.to(x.dtype)
+    if weight is None and bias is not None:
+        # The backward of torch.group_norm fails where there is a bias alone.
+        weight = torch.ones_like(bias)
+    if _derivatives.transformed():
+        return _plain_group_norm(x, num_groups, weight, bias, eps, per_frame)
     if not per_frame:
         return torch.group_norm(x, num_groups, weight, bias, eps)
     b, c, t, h, w = x.shape
     frames = x.transpose(1, 2).reshape(b * t, c, h, w)
     return torch.group_norm(frames, num_groups, weight, bias, eps).reshape(b, t, c, h, w).transpose(1, 2)
+
+
+def _plain_group_norm(
+    x: Tensor, num_groups: int, weight: Tensor | None, bias: Tensor | None, eps: float, per_frame: bool
+) -> Tensor:
+    groups = x.unflatten(1, (num_groups, -1))  # (B, groups, C / groups, T, H, W)
+    axes = [2, *range(4 if per_frame else 3, groups.dim())]
+    y = normalised(groups, axes, eps).flatten(1, 2)
+    y = y if weight is None else y * _over_space(weight[None], y)
+    y = y if bias is None else y + _over_space(bias[None], y)
+    return y.to(x.dtype)
 
 
 def group_norm_silu(

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from vdiff_fast import _dispatch
+from vdiff_fast import _derivatives, _dispatch
 from vdiff_fast.ops._common.layer_norm_config import why_not_cuda, why_not_triton
-from vdiff_fast.ops._common.modulation import check_tokens, modulations, tokens, wide_vector
+from vdiff_fast.ops._common.modulation import check_tokens, modulations, summed_over_runs, tokens, wide_vector
 from vdiff_fast.ops.layer_norm_modulate import reference
 
 _OP = "layer_norm_modulate"
@@ -39,7 +40,7 @@ class _LayerNormModulate(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        x, _, scale, weight, bias, _, ctx.backend = inputs
+        x, _, scale, weight, bias, ctx.eps, ctx.backend = inputs
         ctx.mark_non_differentiable(output[1])
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(x, scale, weight, bias, output[1])
@@ -49,10 +50,18 @@ class _LayerNormModulate(torch.autograd.Function):
         if dy is None:
             return (None,) * 7
         x, scale, weight, bias, statistics = ctx.saved_tensors
+        if _derivatives.continued():
+            dx, *others = _derivatives.gradients(partial(_formula, eps=ctx.eps), (x, scale, weight, bias), dy)
+            return dx, summed_over_runs(dy, scale.shape[1]), *others, None, None
         dx, dshift, dscale, dweight, dbias = _KERNELS[ctx.backend].backward(
             dy.contiguous(), x, scale, weight, bias, statistics
         )
         return dx, dshift, dscale, None if weight is None else dweight, None if bias is None else dbias, None, None
+
+
+def _formula(x: Tensor, scale: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
+    """The reference of what the kernels take, without the shift, whose gradient depends on dy alone."""
+    return reference.layer_norm_modulate(x, torch.zeros_like(scale), scale, weight=weight, bias=bias, eps=eps)
 
 
 def layer_norm_modulate(

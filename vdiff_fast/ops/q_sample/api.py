@@ -7,10 +7,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vdiff_fast import _dispatch, layout
+from vdiff_fast import _derivatives, _dispatch, layout
 from vdiff_fast.ops._common.frames import INDEPENDENT, FrameArguments, checked_frames
 from vdiff_fast.ops._common.random import check_noise_source, counter_word, seed_tensor
-from vdiff_fast.ops._common.schedule import Schedule, check_timesteps
+from vdiff_fast.ops._common.schedule import (
+    Schedule,
+    Tables,
+    check_timesteps,
+    coefficients,
+    per_sample,
+    schedule_constants,
+)
 from vdiff_fast.ops._common.videos import check_values, check_video
 from vdiff_fast.ops.q_sample import reference
 
@@ -45,6 +52,13 @@ class _QSample(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         t, signal, noise_scale = ctx.saved_tensors
+        if _derivatives.continued():
+            # The step is linear in x0 and in noise.
+            schedule = Tables.read_by(t, signal, noise_scale)
+            of_x0, of_noise = coefficients(schedule, t, torch.promote_types(dy.dtype, torch.float32))
+            of_inputs = ((of_x0, dy.dtype), (of_noise, ctx.noise_dtype))
+            found = (None if dtype is None else (per_sample(c, dy) * dy).to(dtype) for c, dtype in of_inputs)
+            return *found, *[None] * 8
         kernel = _KERNELS[ctx.backend].q_sample
         dy = dy.movedim(1, -1).contiguous().movedim(-1, 1) if ctx.channels_last else dy.contiguous()
         dx0 = dnoise = None
@@ -103,7 +117,7 @@ def q_sample(
     key = None if seed is None else seed_tensor("q_sample", seed, x0.device)
     offset = counter_word("q_sample", "sample_offset", sample_offset, x0.device)
     word = counter_word("q_sample", "stream", stream, x0.device)
-    backend = _dispatch.choose("q_sample", PREDICATES, x0)
+    backend = _dispatch.choose("q_sample", PREDICATES, x0, constants=schedule_constants(t, schedule))
     if backend == "reference":
         return _dispatch.call_reference(
             reference.q_sample, x0, t, schedule, noise=noise, seed=key, sample_offset=offset, stream=word,

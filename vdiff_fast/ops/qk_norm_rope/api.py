@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from vdiff_fast import _dispatch
-from vdiff_fast.ops._common.tokens import Norm, Tables, check_norm, check_same_kind, check_tables, check_tokens
+from vdiff_fast import _derivatives, _dispatch
+from vdiff_fast.ops._common.tokens import (
+    Norm,
+    Tables,
+    check_norm,
+    check_same_kind,
+    check_tables,
+    check_tokens,
+    rope_constants,
+)
 from vdiff_fast.ops.qk_norm_rope import reference
 
 PREDICATES: dict[str, _dispatch.Predicate] = {
@@ -36,11 +45,31 @@ class _QkNormRope(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dq: Tensor, dk: Tensor) -> tuple[Any, ...]:
         q, k, *parameters = ctx.saved_tensors
+        if _derivatives.continued():
+            if q is None:
+                return *_turned_back(dq, dk, parameters), *[None] * 6
+            found = _derivatives.gradients(partial(_formula, ctx.eps), (q, k, *parameters), (dq, dk))
+            return *found[:2], None, *found[2:], None
         dq, dk, dq_weight, dk_weight = _KERNELS[ctx.backend].backward(
             _rows(dq), _rows(dk), q, k, (*parameters, ctx.eps)
         )
         dweights = (None, None) if q is None else (dq_weight, dk_weight)
         return dq, dk, None, *dweights, None, None, None
+
+
+def _formula(eps: float, q: Tensor, k: Tensor, *parameters: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The reference of what the kernels take."""
+    q_weight, k_weight, cos, sin = parameters
+    norm = None if q_weight is None or k_weight is None else (q_weight, k_weight)
+    tables = None if cos is None or sin is None else (cos, sin)
+    return reference.qk_norm_rope(q, k, qk_norm=norm, rope=tables, eps=eps)
+
+
+def _turned_back(dq: Tensor, dk: Tensor, parameters: list[Tensor | None]) -> tuple[Tensor, Tensor]:
+    """The gradients where there is no norm: the rotation by the negative angles."""
+    *_, cos, sin = parameters
+    tables = None if cos is None or sin is None else (cos, -sin)
+    return reference.qk_norm_rope(dq, dk, rope=tables)
 
 
 def _rows(x: Tensor) -> Tensor:
@@ -98,7 +127,7 @@ def qk_norm_rope(
     recorded = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, *(qk_norm or ())))
     if inplace and recorded:
         raise ValueError(f"{op}: inplace=True overwrites what the gradient needs; use torch.no_grad() or inplace=False")
-    backend = _dispatch.choose(op, PREDICATES, q)
+    backend = _dispatch.choose(op, PREDICATES, q, constants=rope_constants(rope))
     if backend == "reference":
         results = _dispatch.call_reference(reference.qk_norm_rope, q, k, qk_norm=qk_norm, rope=rope, eps=eps)
         return (q.copy_(results[0]), k.copy_(results[1])) if inplace else results

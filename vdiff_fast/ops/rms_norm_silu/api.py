@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from vdiff_fast import _dispatch, layout
+from vdiff_fast import _derivatives, _dispatch, layout
 from vdiff_fast.ops._common.channel_vectors import affine, for_reference, laid_out, modulation, three_axes
 from vdiff_fast.ops.rms_norm_silu import reference
 
@@ -48,7 +49,7 @@ class _RMSNormSiLU(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        x, weight, scale, shift, _, ctx.silu, ctx.backend = inputs
+        x, weight, scale, shift, ctx.eps, ctx.silu, ctx.backend = inputs
         ctx.mark_non_differentiable(output[1])
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(x, weight, output[1], scale, shift)
@@ -58,6 +59,9 @@ class _RMSNormSiLU(torch.autograd.Function):
         if dy is None:
             return (None,) * 7
         x, weight, rstd, scale, shift = ctx.saved_tensors
+        if _derivatives.continued():
+            formula = partial(_formula, ctx.eps, ctx.silu)
+            return *_derivatives.gradients(formula, (x, weight, scale, shift), dy), None, None, None
         dx, dweight, dscale, dshift = _KERNELS[ctx.backend].backward(
             laid_out(dy, x.is_contiguous()), x, weight, rstd, scale, shift, ctx.silu
         )
@@ -68,6 +72,16 @@ class _RMSNormSiLU(torch.autograd.Function):
             None if shift is None else dshift,
             None, None, None,
         )  # fmt: skip
+
+
+def _formula(
+    eps: float, silu: bool, x: Tensor, weight: Tensor | None, scale: Tensor | None, shift: Tensor | None
+) -> Tensor:
+    """The reference of what the kernels take."""
+    return reference.rms_norm_silu(
+        x, weight, eps=eps, scale=for_reference(scale, x), shift=for_reference(shift, x),
+        activation="silu" if silu else "none",
+    )  # fmt: skip
 
 
 def rms_norm_silu(
@@ -114,10 +128,7 @@ def rms_norm_silu(
     backend = _dispatch.choose(_OP, PREDICATES, x)
     x = three_axes(x)
     if backend == "reference":
-        y = _dispatch.call_reference(
-            reference.rms_norm_silu, x, weight, eps=eps, scale=for_reference(scale, x),
-            shift=for_reference(shift, x), activation=activation,
-        )  # fmt: skip
+        y = _dispatch.call_reference(partial(_formula, eps, activation == "silu"), x, weight, scale, shift)
     else:
         x = x if layout.is_channels_last(x) else layout.native(x)
         y, _ = _dispatch.apply(_RMSNormSiLU, x, weight, scale, shift, eps, activation == "silu", backend)

@@ -7,27 +7,14 @@ import math
 import torch
 from torch import Tensor
 
-from vdiff_fast import _dispatch, layout
+from vdiff_fast import _derivatives, _dispatch, layout
 from vdiff_fast.ops._common.frames import checked_frames
 from vdiff_fast.ops._common.random import counter_word, seed_tensor
 from vdiff_fast.ops.sampler_step import columns, reference
 from vdiff_fast.ops.sampler_step.native import Call
 
 _KERNELS = _dispatch.kernel_modules(__package__)
-_NO_BACKWARD = "it has no backward, and a gradient is asked for"
-
-
-def _predicate(generic: _dispatch.Predicate) -> _dispatch.Predicate:
-    """A kernel runs where the generic predicate lets it, and where no gradient is asked for."""
-
-    def why_not(x: Tensor, needs_gradient: bool = False) -> str | None:
-        return _NO_BACKWARD if needs_gradient else generic(x)
-
-    return why_not
-
-
-PREDICATES: dict[str, _dispatch.Predicate] = {"reference": _dispatch.why_not_reference}
-PREDICATES |= {name: _predicate(_dispatch.GENERIC_PREDICATES[name]) for name in ("cpu", "triton", "cuda")}
+PREDICATES: dict[str, _dispatch.Predicate] = dict(_dispatch.GENERIC_PREDICATES)
 
 
 def _check_tensors(x: Tensor, table: Tensor, others: dict[str, Tensor | None]) -> None:
@@ -179,12 +166,12 @@ def sampler_step(
     seed = None if seed is None else seed_tensor("sampler_step", seed, x.device)
     offset = counter_word("sampler_step", "sample_offset", sample_offset, x.device)
     stream = None if stream is None else _word("stream", stream, x)
-    if x.device.type == "cpu" and not torch.compiler.is_compiling():
+    if _derivatives.values_readable(x):
         _check_values(table, step, previous, previous2, noise is not None or seed is not None)
     frames, shared, own, progressive = checked_frames("sampler_step", x.shape, frame_correlation, correlation_kind)
-    inputs = (x, prediction, uncond, previous, previous2, noise)
-    needs_gradient = torch.is_grad_enabled() and any(i is not None and i.requires_grad for i in inputs)
-    backend = _dispatch.choose("sampler_step", PREDICATES, x, needs_gradient)
+    # The kernels have no backward.
+    constants = {"x": x, "table": table, **tensors}
+    backend = _dispatch.choose("sampler_step", PREDICATES, x, constants=constants)
     if backend == "reference":
         return _dispatch.call_reference(
             reference.sampler_step,

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from torch import Tensor
 
-from vdiff_fast import _dispatch
+from vdiff_fast import _derivatives, _dispatch
 from vdiff_fast.ops._common.tokens import (
     Norm,
     Tables,
@@ -34,7 +36,8 @@ def _attend(
     if qk_norm is not None or rope is not None:
         q, k = qk_norm_rope(q, k, qk_norm=qk_norm, rope=rope, eps=eps)
     factor = q.shape[-1] ** -0.5 if scale is None else scale
-    return _dispatch.call_reference(sdpa.xformers if backend == "xformers" else sdpa.sdpa, q, k, v, factor)
+    out = _dispatch.call_reference(sdpa.xformers if backend == "xformers" else sdpa.sdpa, q, k, v, factor)
+    return _derivatives.rerouted(out, partial(reference.spatial_attention, scale=factor), q, k, v)
 
 
 def spatial_attention(

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from vdiff_fast import _dispatch
+from vdiff_fast import _derivatives, _dispatch
 from vdiff_fast.ops._common.tokens import (
     Norm,
     Tables,
@@ -17,6 +18,7 @@ from vdiff_fast.ops._common.tokens import (
     check_same_kind,
     check_tables,
     check_tokens,
+    rope_constants,
 )
 from vdiff_fast.ops.qk_norm_rope import rope_tables
 from vdiff_fast.ops.temporal_attention import cross, reference
@@ -79,6 +81,10 @@ class _Attention(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dout: Tensor) -> tuple[Any, ...]:
         q, k, v, *tensors = ctx.saved_tensors
+        if _derivatives.continued():
+            formula = partial(_formula, ctx.causal, ctx.scale, ctx.eps)
+            found = _derivatives.gradients(formula, (q, k, v, *tensors), dout)
+            return *found[:3], None, *found[3:], None, None, None
         options = (*tensors, ctx.causal, ctx.scale, ctx.eps)
         dq, dk, dv, *parameters = _KERNELS[ctx.backend].backward(rows(dout), q, k, v, options)
         return dq, dk, dv, None, *_parameter_gradients(tensors, parameters)
@@ -99,9 +105,29 @@ class _PackedAttention(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dout: Tensor) -> tuple[Any, ...]:
         qkv, *tensors = ctx.saved_tensors
+        if _derivatives.continued():
+            formula = partial(_packed_formula, ctx.causal, ctx.scale, ctx.eps)
+            found = _derivatives.gradients(formula, (qkv, *tensors), dout)
+            return found[0], None, *found[1:], None, None, None
         options = (*tensors, ctx.causal, ctx.scale, ctx.eps)
         dqkv, *parameters = _KERNELS[ctx.backend].backward_packed(rows(dout), qkv, options)
         return dqkv, None, *_parameter_gradients(tensors, parameters)
+
+
+def _formula(
+    causal: bool, scale: float, eps: float, q: Tensor, k: Tensor, v: Tensor, *tensors: Tensor | None
+) -> Tensor:
+    """The reference of what the kernels take."""
+    bias, mask, q_weight, k_weight, cos, sin = tensors
+    norm = None if q_weight is None or k_weight is None else (q_weight, k_weight)
+    tables = None if cos is None or sin is None else (cos, sin)
+    return reference.temporal_attention(
+        q, k, v, bias=bias, causal=causal, mask=mask, qk_norm=norm, rope=tables, scale=scale, eps=eps
+    )
+
+
+def _packed_formula(causal: bool, scale: float, eps: float, qkv: Tensor, *tensors: Tensor | None) -> Tensor:
+    return _formula(causal, scale, eps, *qkv.unbind(3), *tensors)
 
 
 def _parameter_gradients(tensors: list[Tensor | None], gradients: list[Tensor]) -> tuple[Any, ...]:
@@ -261,7 +287,8 @@ def temporal_attention(
     check_same_kind(op, q, k=k, v=v)
     tables = _tables(q, rope)
     _check_options(op, q, bias, mask, qk_norm, tables)
-    backend = _dispatch.choose(op, PREDICATES, q, qk_norm is not None or tables is not None)
+    fused = qk_norm is not None or tables is not None
+    backend = _dispatch.choose(op, PREDICATES, q, fused, constants=rope_constants(tables))
     if backend == "reference":
         options = {"bias": bias, "causal": causal, "mask": mask, "qk_norm": qk_norm, "rope": tables, "scale": scale}
         return _dispatch.call_reference(reference.temporal_attention, q, k, v, eps=eps, **options)
@@ -299,7 +326,8 @@ def temporal_attention_qkv(
     q = qkv.select(3, 0)
     tables = _tables(q, rope)
     _check_options(op, q, bias, mask, qk_norm, tables)
-    backend = _dispatch.choose(op, PREDICATES, q, qk_norm is not None or tables is not None)
+    fused = qk_norm is not None or tables is not None
+    backend = _dispatch.choose(op, PREDICATES, q, fused, constants=rope_constants(tables))
     if backend == "reference":
         options = {"bias": bias, "causal": causal, "mask": mask, "qk_norm": qk_norm, "rope": tables, "scale": scale}
         return _dispatch.call_reference(reference.temporal_attention_qkv, qkv, eps=eps, **options)

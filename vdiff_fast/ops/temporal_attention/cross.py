@@ -8,16 +8,17 @@ are those of every position, a view of stride 0, padded to n with keys that nobo
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from vdiff_fast import _dispatch
+from vdiff_fast import _derivatives, _dispatch
 from vdiff_fast.ops._common.tokens import Norm
 from vdiff_fast.ops.qk_norm_rope.reference import rms_norm
-from vdiff_fast.ops.temporal_attention import native
+from vdiff_fast.ops.temporal_attention import native, reference
 
 # Fewer queries than the smallest vector of a kernel leave its lanes empty.
 MIN_QUERIES = 8
@@ -40,8 +41,20 @@ class _ContextAttention(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dout: Tensor) -> tuple[Any, ...]:
         q, k, v, mask, q_weight = ctx.saved_tensors
+        if _derivatives.continued():
+            found = _derivatives.gradients(partial(_formula, ctx.scale, ctx.eps), (q, k, v, mask, q_weight), dout)
+            return *found, None, None
         dq, dk, dv, dq_weight = native.context_backward(rows(dout), q, k, v, mask, q_weight, ctx.scale, ctx.eps)
         return dq, dk, dv, None, None if q_weight is None else dq_weight, None, None
+
+
+def _formula(
+    scale: float, eps: float, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, q_weight: Tensor | None
+) -> Tensor:
+    """The reference of what the kernel takes: keys are normed before."""
+    q = q if q_weight is None else rms_norm(q, q_weight, eps)
+    out = reference.temporal_attention(q.unsqueeze(2), k.unsqueeze(2), v.unsqueeze(2), mask=mask, scale=scale)
+    return out.squeeze(2)
 
 
 def rows(x: Tensor) -> Tensor:

@@ -60,7 +60,7 @@ def timestep_embedding(
     flip_sin_to_cos=True`. An odd dim ends in a zero.
 
     Args:
-        t: (B,), integers or floats, any strides.
+        t: (B,), integers or floats, any strides. Differentiable by the reference alone.
         dim: width of the embedding.
         max_period: longest wavelength over 2 pi.
         shift: frequencies run over dim//2 - shift (diffusers' `downscale_freq_shift`).
@@ -68,7 +68,7 @@ def timestep_embedding(
         scale: multiplies t; 1000 for flow times in [0, 1].
 
     Returns:
-        (B, dim) contiguous: float32 for integer t, else the dtype of t. Not differentiable in t.
+        (B, dim) contiguous: float32 for integer t, else the dtype of t.
 
     Raises:
         TypeError: t is no tensor, bool or complex.
@@ -77,10 +77,10 @@ def timestep_embedding(
     Source: Vaswani et al. 2017, section 3.5; Ho et al. 2020.
     """
     check_times("timestep_embedding", t, dim, max_period, shift)
-    backend = _dispatch.choose("timestep_embedding", PREDICATES, t)
+    backend = _dispatch.choose("timestep_embedding", PREDICATES, t, constants={"t": t})
     if backend == "reference":
         options = {"max_period": max_period, "shift": shift, "flip_sin_to_cos": flip_sin_to_cos, "scale": scale}
-        return _dispatch.call_reference(reference.timestep_embedding, t.detach(), dim, **options)
+        return _dispatch.call_reference(reference.timestep_embedding, t, dim, **options)
     dtype = t.dtype if t.is_floating_point() else torch.float32
     return _KERNELS[backend].timestep_embedding(
         kernel_times(t), dim, float(max_period), float(shift), flip_sin_to_cos, float(scale), dtype

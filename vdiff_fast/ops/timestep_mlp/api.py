@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from vdiff_fast import _dispatch
+from vdiff_fast import _derivatives, _dispatch
 from vdiff_fast.ops._common.times import check_times, kernel_times
 from vdiff_fast.ops.timestep_embedding import timestep_embedding
 from vdiff_fast.ops.timestep_mlp import reference
@@ -39,14 +40,17 @@ class _TimestepMLP(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        t, w1, _, w2, _, ctx.options, ctx.backend = inputs
+        t, w1, b1, w2, b2, ctx.options, ctx.backend = inputs
         ctx.mark_non_differentiable(output[1])
-        ctx.save_for_backward(t, w1, w2, output[1])
+        # The biases are parameters, which live on anyway.
+        ctx.save_for_backward(t, w1, b1, w2, b2, output[1])
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor, _: Tensor) -> tuple[Any, ...]:
-        t, w1, w2, pre = (saved.detach() for saved in ctx.saved_tensors)
-        dy = dy.detach()
+        t, w1, b1, w2, b2, pre = ctx.saved_tensors
+        if _derivatives.continued():
+            formula = partial(_formula, ctx.options)
+            return *_derivatives.gradients(formula, (t, w1, b1, w2, b2), dy), None, None
         needed = ctx.needs_input_grad[1:5]
         if ctx.backend == "cpu":
             found = _KERNELS["cpu"].backward(dy.contiguous(), t, w1, w2, pre, *ctx.options, *needed)
@@ -69,6 +73,16 @@ class _TimestepMLP(torch.autograd.Function):
             )
             dw1 = dpre.t() @ sinusoids.to(dy.dtype)
         return None, dw1, db1, dw2, db2, None, None
+
+
+def _formula(
+    options: tuple[Any, ...], t: Tensor, w1: Tensor, b1: Tensor | None, w2: Tensor, b2: Tensor | None
+) -> Tensor:
+    """The reference of what the kernels take."""
+    max_period, shift, flip, scale = options
+    return reference.timestep_mlp(
+        t, w1, b1, w2, b2, max_period=max_period, shift=shift, flip_sin_to_cos=flip, scale=scale
+    )
 
 
 def _check(t: Tensor, w1: Tensor, b1: Tensor | None, w2: Tensor, b2: Tensor | None) -> None:
@@ -105,7 +119,7 @@ def timestep_mlp(
     """y = W2 SiLU(W1 e(t) + b1) + b2, with e(t) the sinusoids of `timestep_embedding`, (B, D).
 
     Args:
-        t: (B,), integers or floats, any strides. Not differentiable.
+        t: (B,), integers or floats, any strides. Differentiable by the reference alone.
         w1, b1: (H, D) and (H,) or None; float32, bfloat16, float16 (float64 on CPU), any strides.
         w2, b2: (E, H) and (E,) or None, dtype of w1.
         max_period, shift, flip_sin_to_cos, scale: as in `timestep_embedding`.
@@ -124,10 +138,10 @@ def timestep_mlp(
     for name, tensor in (("t", t), ("b1", b1), ("w2", w2), ("b2", b2)):
         if tensor is not None and tensor.device != w1.device:
             raise ValueError(f"timestep_mlp: {name} is on {tensor.device}, w1 is on {w1.device}; move {name}")
-    backend = _dispatch.choose("timestep_mlp", PREDICATES, t, w1)
+    backend = _dispatch.choose("timestep_mlp", PREDICATES, t, w1, constants={"t": t})
     if backend == "reference":
         options = {"max_period": max_period, "shift": shift, "flip_sin_to_cos": flip_sin_to_cos, "scale": scale}
-        return _dispatch.call_reference(reference.timestep_mlp, t.detach(), w1, b1, w2, b2, **options)
+        return _dispatch.call_reference(reference.timestep_mlp, t, w1, b1, w2, b2, **options)
     numbers = (float(max_period), float(shift), flip_sin_to_cos, float(scale))
     t, w1, w2 = kernel_times(t), w1.contiguous(), w2.contiguous()
     b1, b2 = (None if bias is None else bias.contiguous() for bias in (b1, b2))
