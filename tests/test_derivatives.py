@@ -127,11 +127,19 @@ def test_derivatives_of_derivatives(spec: OpSpec, backend: str) -> None:
 
 
 def _difference(function: Function, inputs: list[Tensor], tangents: list[Tensor]) -> list[Tensor]:
-    """J v by central differences of fourth order; empty at a kink, where the slopes on both sides differ."""
-    steps = [function(*(x + s * STEP * v for x, v in zip(inputs, tangents))) for s in (-2, -1, 0, 1, 2)]
-    if any((e - 2 * c + a).norm() > 0.05 * (e - a).norm() + 1e-9 * c.norm() for a, _, c, _, e in zip(*steps)):
-        return []
-    return [(8 * (d - b) - (e - a)) / (12 * STEP) for a, b, _, d, e in zip(*steps)]
+    """J v by central differences of fourth order."""
+    steps = [function(*(x + s * STEP * v for x, v in zip(inputs, tangents))) for s in (-2, -1, 1, 2)]
+    return [(8 * (c - b) - (d - a)) / (12 * STEP) for a, b, c, d in zip(*steps)]
+
+
+def _differentiable(function: Function, inputs: list[Tensor], tangents: list[Tensor]) -> bool:
+    """Whether slopes are the same on both sides, and those along v and v^2 add up: there is a J."""
+    behind, here, ahead = (function(*(x + s * STEP * v for x, v in zip(inputs, tangents))) for s in (-2, 0, 2))
+    if any((a - 2 * h + b).norm() > 0.05 * (a - b).norm() + 1e-9 * h.norm() for b, h, a in zip(behind, here, ahead)):
+        return False
+    others = [v * v for v in tangents]
+    along = [_difference(function, inputs, t) for t in (tangents, others, [v + o for v, o in zip(tangents, others)])]
+    return all((v + o - both).norm() <= 1e-6 * max(both.norm(), 1.0) for v, o, both in zip(*along))
 
 
 def _dual(function: Function, inputs: list[Tensor], tangents: list[Tensor]) -> list[Tensor]:
@@ -150,7 +158,7 @@ def test_forward_mode(spec: OpSpec, backend: str) -> None:
     for sample in _samples(spec, backend, dtype):
         exact, double = _of_inputs(spec.reference, fresh(sample, torch.float64), _positions(sample))
         tangents = _random_like(double, draw=zlib.crc32(sample.name.encode()))
-        wanted = _difference(exact, double, tangents)
+        wanted = _difference(exact, double, tangents) if _differentiable(exact, double, tangents) else []
         with vf.use_backend(backend, ops=[spec.name]):
             found = _pushed(spec, sample, tangents, dtype)
         for name, pushed in found.items() if wanted else ():
@@ -158,7 +166,7 @@ def test_forward_mode(spec: OpSpec, backend: str) -> None:
                 error = float((f.double() - w).norm()) / max(float(w.norm()), 1.0)
                 assert error < (1e-7 if dtype == torch.float64 else 2e-5), f"{sample.name} {name}: {error}"
         smooth += bool(wanted)
-    assert smooth, "every sample is a kink"
+    assert smooth, "no sample is differentiable"
 
 
 def _pushed(spec: OpSpec, sample: Sample, tangents: list[Tensor], dtype: torch.dtype) -> dict[str, Any]:
