@@ -199,9 +199,17 @@ def kernel_modules(package: str) -> dict[str, ModuleType]:
     return modules
 
 
+def autocast_dtype(x: Tensor) -> torch.dtype | None:
+    """What autocast computes in on the device of x: None where it is off, and on a device without it (meta)."""
+    device = x.device.type
+    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
+        return None
+    return torch.get_autocast_dtype(device)
+
+
 def call_reference(function: Callable[..., Any], x: Tensor, *args: Any, **kwargs: Any) -> Any:
     """Run a reference outside autocast, which would change its dtype: every backend keeps the input's."""
-    if torch.is_autocast_enabled(x.device.type):
+    if autocast_dtype(x) is not None:
         with torch.autocast(x.device.type, enabled=False):
             return function(x, *args, **kwargs)
     return function(x, *args, **kwargs)

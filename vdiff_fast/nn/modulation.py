@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vdiff_fast import _derivatives, _requested, ops
+from vdiff_fast import _derivatives, _dispatch, _requested, ops
 from vdiff_fast.nn.plain import is_plain
 
 
@@ -115,10 +115,8 @@ class AdaLayerNormZero(nn.Module):
 
 def _cast(like: Tensor, *parameters: Tensor | None) -> tuple[Tensor | None, ...]:
     """What autocast would do to a Linear's parameters; outside the Functions, so that it is differentiated as such."""
-    if not torch.is_autocast_enabled(like.device.type):
-        return parameters
-    dtype = torch.get_autocast_dtype(like.device.type)
-    return tuple(None if p is None else p.to(dtype) for p in parameters)
+    dtype = _dispatch.autocast_dtype(like)
+    return parameters if dtype is None else tuple(None if p is None else p.to(dtype) for p in parameters)
 
 
 def remakes(source: Modulated) -> bool:
@@ -129,8 +127,7 @@ def remakes(source: Modulated) -> bool:
     """
     if torch.compiler.is_compiling() or not torch.is_grad_enabled() or _derivatives.transformed():
         return False
-    autocast = torch.is_autocast_enabled(source.y.device.type)
-    if autocast and source.y.dtype != torch.get_autocast_dtype(source.y.device.type):
+    if _dispatch.autocast_dtype(source.y) not in (None, source.y.dtype):
         return False
     return _requested.requested("layer_norm_modulate") != "reference"
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vdiff_fast import _derivatives, ops
+from vdiff_fast import _derivatives, _dispatch, ops
 from vdiff_fast.nn.modulation import Modulated, remakes
 from vdiff_fast.nn.plain import is_plain
 
@@ -95,9 +95,9 @@ def qkv_linear(x: Tensor | Modulated, weight: Tensor, bias: Tensor | None, heads
     if isinstance(x, Modulated):
         origin = (x.x, x.shift, x.scale, x.eps) if remakes(x) else origin
         x = x.y
-    if torch.is_autocast_enabled(x.device.type):
+    dtype = _dispatch.autocast_dtype(x)
+    if dtype is not None:
         # Outside the Function, so that the casts are Linear's own and are differentiated as such.
-        dtype = torch.get_autocast_dtype(x.device.type)
         x, weight = x.to(dtype), weight.to(dtype)
         bias = None if bias is None else bias.to(dtype)
     if _derivatives.transformed():
