@@ -95,7 +95,7 @@ class VideoFolder(Dataset):
         self._scan_all(paths, scan_threads or min(8, os.cpu_count() or 1), progress)
         self.policy.enforce([file.reason for file in self.skipped])
         # Shared with the loader's workers, so that all of them see what any of them had to skip.
-        self._failed = torch.zeros(len(self.videos), dtype=torch.uint8).share_memory_()
+        self._failed = torch.zeros(len(self.videos), dtype=torch.uint8, device="cpu").share_memory_()
         if not self.videos:
             raise EmptyDatasetError(f"{root}: no usable video; {self.skip_summary()}")
         counts = [max(1, len(grid) // spec.span) for grid in self._grids]

@@ -79,11 +79,11 @@ def smooth_temporal(video: torch.Tensor, sigma: float) -> torch.Tensor:
     if sigma == 0:
         return video
     radius = max(1, math.ceil(3.0 * sigma))
-    offsets = torch.arange(-radius, radius + 1)
+    offsets = torch.arange(-radius, radius + 1, device="cpu")
     weights = torch.exp(-(offsets.float() ** 2) / (2.0 * sigma**2))
     weights = (weights / weights.sum()).to(video.device)
     frames = video.shape[-3]
-    positions = torch.arange(frames)
+    positions = torch.arange(frames, device="cpu")
     smoothed = torch.zeros_like(video, dtype=torch.float32)
     for offset, weight in zip(offsets, weights):
         source = (positions + offset).clamp(0, frames - 1).to(video.device)
@@ -113,7 +113,7 @@ def grid(videos: torch.Tensor, *, columns: int | None = None, padding: int = 2, 
     columns = min(columns, batch)
     rows = math.ceil(batch / columns)
     shape = (channels, frames, rows * (height + padding) + padding, columns * (width + padding) + padding)
-    sheet = torch.full(shape, background, dtype=torch.uint8)
+    sheet = torch.full(shape, background, dtype=torch.uint8, device="cpu")
     for i, video in enumerate(videos):
         top = padding + (i // columns) * (height + padding)
         left = padding + (i % columns) * (width + padding)

@@ -112,11 +112,11 @@ def collate(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
     batch: dict[str, Any] = {
         "video": stacked.permute(0, 4, 1, 2, 3),
         "file": [item["file"] for item in items],
-        "index": torch.tensor([item["index"] for item in items]),
+        "index": torch.tensor([item["index"] for item in items], device="cpu"),
     }
     for name in ("label", "stride"):
         if all(name in item for item in items):
-            batch[name] = torch.tensor([item[name] for item in items])
+            batch[name] = torch.tensor([item[name] for item in items], device="cpu")
     return batch
 
 

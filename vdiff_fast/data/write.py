@@ -102,7 +102,7 @@ def contact_sheet(
         raise VideoWriteError(f"a contact sheet needs at least one column, got {columns}")
     as_frames(batch[0])
     count = min(columns, batch.shape[2])
-    chosen = batch[:, :, torch.linspace(0, batch.shape[2] - 1, count).round().long()]
+    chosen = batch[:, :, torch.linspace(0, batch.shape[2] - 1, count, device="cpu").round().long()]
     # (B, C, n, H, W) -> B * n pictures of one frame each, in rows of n.
     pictures = chosen.transpose(1, 2).reshape(-1, chosen.shape[1], 1, *chosen.shape[3:])
     sheet = grid(pictures, columns=count, padding=padding, background=background)

@@ -15,7 +15,7 @@ from vdiff_fast.diffusion.churn import Churn, Churned, churned
 from vdiff_fast.diffusion.guidance import Guidance, GuidanceScale
 from vdiff_fast.diffusion.learned_variance import step_log_variances
 from vdiff_fast.diffusion.samplers import Rates, Sampler, SamplerOptions, Update, check_options, find_sampler
-from vdiff_fast.diffusion.schedule import NoiseSchedule
+from vdiff_fast.diffusion.schedule import NoiseSchedule, on_host
 from vdiff_fast.ops._common.targets import find_target
 from vdiff_fast.ops.sampler_step import columns
 
@@ -57,6 +57,7 @@ class SamplerTable:
         )
 
 
+@on_host
 def sampler_table(
     schedule: NoiseSchedule,
     sampler: str | Sampler = "ddim",

@@ -2,11 +2,27 @@
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
+from typing import ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
+
+P, R = ParamSpec("P"), TypeVar("R")
+
+
+def on_host(function: Callable[P, R]) -> Callable[P, R]:
+    """The function with the CPU as torch's default device: tables are made on the host, wherever others are made."""
+
+    @functools.wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        with torch.device("cpu"):
+            return function(*args, **kwargs)
+
+    return call
 
 
 @dataclass(frozen=True, eq=False)
@@ -16,7 +32,7 @@ class NoiseSchedule:
     Variance preserving: signal_t = sqrt(alphas_cumprod_t), sigma_t = sqrt(1 - alphas_cumprod_t), with alphas_cumprod_t
     the product of 1 - beta_s over s <= t. Flow: signal_t = 1 - s_t, sigma_t = s_t. Both are the Markov chain
     x_t = sqrt(alphas_t) x_{t-1} + sqrt(betas_t) z; betas_t = 1 - alphas_t where variance is preserved.
-    Tables are computed in float64 and rounded once.
+    Tables are computed in float64 and rounded once, on the CPU whatever torch's default device is; `to` moves them.
 
     Attributes:
         kind: "variance_preserving" or "flow".
@@ -53,6 +69,7 @@ class NoiseSchedule:
     shift: float = 1.0
 
     @classmethod
+    @on_host
     def linear(
         cls, steps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02, *, zero_terminal_snr: bool = False
     ) -> NoiseSchedule:
@@ -62,6 +79,7 @@ class NoiseSchedule:
         return _variance_preserving("linear", betas, zero_terminal_snr)
 
     @classmethod
+    @on_host
     def scaled_linear(
         cls, steps: int = 1000, beta_start: float = 0.00085, beta_end: float = 0.012, *, zero_terminal_snr: bool = False
     ) -> NoiseSchedule:
@@ -71,6 +89,7 @@ class NoiseSchedule:
         return _variance_preserving("scaled_linear", betas, zero_terminal_snr)
 
     @classmethod
+    @on_host
     def cosine(
         cls, steps: int = 1000, offset: float = 0.008, max_beta: float = 0.999, *, zero_terminal_snr: bool = False
     ) -> NoiseSchedule:
@@ -84,6 +103,7 @@ class NoiseSchedule:
         return _variance_preserving("cosine", betas, zero_terminal_snr)
 
     @classmethod
+    @on_host
     def flow(cls, steps: int = 1000, shift: float = 1.0) -> NoiseSchedule:
         """s_t = shift u / (1 + (shift - 1) u) with u = (t + 1) / steps: step timesteps - 1 is pure noise.
 
@@ -97,6 +117,7 @@ class NoiseSchedule:
         return replace(_tables("flow", "flow", signal=1 - s, sigma=s), shift=float(shift))
 
     @classmethod
+    @on_host
     def from_betas(cls, betas: Tensor, *, zero_terminal_snr: bool = False) -> NoiseSchedule:
         """A schedule of one's own betas (steps,), each in (0, 1); the last may be 1, which leaves pure noise."""
         betas = torch.as_tensor(betas).detach().to("cpu", torch.float64)

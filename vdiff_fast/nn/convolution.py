@@ -22,7 +22,11 @@ class _ChannelsLastConv2d(nn.Conv2d):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._lay_out_weight()
+
+    def _lay_out_weight(self) -> None:
+        # Not by `to`, which swaps tensors of a subclass: fake ones refuse that. The Parameter stays the one it was.
+        self.weight.data = self.weight.data.contiguous(memory_format=torch.channels_last)
 
     def _load_from_state_dict(
         self, state_dict: Mapping[str, Any], prefix: str, local_metadata: dict[str, Any], *args: Any
@@ -30,7 +34,7 @@ class _ChannelsLastConv2d(nn.Conv2d):
         super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
         if local_metadata.get("assign_to_params_buffers"):
             # The parameter is now the file's own tensor, in the file's layout.
-            self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            self._lay_out_weight()
 
 
 class FrameConv2d(_ChannelsLastConv2d):

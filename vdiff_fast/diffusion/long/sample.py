@@ -146,7 +146,7 @@ def sample_autoregressive(
     mask = frame_mask(clip_frames, range(overlap))
     with ClipBatches(clips, files, 1, count, progress) as draw:
         for index in range(count):
-            known = torch.zeros(clips.shape)
+            known = torch.zeros(clips.shape, device="cpu")
             known[:, :overlap] = torch.stack(video[-overlap:], dim=1)
             video += list(draw.one(index, known, mask)[:, overlap:].unbind(1))
     return _video(video[:frames])
@@ -192,7 +192,7 @@ def interpolate(
     files = open_files(out, {"interpolated": fingerprint(keys)} | clips.settings())
 
     def ends(index: int) -> Tensor:
-        known = torch.zeros(clips.shape)
+        known = torch.zeros(clips.shape, device="cpu")
         known[:, 0], known[:, -1] = keys[:, index], keys[:, index + 1]
         return known
 
@@ -239,7 +239,7 @@ def _known_frames(
     shape: Sequence[int], segments: Sequence[Segment], positions: Sequence[int], made: Mapping[int, Tensor], index: int
 ) -> Tensor:
     """(C, T, H, W) of a segment's clip with the frames made so far at `positions`, zeros elsewhere."""
-    known = torch.zeros(tuple(shape))
+    known = torch.zeros(tuple(shape), device="cpu")
     for position in positions:
         known[:, position] = made[segments[index].frames[position]]
     return known
