@@ -16,7 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._C import _are_functorch_transforms_active
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd import forward_ad
+
+_FAKE = torch._C._TorchDispatchModeKey.FAKE
 
 
 def transformed() -> bool:
@@ -28,8 +31,10 @@ def transformed() -> bool:
 
 
 def values_readable(x: Tensor) -> bool:
-    """Whether a check may read values of x: on a CPU, and not in traced code nor under a transform of torch.func."""
-    return x.device.type == "cpu" and not torch.compiler.is_compiling() and not _are_functorch_transforms_active()
+    """Whether a check may read values of x: on a CPU, not fake, and not in traced code nor under torch.func."""
+    if x.device.type != "cpu" or torch.compiler.is_compiling() or _are_functorch_transforms_active():
+        return False
+    return not isinstance(x, FakeTensor) and torch._C._get_dispatch_mode(_FAKE) is None
 
 
 def continued() -> bool:

@@ -11,6 +11,8 @@ from typing import ParamSpec, TypeVar
 import torch
 from torch import Tensor
 
+from vdiff_fast._derivatives import values_readable
+
 P, R = ParamSpec("P"), TypeVar("R")
 
 
@@ -121,7 +123,8 @@ class NoiseSchedule:
     def from_betas(cls, betas: Tensor, *, zero_terminal_snr: bool = False) -> NoiseSchedule:
         """A schedule of one's own betas (steps,), each in (0, 1); the last may be 1, which leaves pure noise."""
         betas = torch.as_tensor(betas).detach().to("cpu", torch.float64)
-        if betas.dim() != 1 or not len(betas) or not bool(((betas > 0) & (betas <= 1)).all()):
+        inside = (betas > 0) & (betas <= 1)
+        if betas.dim() != 1 or not len(betas) or (values_readable(betas) and not bool(inside.all())):
             raise ValueError(f"betas must be a (steps,) tensor of values in (0, 1], got shape {tuple(betas.shape)}")
         return _variance_preserving("custom", betas, zero_terminal_snr)
 
@@ -177,6 +180,8 @@ def _variance_preserving(name: str, betas: Tensor, zero_terminal_snr: bool) -> N
 
 def _check_levels(name: str, signal: Tensor, sigma: Tensor) -> None:
     """Every step adds noise, and only the last may end the signal: samplers and posteriors divide by both."""
+    if not values_readable(signal):
+        return
     before = torch.cat([torch.zeros(1, dtype=torch.float64), sigma[:-1] / signal[:-1]])
     stuck = ~(sigma / signal > before) | (sigma == 0)
     if bool(stuck.any()):

@@ -108,7 +108,7 @@ class _GradientFirstLoss(torch.autograd.Function):
         gradient, *tensors = ctx.saved_tensors
         if _derivatives.continued():
             return _formula_gradients(tensors, ctx.options, ctx.mean, upstream)
-        if torch.compiler.is_compiling() or not bool((upstream == 1).all()):
+        if not _derivatives.values_readable(upstream) or not bool((upstream == 1).all()):
             gradient = gradient * (per_sample(upstream, gradient) if upstream.dim() else upstream)
         return gradient, *[None] * 11
 
