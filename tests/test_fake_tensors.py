@@ -28,7 +28,7 @@ def _described(tensors: list[Tensor]) -> list[Any]:
 
 @every_op
 def test_ops_under_fake_tensor_mode(spec: OpSpec) -> None:
-    """Forward and backward on every backend that runs here, every third sample: shapes, dtypes and strides of the real call."""
+    """Forward and backward on every backend that runs here, every third sample: as the real call."""
     here = ("reference", "sdpa") if _library.CPU.reason else ("reference", "sdpa", "cpu")
     for backend in [b for b in spec.predicates if b in here]:
         for sample in itertools.islice(spec.samples(CPU, torch.float32), 0, None, 3):

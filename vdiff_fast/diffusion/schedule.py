@@ -13,7 +13,8 @@ from torch import Tensor
 
 from vdiff_fast._derivatives import values_readable
 
-P, R = ParamSpec("P"), TypeVar("R")
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 def on_host(function: Callable[P, R]) -> Callable[P, R]:
