@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Sequence
+import shutil
+import struct
+import subprocess
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 from pathlib import Path
 
@@ -95,3 +98,54 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         encode(root / name, numbered(count))
     (root / "readme.txt").write_text("no video")
     return root
+
+
+Program = Callable[..., bytes]
+
+
+@pytest.fixture(scope="session")
+def ffmpeg() -> Program:
+    """The ffmpeg program: what it writes to standard output, with the input given."""
+    found = importlib.util.find_spec("imageio_ffmpeg")
+    if found is not None:
+        import imageio_ffmpeg
+
+        program = imageio_ffmpeg.get_ffmpeg_exe()
+    else:
+        program = shutil.which("ffmpeg") or pytest.skip("no ffmpeg program: pip install imageio-ffmpeg")
+
+    def run(*arguments: str | Path, content: bytes | None = None) -> bytes:
+        command = [program, "-nostdin", "-v", "error", "-y", *map(str, arguments)]
+        done = subprocess.run(command, input=content, capture_output=True, timeout=120)
+        assert done.returncode == 0, done.stderr.decode(errors="replace")
+        return done.stdout
+
+    return run
+
+
+def encode_with(ffmpeg: Program, path: Path, frames: np.ndarray, *options: str, rate: int = 25) -> Path:
+    """Write RGB frames by the ffmpeg program: x265 in PyAV 18.1 corrupts memory, and Theora it only reads."""
+    size = f"{frames.shape[2]}x{frames.shape[1]}"
+    source = ("-f", "rawvideo", "-pix_fmt", "rgb24", "-s", size, "-r", str(rate), "-i", "-")
+    # The program is told not to read commands from standard input; frames it still reads.
+    ffmpeg(*source, "-pix_fmt", "yuv420p", *options, path, content=np.ascontiguousarray(frames).tobytes())
+    return path
+
+
+def shown_by(ffmpeg: Program, path: Path, height: int, width: int, *filters: str) -> np.ndarray:
+    """All frames as the ffmpeg program shows them, uint8 (T, H, W, 3), converted as accurately as it can."""
+    chain = ",".join([*filters, "scale=flags=bicubic+accurate_rnd+full_chroma_int"])
+    shown = ffmpeg(
+        "-i", f"file:{path}", "-vf", chain, "-fps_mode", "passthrough", "-f", "rawvideo", "-pix_fmt", "rgb24", "-"
+    )
+    return np.frombuffer(shown, np.uint8).reshape(-1, height, width, 3)
+
+
+def set_display_matrix(path: Path, matrix: Sequence[int]) -> Path:
+    """Overwrite the nine numbers of an MP4's first track header, of version 0 or 1."""
+    content = bytearray(path.read_bytes())
+    at = content.index(b"tkhd") + 4
+    at += (32 if content[at] else 20) + 16
+    struct.pack_into(">9i", content, at + 4, *matrix)
+    path.write_bytes(bytes(content))
+    return path

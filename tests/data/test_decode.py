@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from vdiff_fast.data import CorruptVideoError, Tolerance, TruncatedVideoError, decode, find_videos, read_frames, scan
+from vdiff_fast.data import CorruptVideoError, Tolerance, TruncatedVideoError, decode, read_frames, scan
 
 from .conftest import encode, flip_bytes, noise, numbered, numbers, truncate
 
@@ -165,13 +165,3 @@ def test_decoding_leaves_no_file_open(tmp_path: Path) -> None:
     for start in range(1, 11):
         read_frames(video, [start])
     assert len(os.listdir("/proc/self/fd")) == before
-
-
-def test_find_videos(tmp_path: Path) -> None:
-    for name in ("b/2.MP4", "a/1.avi", "a/.hidden.mp4", ".git/x.mp4", "notes.txt", "c.gif"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).touch()
-    assert [p.relative_to(tmp_path).as_posix() for p in find_videos(tmp_path)] == ["a/1.avi", "b/2.MP4", "c.gif"]
-    assert find_videos(tmp_path / "notes.txt") == [tmp_path / "notes.txt"]
-    with pytest.raises(FileNotFoundError, match="no such file or folder"):
-        find_videos(tmp_path / "nowhere")

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 from tqdm import tqdm
 
-from vdiff_fast._files import write_text
+from vdiff_fast._files import printable, write_text
 from vdiff_fast.cli.options import parse_size
 
 
@@ -18,11 +18,21 @@ def _progress(items: Iterator[Any], total: int) -> Iterator[Any]:
     return iter(tqdm(items, total=total, unit="file", leave=False))
 
 
-def _spec(frames: int, size: str, stride: int, fps: float | None) -> Any:
+def _spec(frames: int, size: str, stride: int, fps: float | None, deinterlace: bool = False) -> Any:
     from vdiff_fast import data
 
     side = parse_size(size)
-    return data.ClipSpec(frames, (side, side) if isinstance(side, int) else side, stride=stride, fps=fps)
+    return data.ClipSpec(
+        frames, (side, side) if isinstance(side, int) else side, stride=stride, fps=fps, deinterlace=deinterlace
+    )
+
+
+MaxMissing = Annotated[
+    float, typer.Option(min=0, max=1, help="Share of a file's frames that may be missing (data.max_missing).")
+]
+MaxCorrupt = Annotated[
+    float, typer.Option(min=0, max=1, help="Share of a file's frames that may be damaged (data.max_corrupt).")
+]
 
 
 def check_data(
@@ -31,17 +41,20 @@ def check_data(
     stride: Annotated[int, typer.Option(min=1, help="Every stride-th frame is used.")] = 1,
     fps: Annotated[float | None, typer.Option(help="Rate that videos are resampled to.")] = None,
     limit: Annotated[float, typer.Option(min=0, max=1, help="Share of bad files above which training stops.")] = 0.05,
+    max_missing: MaxMissing = 0.02,
+    max_corrupt: MaxCorrupt = 0.0,
     problems: Annotated[bool, typer.Option("--problems", help="List only files with a remark.")] = False,
     json_out: Annotated[Path | None, typer.Option("--json", help="Write the report here, too.")] = None,
 ) -> None:
     """Decode every file from end to end and say what is wrong with it; exit 1 if training would stop."""
     from vdiff_fast import data
 
-    missing = [str(path) for path in paths if not path.exists()]
+    missing = [printable(path) for path in paths if not path.exists()]
     if missing:
         raise ValueError(f"{', '.join(missing)}: no such file or folder")
     spec = _spec(frames, "1", stride, fps) if frames else None
-    report = data.check_videos(paths, spec=spec, limit=limit, progress=_progress)
+    tolerance = data.Tolerance(max_missing, max_corrupt)
+    report = data.check_videos(paths, spec=spec, tolerance=tolerance, limit=limit, progress=_progress)
     print(report.format(only_problems=problems))
     if json_out is not None:
         write_text(json_out, json.dumps(report.to_json(), indent=1) + "\n")
@@ -57,12 +70,18 @@ def cache(
     stride: Annotated[int, typer.Option(min=1, help="Every stride-th frame is used.")] = 1,
     fps: Annotated[float | None, typer.Option(help="Rate that videos are resampled to.")] = None,
     limit: Annotated[float, typer.Option(min=0, max=1, help="Share of bad files that stops.")] = 0.05,
+    max_missing: MaxMissing = 0.02,
+    max_corrupt: MaxCorrupt = 0.0,
+    deinterlace: Annotated[bool, typer.Option("--deinterlace", help="Make interlaced frames whole.")] = False,
 ) -> None:
     """Decode a folder once to training resolution, so that training reads memory maps."""
     from vdiff_fast import data
 
-    spec = _spec(frames, size, stride, fps)
-    folder = data.VideoFolder(source, spec, cache_dir=cache_dir, skip_limit=limit, progress=_progress)
+    spec = _spec(frames, size, stride, fps, deinterlace)
+    tolerance = data.Tolerance(max_missing, max_corrupt)
+    folder = data.VideoFolder(
+        source, spec, cache_dir=cache_dir, skip_limit=limit, tolerance=tolerance, progress=_progress
+    )
     for _ in tqdm(folder.build_cache(), total=len(folder.videos), unit="file", leave=False):
         pass
     size_mib = data.FrameCache(cache_dir).size_bytes() / 2**20

@@ -12,20 +12,15 @@ def read_picture(path: Path, shape: tuple[int, int, int]) -> Tensor:
     """A picture as (C, H, W) in [-1, 1].
 
     Raises:
-        ValueError: another size than `shape`, or no picture.
+        ValueError: another size than `shape`, or those of `vdiff_fast.data.read_picture`.
     """
-    import numpy as np
-    from PIL import Image, UnidentifiedImageError
+    from vdiff_fast import data
 
-    try:
-        with Image.open(path) as picture:
-            pixels = np.array(picture.convert("RGB" if shape[0] == 3 else "L"))
-    except UnidentifiedImageError:
-        raise ValueError(f"{path}: not a picture that can be read; give a PNG or JPEG file") from None
-    return _sized(torch.from_numpy(pixels.reshape(*pixels.shape[:2], -1)).permute(2, 0, 1), shape, path)
+    pixels = torch.from_numpy(data.read_picture(path)).permute(2, 0, 1)
+    return _sized(pixels.unsqueeze(1), shape, path)[:, 0]
 
 
-def read_video(path: Path, shape: tuple[int, int, int]) -> Tensor:
+def read_video(path: Path, shape: tuple[int, int, int], *, deinterlace: bool = False) -> Tensor:
     """A video as (C, n, H, W) in [-1, 1]; one channel is its luma (ITU-R BT.601).
 
     Raises:
@@ -33,24 +28,22 @@ def read_video(path: Path, shape: tuple[int, int, int]) -> Tensor:
     """
     from vdiff_fast import data
 
-    frames = data.decode(path, layout="CTHW").frames
-    if shape[0] == 1:
-        weights = torch.tensor([0.299, 0.587, 0.114]).view(3, 1, 1, 1)
-        frames = (frames.float() * weights).sum(0, keepdim=True)
-    return _sized(frames, shape, path)
+    return _sized(data.decode(path, layout="CTHW", deinterlace=deinterlace).frames, shape, path)
 
 
 def _sized(pixels: Tensor, shape: tuple[int, int, int], path: Path) -> Tensor:
+    from vdiff_fast.data.transforms import to_gray
+
     if tuple(pixels.shape[-2:]) != shape[1:]:
         raise ValueError(
             f"{path}: {pixels.shape[-2]}x{pixels.shape[-1]}, the video's frames are {shape[1]}x{shape[2]}; resize it"
         )
-    return pixels.float() / 127.5 - 1
+    return (pixels if shape[0] == 3 else to_gray(pixels)).float() / 127.5 - 1
 
 
 def known_clip(
     shape: tuple[int, int, int, int], first_frame: Path | None, last_frame: Path | None, video: Path | None,
-    keep: int | None, box: str | None,
+    keep: int | None, box: str | None, *, deinterlace: bool = False,
 ) -> tuple[Tensor, Tensor] | None:  # fmt: skip
     """(known (1, C, T, H, W), mask) for `condition`; None where nothing is known.
 
@@ -59,6 +52,7 @@ def known_clip(
         first_frame, last_frame: pictures: one continues it, both are filled in between.
         video: its first `keep` frames are known (prediction, extension), or all of it outside `box` (in-painting).
         box: "TOPxLEFTxHEIGHTxWIDTH".
+        deinterlace: whether the video's interlaced frames are made whole.
 
     Raises:
         ValueError: options that do not go together, or sizes that do not fit.
@@ -78,7 +72,7 @@ def known_clip(
     if given or (keep is None) == (box is None):
         raise ValueError("--video takes either --keep FRAMES or --box, and no --first-frame or --last-frame")
     known = torch.zeros(1, *shape)
-    content = read_video(video, frame_shape)[:, :frames]
+    content = read_video(video, frame_shape, deinterlace=deinterlace)[:, :frames]
     needed = frames if keep is None else keep
     if content.shape[1] < min(needed, frames):
         raise ValueError(

@@ -108,7 +108,7 @@ def interpolate(
 
     trained, frame_shape = _load(run, out, device)
     require_roles(run, trained.config.diffusion.masks, ["local"], "interpolate")
-    keys = read_video(video, frame_shape)
+    keys = read_video(video, frame_shape, deinterlace=trained.config.data.deinterlace)
     clip = trained.config.data.frames if clip is None else clip
     result = diffusion.interpolate(
         trained.model, keys, trained.schedule, clip_frames=clip, seed=seed, steps=steps, sampler=sampler,

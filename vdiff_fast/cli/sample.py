@@ -79,7 +79,7 @@ def sample(
     shape = parse_size(size) if size else trained.config.data.size
     height, width = (shape, shape) if isinstance(shape, int) else shape
     clip = (trained.config.data.channels, frames or trained.config.data.frames, height, width)
-    known = known_clip(clip, first_frame, last_frame, video, keep, box)
+    known = known_clip(clip, first_frame, last_frame, video, keep, box, deinterlace=trained.config.data.deinterlace)
     _check_training(run, trained, sampling_use(first_frame is not None, last_frame is not None, keep, box is not None))
     try:
         with torch.autocast(trained.schedule.device.type, AUTOCAST_DTYPES.get(precision), enabled=precision != "fp32"):

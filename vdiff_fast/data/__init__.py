@@ -4,7 +4,7 @@ from .assets import demo_clip
 from .cache import FrameCache
 from .check import CheckReport, FileCheck, check_video, check_videos
 from .dataset import SkippedFile, VideoFile, VideoFolder, open_dataset
-from .decode import DecodedVideo, decode, find_videos, read_frames
+from .decode import DecodedVideo, decode, read_frames, read_picture
 from .digits import MovingDigits
 from .draw import Draw, permutation
 from .errors import (
@@ -21,6 +21,7 @@ from .errors import (
     VideoTooLargeError,
     VideoWriteError,
 )
+from .find import find_videos
 from .postprocess import grid, postprocess, smooth_temporal, to_uint8, upscale
 from .sampler import ClipKey, ClipLoader, ClipSampler, collate, loader
 from .scan import Tolerance, VideoScan, scan
@@ -71,6 +72,7 @@ __all__ = [
     "permutation",
     "postprocess",
     "read_frames",
+    "read_picture",
     "scan",
     "smooth_temporal",
     "to_uint8",

@@ -14,13 +14,15 @@ import numpy as np
 from vdiff_fast._files import whole_file, write_text
 
 from . import errors
-from .decode import frame_to_rgb
+from .container import decode_packets, open_video
+from .deinterlace import deinterlaced
 from .errors import TruncatedVideoError, VideoError
-from .scan import VideoScan, decode_packets, open_video, scan
+from .scan import VideoScan, scan
 from .transforms import ClipSpec, resize_frame, resized_size
 
 # Raised when the meaning of stored frames or scans changes; old entries are then never found again.
-_VERSION = 1
+_VERSION = 2
+_ARRAYS = {"times": np.float64, "pts": np.int64, "sums": np.uint32}
 
 
 def training_size(video: VideoScan, spec: ClipSpec) -> tuple[int, int]:
@@ -31,7 +33,8 @@ def training_size(video: VideoScan, spec: ClipSpec) -> tuple[int, int]:
 class FrameCache:
     """A folder of `<key>.npy` (uint8 (T, H, W, C), every frame of the file) and `<key>.json` (scans).
 
-    The key hashes the file's resolved path, size and modification time, and for frames the resized size and channels.
+    The key hashes the file's resolved path, size and modification time, and for frames the resized size, the channels
+    and whether interlaced frames were made whole.
     So windows, strides, rates, crops and flips may change without decoding again, and a changed file is never served
     stale. Entries are written to a temporary name and renamed: readers and other writers see all of one or nothing.
     """
@@ -76,7 +79,8 @@ class FrameCache:
         return sum(entry.stat().st_size for entry in self.folder.iterdir() if entry.is_file())
 
     def _frames_entry(self, video: VideoScan, spec: ClipSpec) -> Path:
-        return self.folder / f"{self.key(video.path, 'frames', *training_size(video, spec), spec.channels)}.npy"
+        kind = (*training_size(video, spec), spec.channels, spec.deinterlace)
+        return self.folder / f"{self.key(video.path, 'frames', *kind)}.npy"
 
     def _build(self, entry: Path, video: VideoScan, spec: ClipSpec, threads: int) -> None:
         """Stream the file to the disk, one frame in memory at a time.
@@ -89,21 +93,21 @@ class FrameCache:
             np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
             count = 0
             with open_video(video.path, threads=threads) as (container, stream):
-                for frame in decode_packets(container, stream):
+                frames = enumerate(decode_packets(container, stream))
+                for _, frame in deinterlaced(frames) if spec.deinterlace else frames:
                     if count < video.decoded:
-                        pixels = frame_to_rgb(frame, video.stored_width, video.stored_height, video.rotation)
-                        file.write(resize_frame(pixels, size, spec.channels).tobytes())
+                        file.write(resize_frame(video.to_rgb(frame), size, spec.channels).tobytes())
                     count += 1
             if count != video.decoded:
                 raise TruncatedVideoError(f"{video.name}: decoded {count} frames, {video.decoded} when scanned")
 
 
 def _scan_to_json(video: VideoScan) -> dict[str, Any]:
-    return asdict(video) | {"times": video.times.tolist(), "pts": video.pts.tolist()}
+    return asdict(video) | {name: getattr(video, name).tolist() for name in _ARRAYS}
 
 
 def _scan_from_json(content: dict[str, Any], path: str) -> VideoScan:
     if "error" in content:
         raise getattr(errors, content["error"])(content["message"])
-    arrays = {"times": np.array(content["times"], dtype=np.float64), "pts": np.array(content["pts"], dtype=np.int64)}
+    arrays = {name: np.array(content[name], dtype=dtype) for name, dtype in _ARRAYS.items()}
     return VideoScan(**(content | arrays | {"path": path}))

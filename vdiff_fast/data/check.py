@@ -9,9 +9,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from vdiff_fast._files import printable
+
 from .dataset import SkipPolicy
-from .decode import find_videos
 from .errors import VideoError
+from .find import find_videos, unique_files
 from .scan import DEFAULT_TOLERANCE, Tolerance, VideoScan, scan
 from .transforms import ClipSpec
 
@@ -87,7 +89,8 @@ def check_videos(
     not exist. `progress(iterator, total)` may wrap the work, as tqdm does.
     """
     sources = [paths] if isinstance(paths, (str, os.PathLike)) else list(paths)
-    files = [file for source in sources for file in (find_videos(source) if Path(source).is_dir() else [Path(source)])]
+    found = [file for source in sources for file in (find_videos(source) if Path(source).is_dir() else [Path(source)])]
+    files = unique_files(found)
     with ThreadPoolExecutor(threads or min(8, os.cpu_count() or 1)) as pool:
         results = pool.map(lambda path: check_video(path, spec=spec, tolerance=tolerance), files)
         return CheckReport(list(progress(results, len(files)) if progress else results), limit)
@@ -105,7 +108,7 @@ def check_video(
     except VideoError as error:
         return FileCheck(os.fspath(path), "bad", str(error))
     except OSError as error:
-        return FileCheck(os.fspath(path), "bad", f"{Path(path).name}: {error.strerror}")
+        return FileCheck(os.fspath(path), "bad", f"{printable(Path(path).name)}: {error.strerror}")
     remarks = _remarks(video)
     verdict: Verdict = "bad" if problem else "warning" if remarks else "ok"
     return FileCheck(
@@ -117,14 +120,26 @@ def check_video(
 def _remarks(video: VideoScan) -> list[str]:
     """What is unusual about a usable file, and what is done about it."""
     remarks = [video.note] if video.note else []
-    if video.declared and abs(video.declared - video.decoded) > 0:
-        remarks.append(f"header declares {video.declared} frames, {video.decoded} are stored; time stamps are used")
+    if video.declared and video.declared - video.hidden != video.decoded:
+        there = "shown" if video.hidden else "stored"
+        remarks.append(f"header declares {video.declared} frames, {video.decoded} are {there}; time stamps are used")
+    elif not video.declared and video.hidden:
+        remarks.append(f"begins inside a group of pictures; its first {video.hidden} frames cannot be shown")
     if video.corrupt or video.failed_packets:
         remarks.append(video.counts())
     if video.variable:
         remarks.append("variable frame rate; resampled by its time stamps")
-    if video.rotation:
-        remarks.append(f"rotated by {video.rotation} degrees when shown")
+    if video.orientation != 1:
+        mirrored = "mirrored" + (" and " if video.rotation else "") if video.mirrored else ""
+        turned = f"rotated by {video.rotation} degrees" if video.rotation else ""
+        remarks.append(f"{mirrored}{turned} when shown")
+    if video.transfer:
+        remarks.append(f"high dynamic range ({video.transfer}); brightness is mapped to standard range")
+    if video.interlaced:
+        remarks.append(
+            f"interlaced ({video.interlaced} of {video.decoded} frames); --deinterlace (data.deinterlace) makes whole "
+            "pictures of fields"
+        )
     if video.width % 2 or video.height % 2:
         remarks.append(f"odd size {video.width}x{video.height}")
     return remarks
@@ -135,5 +150,6 @@ def _row(file: FileCheck) -> tuple[str, ...]:
     size = f"{file.width}x{file.height}" if file.width else "-"
     fps = f"{file.fps:.3f}".rstrip("0").rstrip(".") if file.fps else "-"
     seconds = f"{file.duration:.2f}" if file.duration else "-"
-    reason = f"{file.path}  ({file.reason})" if file.reason else file.path
+    path = printable(file.path)
+    reason = f"{path}  ({file.reason})" if file.reason else path
     return (file.verdict, *("-" if n is None else str(n) for n in numbers), size, fps, seconds, reason)

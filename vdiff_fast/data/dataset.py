@@ -15,10 +15,11 @@ import torch
 from torch.utils.data import Dataset, get_worker_info
 
 from .cache import FrameCache, training_size
-from .decode import find_videos, read_frames
+from .decode import read_frames
 from .digits import MovingDigits
 from .draw import Draw
 from .errors import EmptyDatasetError, TooManyBadVideosError, VideoError, VideoTooLargeError
+from .find import find_videos
 from .sampler import ClipKey
 from .scan import DEFAULT_TOLERANCE, Tolerance, VideoScan, scan
 from .transforms import ClipSpec, Fit, as_size, choose_placement, place, resize_frame
@@ -66,8 +67,9 @@ class VideoFolder(Dataset):
     """Every video below a folder (or of a list of files), sorted; clips are decoded when asked for.
 
     All files are looked at once, in threads (`scan`); with `cache_dir` the result and the decoded frames are kept on
-    disk at training resolution. A file with n frames gives max(1, n // span) items; item k's window starts at a random
-    place in the k-th of as many equal parts, so that every epoch sees all of a video, each time a little elsewhere.
+    disk at training resolution. A file with n different frames gives max(1, n // span) items; item k's window starts at
+    a random frame in the k-th of as many equal parts, so that every epoch sees all of a video, each time a little
+    elsewhere. A picture that stands still for long counts as one frame: pauses give no items of their own.
 
     Items are pure functions of (`spec.seed`, epoch, index). `labels=True` adds the class: the number of the file's
     folder among `classes`, the sorted folders that hold videos. Unusable files are skipped and logged, as `skipped` and
@@ -92,14 +94,15 @@ class VideoFolder(Dataset):
         self.skipped: list[SkippedFile] = []
         self.videos: list[VideoScan] = []
         self._grids: list[np.ndarray] = []
+        self._starts: list[np.ndarray] = []
         self._scan_all(paths, scan_threads or min(8, os.cpu_count() or 1), progress)
         self.policy.enforce([file.reason for file in self.skipped])
         # Shared with the loader's workers, so that all of them see what any of them had to skip.
         self._failed = torch.zeros(len(self.videos), dtype=torch.uint8, device="cpu").share_memory_()
         if not self.videos:
             raise EmptyDatasetError(f"{root}: no usable video; {self.skip_summary()}")
-        counts = [max(1, len(grid) // spec.span) for grid in self._grids]
-        self._ends = np.cumsum(counts)
+        different = [1 + int(np.count_nonzero(np.diff(grid))) for grid in self._grids]
+        self._ends = np.cumsum([max(1, count // spec.span) for count in different])
         folders = [str(Path(video.path).parent) for video in self.videos]
         self.classes = sorted(set(folders))
         self._labels = [self.classes.index(folder) for folder in folders]
@@ -148,6 +151,7 @@ class VideoFolder(Dataset):
                 else:
                     self.videos.append(result)
                     self._grids.append(result.grid(self.spec.fps))
+                    self._starts.append(_window_starts(self._grids[-1], self.spec.span))
 
     def _scan_one(self, path: Path) -> VideoScan | Exception:
         try:
@@ -162,7 +166,7 @@ class VideoFolder(Dataset):
     def _clip(self, file: int, chosen: int, index: int, draw: Draw) -> dict[str, Any]:
         video, grid = self.videos[file], self._grids[file]
         first = int(self._ends[file - 1]) if file else 0
-        start = self._window_start(chosen - first, int(self._ends[file]) - first, len(grid), draw)
+        start = self._window_start(chosen - first, int(self._ends[file]) - first, self._starts[file], draw)
         stride, start = _clip_place(self.spec, start, draw)
         frames = self._read(video, grid[self.spec.window(start, stride)])
         placement = choose_placement(draw, training_size(video, self.spec), self.spec)
@@ -170,13 +174,12 @@ class VideoFolder(Dataset):
         item = {"video": clip, "file": video.path, "index": index, "stride": stride}
         return item | {"label": self._labels[file]} if self.labels else item
 
-    def _window_start(self, part: int, parts: int, length: int, draw: Draw) -> int:
+    def _window_start(self, part: int, parts: int, starts: np.ndarray, draw: Draw) -> int:
         """Somewhere in the part-th of `parts` equal shares of all starts, or evenly spread without `random_window`."""
-        starts = length - self.spec.span + 1
         if not self.spec.random_window:
-            return part * (starts - 1) // max(1, parts - 1)
-        low, high = part * starts // parts, (part + 1) * starts // parts
-        return low + draw.integer(max(1, high - low))
+            return int(starts[part * (len(starts) - 1) // max(1, parts - 1)])
+        low, high = part * len(starts) // parts, (part + 1) * len(starts) // parts
+        return int(starts[min(low + draw.integer(max(1, high - low)), len(starts) - 1)])
 
     def _read(self, video: VideoScan, indices: np.ndarray) -> np.ndarray:
         # Workers are the parallelism; FFmpeg's own threads would only fight for the cores.
@@ -186,7 +189,7 @@ class VideoFolder(Dataset):
         size, channels = training_size(video, self.spec), self.spec.channels
         return read_frames(
             video, indices, convert=lambda frame: resize_frame(frame, size, channels), threads=threads,
-            tolerance=self.tolerance,
+            tolerance=self.tolerance, deinterlace=self.spec.deinterlace,
         )  # fmt: skip
 
     def _give_up(self, file: int, error: Exception) -> None:
@@ -196,6 +199,12 @@ class VideoFolder(Dataset):
         reasons = [f.reason for f in self.skipped] + failed
         _log.warning(self.policy.note(str(error), len(reasons)))
         self.policy.enforce(reasons)
+
+
+def _window_starts(grid: np.ndarray, span: int) -> np.ndarray:
+    """Places of a grid at which a window of `span` fits and a frame is shown that was not shown before."""
+    new = np.concatenate([[True], np.diff(grid) != 0])[: len(grid) - span + 1]
+    return np.flatnonzero(new)
 
 
 def _clip_place(spec: ClipSpec, start: int, draw: Draw) -> tuple[int, int]:
@@ -236,8 +245,9 @@ class VideoFile(Dataset):
         self.video, self.spec, self.step = video, spec, step
         stored, self._order = np.unique(grid, return_inverse=True)
         self._frames = read_frames(
-            video, stored, convert=lambda frame: resize_frame(frame, size, spec.channels), tolerance=tolerance
-        )
+            video, stored, convert=lambda frame: resize_frame(frame, size, spec.channels), tolerance=tolerance,
+            deinterlace=spec.deinterlace,
+        )  # fmt: skip
 
     def __len__(self) -> int:
         return (len(self._order) - self.spec.span) // self.step + 1
@@ -256,7 +266,7 @@ def open_dataset(
     fps: float | None = None, channels: int = 3, fit: Fit = "cover", flip: float = 0.0, random_crop: bool = False,
     random_window: bool = True, strides: Sequence[int] = (), seed: int = 0, labels: bool = False,
     cache_dir: str | os.PathLike[str] | None = None, skip_limit: float = 0.05, tolerance: Tolerance = DEFAULT_TOLERANCE,
-    max_bytes: int = 4 << 30, digits: Mapping[str, Any] | None = None,
+    max_bytes: int = 4 << 30, digits: Mapping[str, Any] | None = None, deinterlace: bool = False,
 ) -> VideoFolder | VideoFile | MovingDigits:  # fmt: skip
     """The data set that `source` names: a folder of videos, one video file, or the word "moving-digits".
 
@@ -268,6 +278,7 @@ def open_dataset(
     spec = ClipSpec(
         frames=frames, size=as_size(size), stride=stride, fps=fps, channels=channels, fit=fit, flip=flip,
         random_crop=random_crop, random_window=random_window, strides=tuple(strides), seed=seed,
+        deinterlace=deinterlace,
     )  # fmt: skip
     if os.fspath(source) == "moving-digits":
         return MovingDigits(spec, labels=labels, **(digits or {}))

@@ -11,24 +11,20 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import torch
 
-from .errors import CorruptVideoError, TruncatedVideoError
-from .scan import (
-    DEFAULT_TOLERANCE,
-    SWS_ACCURATE_RND,
-    SWS_BICUBIC,
-    Tolerance,
-    VideoScan,
-    decode_packets,
-    open_video,
-    scan,
-)
+from vdiff_fast._files import printable
+
+from .container import decode_packets, import_av, open_video, reading
+from .deinterlace import deinterlaced
+from .errors import CorruptVideoError, TruncatedVideoError, UnreadableVideoError
+from .pixels import frame_orientation, frame_to_rgb
+from .scan import DEFAULT_TOLERANCE, Tolerance, VideoScan, frame_sum, scan
 
 if TYPE_CHECKING:
     from av.video.frame import VideoFrame
 
-# swscale's default rounding darkens YUV video by one level of 255 on average; with SWS_ACCURATE_RND and
-# SWS_FULL_CHR_H_INT it does not, at 1.6 times the cost. As numbers, since PyAV names them only from version 18 on.
-_ACCURATE = SWS_BICUBIC | SWS_ACCURATE_RND | 0x2000
+# Frames ahead of the wanted one at which a seek is tried before a file is read from its start: streams with pictures
+# that build on others across key frames, or that are refreshed bit by bit, need a start further ahead.
+_SEEKS_BACK = (0, 12, 60, 300)
 
 # Applied to each frame (H, W, 3) as it is decoded, so that a long video never lies in memory at full size.
 Convert = Callable[[np.ndarray], np.ndarray]
@@ -44,30 +40,15 @@ class DecodedVideo:
     scan: VideoScan
 
 
-def frame_to_rgb(frame: VideoFrame, width: int, height: int, rotation: int = 0) -> np.ndarray:
-    """One frame as uint8 (H, W, 3), upright, with square pixels, transparency composed over black.
-
-    `width` and `height` are the displayed size before rotation; a frame of another size (the stream changed) is scaled.
-    """
-    alpha = any(component.is_alpha for component in frame.format.components)
-    target = "rgba" if alpha else "rgb24"
-    pixels = frame.reformat(width=width, height=height, format=target, interpolation=_ACCURATE).to_ndarray()
-    if alpha:
-        opacity = pixels[..., 3:].astype(np.uint16)
-        pixels = ((pixels[..., :3] * opacity + 127) // 255).astype(np.uint8)
-    if rotation:
-        pixels = np.rot90(pixels, rotation // 90)
-    return np.ascontiguousarray(pixels)
-
-
 def read_frames(
     video: VideoScan, indices: Sequence[int] | np.ndarray, *, convert: Convert | None = None, threads: int = 0,
-    tolerance: Tolerance = DEFAULT_TOLERANCE,
+    tolerance: Tolerance = DEFAULT_TOLERANCE, deinterlace: bool = False,
 ) -> np.ndarray:  # fmt: skip
     """The frames with these numbers (not decreasing, repeats allowed) as uint8 (len(indices), H, W, C).
 
-    Seeks to the key frame before the first of them and checks each frame's time stamp against the scan; a file that
-    cannot seek exactly is decoded from its start.
+    Seeks to the key frame before the first of them and compares each frame's time stamp and sum with the scan. Where a
+    seek gives other frames (some containers seek to pictures that build on earlier ones), it starts further ahead, and
+    at last from the file's start.
 
     Errors: `IndexError`; `TruncatedVideoError` if the file no longer has the frames that the scan saw;
     `CorruptVideoError` if a wanted frame is damaged and `tolerance` allows no damage.
@@ -76,33 +57,66 @@ def read_frames(
     if not len(wanted) or wanted[0] < 0 or wanted[-1] >= video.decoded:
         raise IndexError(f"{video.name}: frames {list(indices)[:4]}... asked of {video.decoded}")
     accept_damage = tolerance.max_corrupt > 0
-    found = {}
-    if video.seekable and wanted[0] > 0:
-        found = _collect(video, wanted, convert, threads, accept_damage, seek=True)
-    if len(found) < len(wanted):
-        found = _collect(video, wanted, convert, threads, accept_damage, seek=False)
-    if len(found) < len(wanted):
-        lost = next(int(i) for i in wanted if int(i) not in found)
-        raise TruncatedVideoError(f"{video.name}: frame {lost} of {video.decoded} is gone or damaged; scan it again")
-    return np.stack([found[int(i)] for i in indices])
+    # The frame before has a field that belongs to the first one's picture.
+    first = max(0, int(wanted[0]) - int(deinterlace))
+    for start in _starts(video, first):
+        frames = _numbered(video, threads, start, first)
+        if deinterlace:
+            frames = _from_number(deinterlaced(frames), int(wanted[0]))
+        found = _collect(video, frames, wanted, convert, accept_damage, last_try=not start)
+        if len(found) == len(wanted):
+            return np.stack([found[int(i)] for i in indices])
+    lost = next(int(i) for i in wanted if int(i) not in found)
+    raise TruncatedVideoError(f"{video.name}: frame {lost} of {video.decoded} is gone or damaged; scan it again")
+
+
+def read_picture(path: str | os.PathLike[str]) -> np.ndarray:
+    """A picture (PNG, JPEG, WebP, TIFF, BMP, AVIF, ...), or the first frame of a video, as uint8 RGB (H, W, 3).
+
+    The pixels are those that `decode` makes of a video's frames: turned as EXIF says, 16 bits rounded to 8, over black
+    where transparent.
+
+    Errors: `FileNotFoundError`; `UnreadableVideoError` for what is no picture; `CorruptVideoError` for a damaged one.
+    """
+    name = printable(Path(path).name)
+    try:
+        with open_video(path) as (container, stream):
+            frame = next(decode_packets(container, stream), None)
+            if frame is None:
+                raise UnreadableVideoError(f"{name}: no picture")
+            if frame.is_corrupt:
+                raise CorruptVideoError(f"{name}: the picture is damaged")
+            with reading(path):
+                orientation = frame_orientation(frame)
+            return frame_to_rgb(frame, frame.width, frame.height, orientation, name=name)
+    except UnreadableVideoError as error:
+        raise UnreadableVideoError(f"{name}: not a picture that can be read; give a PNG or JPEG file") from error
+
+
+def _starts(video: VideoScan, first: int) -> Iterator[int]:
+    """Where to seek to, one after the other: the first frame, places further ahead, the file's start."""
+    if video.seekable:
+        yield from (first - back for back in _SEEKS_BACK if first - back > 0)
+    yield 0
 
 
 def _collect(
-    video: VideoScan, wanted: np.ndarray, convert: Convert | None, threads: int, accept_damage: bool, *, seek: bool
-) -> dict[int, np.ndarray]:
-    """Wanted frames by number; fewer than wanted if a seek landed too late or on frames that lack their references."""
+    video: VideoScan, frames: Iterator[tuple[int, VideoFrame]], wanted: np.ndarray, convert: Convert | None,
+    accept_damage: bool, *, last_try: bool,
+) -> dict[int, np.ndarray]:  # fmt: skip
+    """Wanted frames by number; fewer than wanted where a seek did not lead to them."""
     found: dict[int, np.ndarray] = {}
     missing = {int(i) for i in wanted}
-    for index, frame in _numbered(video, threads, int(wanted[0]) if seek else 0):
-        if index > wanted[-1]:
-            break
+    for index, frame in frames:
         if index not in missing:
+            if index > wanted[-1]:
+                break
             continue
         if frame.is_corrupt and not accept_damage:
-            if seek:
+            if not last_try:
                 return found
             raise CorruptVideoError(f"{video.name}: frame {index} of {video.decoded} is flagged corrupt")
-        pixels = frame_to_rgb(frame, video.stored_width, video.stored_height, video.rotation)
+        pixels = video.to_rgb(frame)
         found[index] = pixels if convert is None else convert(pixels)
         missing.discard(index)
         if not missing:
@@ -110,29 +124,45 @@ def _collect(
     return found
 
 
-def _numbered(video: VideoScan, threads: int, start: int) -> Iterator[tuple[int, VideoFrame]]:
-    """(number, frame) from `start` or before on: counted from the file's start, or told by time stamps after a seek."""
+def _numbered(video: VideoScan, threads: int, start: int, first: int) -> Iterator[tuple[int, VideoFrame]]:
+    """(number, frame) from `first` on: counted from the file's start, or told by stamp and sum after a seek to `start`.
+
+    Ends where a frame after a seek is not the one that the scan has seen.
+    """
     with open_video(video.path, threads=threads) as (container, stream):
         if not start:
-            yield from enumerate(decode_packets(container, stream))
+            counted = enumerate(decode_packets(container, stream))
+            yield from _from_number(counted, first)
             return
-        container.seek(int(video.pts[start]), stream=stream, backward=True)
+        try:
+            container.seek(int(video.pts[start]), stream=stream, backward=True)
+        except import_av().error.FFmpegError:
+            return
         for frame in decode_packets(container, stream):
             if frame.pts is None:
                 return
             index = int(np.searchsorted(video.pts, frame.pts))
             if index >= video.decoded or video.pts[index] != frame.pts:
                 return
-            yield index, frame
+            if index >= first:
+                if frame_sum(frame) != video.sums[index]:
+                    return
+                yield index, frame
+
+
+def _from_number(frames: Iterator[tuple[int, VideoFrame]], first: int) -> Iterator[tuple[int, VideoFrame]]:
+    return ((index, frame) for index, frame in frames if index >= first)
 
 
 def decode(
     path: str | os.PathLike[str] | VideoScan, *, fps: float | None = None, convert: Convert | None = None,
     layout: Literal["THWC", "CTHW"] = "THWC", tolerance: Tolerance = DEFAULT_TOLERANCE, threads: int = 0,
+    deinterlace: bool = False,
 ) -> DecodedVideo:  # fmt: skip
     """A whole video file as uint8 frames, at its own rate or resampled to `fps` by its time stamps.
 
     Shapes: `(T, H, W, C)`, or `(C, T, H, W)` as a view of the same memory. C is 3 (RGB) unless `convert` changes it.
+    `deinterlace` makes whole pictures of frames that are marked as interlaced.
 
     Errors: `UnreadableVideoError`, `EmptyVideoError`, `TruncatedVideoError`, `CorruptVideoError` beyond `tolerance`.
     """
@@ -143,30 +173,8 @@ def decode(
     if problem is not None:
         raise problem
     order = video.grid(fps)
-    stored = read_frames(video, order, convert=convert, threads=threads, tolerance=tolerance)
+    stored = read_frames(video, order, convert=convert, threads=threads, tolerance=tolerance, deinterlace=deinterlace)
     frames = torch.from_numpy(stored)
     rate = video.fps if fps is None else fps
     times = np.arange(len(order)) / rate if fps is not None or video.variable else video.times
     return DecodedVideo(frames if layout == "THWC" else frames.permute(3, 0, 1, 2), times, rate, video)
-
-
-_SUFFIXES = ".mp4 .m4v .mov .avi .mkv .webm .gif .apng .mpg .mpeg .wmv .flv .ogv .ts .m2ts .mts .3gp .y4m"
-VIDEO_SUFFIXES = frozenset(_SUFFIXES.split())
-
-
-def find_videos(root: str | os.PathLike[str]) -> list[Path]:
-    """Every file below `root` whose name ends like a video's, sorted by path; hidden files and folders are left out."""
-    root = Path(root)
-    if root.is_file():
-        return [root]
-    if not root.is_dir():
-        raise FileNotFoundError(f"{root}: no such file or folder")
-    found = []
-    for folder, subfolders, names in os.walk(root, followlinks=True):
-        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
-        found += [
-            Path(folder, name)
-            for name in names
-            if Path(name).suffix.lower() in VIDEO_SUFFIXES and not name.startswith(".")
-        ]
-    return sorted(found)

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+import zlib
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .errors import CorruptVideoError, EmptyVideoError, TruncatedVideoError, UnreadableVideoError, VideoError
+from vdiff_fast._files import printable
+
+from .container import Tally, decode_packets, open_video, reading
+from .errors import CorruptVideoError, EmptyVideoError, TruncatedVideoError, VideoError
+from .pixels import frame_orientation, frame_to_rgb, is_mirrored, is_transposed, rotation
+from .timeline import TimeLine, plausible_rate, time_line
+from .tone_map import TRANSFERS, Transfer
 
 if TYPE_CHECKING:
     from av.container import InputContainer
@@ -21,17 +26,8 @@ if TYPE_CHECKING:
 
 # Their frames are painted over earlier ones while every packet claims to be a key frame, so a seek shows garbage.
 _PAINTED_FORMATS = frozenset({"gif", "apng", "webp_anim"})
-# libswscale's flags.
-SWS_BICUBIC, SWS_ACCURATE_RND = 0x4, 0x40000
-
-
-def import_av() -> Any:
-    """PyAV, or an ImportError that says how to get it."""
-    try:
-        import av
-    except ImportError as error:
-        raise ImportError("reading and writing videos needs PyAV: pip install 'vdiff-fast[video]'") from error
-    return av
+# A frame's sum is taken over every eighth row: no row of blocks is passed over.
+_SUMMED_ROWS = 8
 
 
 @dataclass(frozen=True)
@@ -47,31 +43,41 @@ DEFAULT_TOLERANCE = Tolerance()
 
 @dataclass(frozen=True)
 class VideoScan:
-    """What decoding a whole file has shown. Sizes are as displayed (square pixels), before `rotation` is applied.
+    """What decoding a whole file has shown. Stored sizes are as displayed (square pixels), before the turn.
 
-    `times` are seconds from the first frame, one per frame in the decoder's order, never decreasing. `pts` are the
-    stream's own time stamps in the same order; they identify frames after a seek where `seekable` is true.
+    `orientation` is EXIF's number of the eight ways to turn and mirror what is stored. `hidden` frames are stored and
+    shown by no player (before the start of an edit list, before the first key frame). `transfer` is "PQ" or "HLG" for
+    high dynamic range, `interlaced` counts frames of two fields.
+
+    `times` are seconds from the first frame, one per frame in the decoder's order, never decreasing, with `closed`
+    seconds of holes taken out. `pts` are the stream's own time stamps in the same order; they identify frames after a
+    seek where `seekable` is true, and `sums` tell whether the frame found there is the one that this look has seen.
     """
 
     path: str
     codec: str
     stored_width: int
     stored_height: int
-    rotation: int
+    orientation: int
     declared: int | None
     declared_duration: float | None
     corrupt: int
     failed_packets: int
-    nominal_fps: float | None
+    hidden: int
+    nominal_fps: float
     times: np.ndarray = field(repr=False)
     pts: np.ndarray = field(repr=False)
+    sums: np.ndarray = field(repr=False)
     seekable: bool
+    closed: float = 0.0
+    transfer: Transfer = ""
+    interlaced: int = 0
     note: str = ""
     ends_early: bool = False
 
     @property
     def name(self) -> str:
-        return Path(self.path).name
+        return printable(Path(self.path).name)
 
     @property
     def decoded(self) -> int:
@@ -79,17 +85,26 @@ class VideoScan:
 
     @property
     def width(self) -> int:
-        return self.stored_height if self.rotation % 180 else self.stored_width
+        return self.stored_height if is_transposed(self.orientation) else self.stored_width
 
     @property
     def height(self) -> int:
-        return self.stored_width if self.rotation % 180 else self.stored_height
+        return self.stored_width if is_transposed(self.orientation) else self.stored_height
+
+    @property
+    def rotation(self) -> int:
+        """Degrees counter-clockwise by which a player turns what is stored, after mirroring it where `mirrored`."""
+        return rotation(self.orientation)
+
+    @property
+    def mirrored(self) -> bool:
+        return is_mirrored(self.orientation)
 
     @property
     def interval(self) -> float:
         """Typical seconds from one frame to the next: the median, since pauses must not slow a video down."""
         if self.decoded < 2:
-            return 1.0 / (self.nominal_fps or 25.0)
+            return 1.0 / self.nominal_fps
         return float(np.median(np.diff(self.times)))
 
     @property
@@ -117,11 +132,15 @@ class VideoScan:
 
         A header can declare more frames than are stored because repeated ones are left out (AVI): time tells.
         """
-        if self.declared_duration is None or self.declared_duration <= self.duration:
+        lacking = (self.declared_duration or 0.0) - self.duration - self.closed
+        if lacking <= 0.0:
             return 0
-        if self.declared is None:
-            return round((self.declared_duration - self.duration) / self.interval)
-        return max(0, min(self.declared - self.decoded, round((self.declared_duration - self.duration) * self.fps)))
+        by_time = round(lacking * self.fps)
+        return by_time if self.declared is None else max(0, min(self.declared - self.hidden - self.decoded, by_time))
+
+    def to_rgb(self, frame: VideoFrame) -> np.ndarray:
+        """A decoded frame of this file as `frame_to_rgb` shows it."""
+        return frame_to_rgb(frame, self.stored_width, self.stored_height, self.orientation, name=self.name)
 
     def grid(self, fps: float | None = None) -> np.ndarray:
         """Index of the frame on display at times k / fps, k = 0, 1, ...: an even rate whatever the file's (int64).
@@ -141,9 +160,10 @@ class VideoScan:
     def counts(self) -> str:
         """For people: "decoded 399 of 795 declared frames (20 flagged corrupt)"."""
         declared = f" of {self.declared} declared frames" if self.declared else " frames"
+        hidden = f" ({self.hidden} never shown)" if self.hidden else ""
         flagged = f" ({self.corrupt} flagged corrupt)" if self.corrupt else ""
         failed = f", {self.failed_packets} packets could not be decoded" if self.failed_packets else ""
-        return f"decoded {self.decoded}{declared}{flagged}{failed}"
+        return f"decoded {self.decoded}{declared}{hidden}{flagged}{failed}"
 
     def problem(self, tolerance: Tolerance = DEFAULT_TOLERANCE) -> VideoError | None:
         """The error that this file deserves, or None if it is good enough."""
@@ -160,32 +180,6 @@ class VideoScan:
         return None
 
 
-@contextmanager
-def open_video(path: str | os.PathLike[str], *, threads: int = 0) -> Iterator[tuple[InputContainer, VideoStream]]:
-    """The container and its first video stream, closed at the end. `threads` 0 lets FFmpeg choose.
-
-    Errors: `FileNotFoundError`; `UnreadableVideoError` for an empty file, a text file, a file without video.
-    """
-    av = import_av()
-    name = Path(path).name
-    if os.path.getsize(path) == 0:
-        raise UnreadableVideoError(f"{name}: the file is empty (0 bytes)")
-    try:
-        container = av.open(os.fspath(path))
-    except av.error.FFmpegError as error:
-        raise UnreadableVideoError(f"{name}: not a video that FFmpeg can read ({error.strerror})") from error
-    with container:
-        stream = container.streams.best("video")
-        # FFmpeg plays text files as ANSI art; nobody trains on that.
-        if container.format.name == "tty":
-            raise UnreadableVideoError(f"{name}: a text file, not a video")
-        if stream is None or stream.codec_context is None:
-            raise UnreadableVideoError(f"{name}: no video stream that can be decoded")
-        stream.thread_type = "AUTO"
-        stream.codec_context.thread_count = threads
-        yield container, stream
-
-
 def _ends_with(path: str | os.PathLike[str], mark: bytes) -> bool:
     """Whether the file ends with `mark`, padding aside."""
     with open(path, "rb") as file:
@@ -194,112 +188,111 @@ def _ends_with(path: str | os.PathLike[str], mark: bytes) -> bool:
 
 
 @dataclass
-class _Tally:
+class _Seen:
+    """What the frames have shown, one after the other."""
+
     pts: list[int | None] = field(default_factory=list)
+    sums: list[int] = field(default_factory=list)
     corrupt: int = 0
-    failed_packets: int = 0
-    end: float = 0.0
+    interlaced: int = 0
+
+    def add(self, frame: VideoFrame) -> None:
+        self.pts.append(frame.pts)
+        self.sums.append(frame_sum(frame))
+        self.corrupt += bool(frame.is_corrupt)
+        self.interlaced += bool(frame.interlaced_frame)
 
 
-def decode_packets(container: InputContainer, stream: VideoStream, tally: _Tally | None = None) -> Iterator[VideoFrame]:
-    """Frames in the decoder's order; a packet that cannot be decoded is counted and passed over."""
-    av = import_av()
-    # Where the header has no frame count, the other streams' ends show whether the file was cut.
-    packets: Iterator[Any] = container.demux() if tally is not None and not stream.frames else container.demux(stream)
-    tally = _Tally() if tally is None else tally
-    while True:
-        try:
-            packet = next(packets)
-            if packet.pts is not None and packet.time_base is not None:
-                tally.end = max(tally.end, float((packet.pts + (packet.duration or 0)) * packet.time_base))
-            frames = packet.decode() if packet.stream.index == stream.index else []
-        except StopIteration:
-            return
-        except av.error.EOFError:
-            return
-        except av.error.FFmpegError:
-            tally.failed_packets += 1
-            # A demuxer that fails does so for ever; only a decoder recovers.
-            if tally.failed_packets > 1000:
-                return
+def frame_sum(frame: VideoFrame) -> int:
+    """CRC-32 of every eighth row of a decoded frame: tells after a seek whether this is the frame that was meant."""
+    planes = frame.planes
+    sample = (frame.format.components[0].bits + 7) // 8
+    # Rows end in padding of any content; packed formats keep all components in one plane.
+    step = sample if len(planes) > 1 else max(1, frame.format.padded_bits_per_pixel // 8)
+    total = 0
+    for plane in planes:
+        stride = abs(plane.line_size)
+        if not stride:  # a palette
             continue
-        yield from frames
+        rows = np.frombuffer(memoryview(plane), dtype=np.uint8).reshape(-1, stride)
+        total = zlib.crc32(rows[::_SUMMED_ROWS, : plane.width * step].tobytes(), total)
+    return total
 
 
 def scan(path: str | os.PathLike[str], *, threads: int = 0) -> VideoScan:
     """Decode the file from end to end, keep no picture, and report what is there.
 
     "No exception" is not "good": a truncated AVI ends quietly and a damaged MP4 gives all its frames. So decoded frames
-    are counted against the declared ones, `frame.is_corrupt` is read, and time stamps are taken from the frames.
+    are counted against the declared ones that a player shows, `frame.is_corrupt` is read, and time stamps are taken
+    from the frames and believed only where a video can have them.
 
     Errors: `UnreadableVideoError`, `EmptyVideoError`. Damage is not raised here: see `VideoScan.problem`.
     """
-    tally = _Tally()
+    tally, seen = Tally(), _Seen()
+    name = printable(Path(path).name)
     with open_video(path, threads=threads) as (container, stream):
-        width, height, rotation = 0, 0, 0
+        first: _FirstFrame | None = None
         for frame in decode_packets(container, stream, tally):
-            if not tally.pts:
-                width, height, rotation = _displayed(frame, stream, container.format.name)
-            tally.pts.append(frame.pts)
-            tally.corrupt += bool(frame.is_corrupt)
-        codec = stream.codec_context.codec.name
-        rate = stream.average_rate
+            with reading(path):
+                first = first or _FirstFrame.of(frame, stream, container.format.name, name)
+                seen.add(frame)
         declared = stream.frames or None
-        seekable = container.format.name not in _PAINTED_FORMATS
-        # FFmpeg takes a GIF's frame count from what is there, so a cut one agrees with itself.
-        ends_early = container.format.name == "gif" and not _ends_with(path, b";")
-        declared_duration = _declared_duration(container, stream, tally.end)
-        time_base = stream.time_base or Fraction(1, 25)
-    if not tally.pts:
-        stated = f" of {declared} declared" if declared else ""
-        raise EmptyVideoError(f"{Path(path).name}: decoded 0{stated} frames")
-    times, pts, in_order, note = _time_line(tally.pts, time_base, rate)
+        if first is None:
+            stated = f" of {declared} declared" if declared else ""
+            raise EmptyVideoError(f"{name}: decoded 0{stated} frames")
+        with reading(path):
+            codec, container_format = stream.codec_context.codec.name, container.format.name
+            rate = stream.average_rate
+            line = time_line(seen.pts, stream.time_base or Fraction(1, 25), rate)
+            declared_duration = _declared_duration(container, stream, tally, line)
     return VideoScan(
-        path=os.fspath(path), codec=codec, stored_width=width, stored_height=height, rotation=rotation,
-        declared=declared, declared_duration=declared_duration, corrupt=tally.corrupt,
-        failed_packets=tally.failed_packets, nominal_fps=float(rate) if rate else None, times=times, pts=pts,
-        seekable=seekable and in_order, note=note, ends_early=ends_early,
+        path=os.fspath(path), codec=codec, stored_width=first.width, stored_height=first.height,
+        orientation=first.orientation, declared=declared, declared_duration=declared_duration, corrupt=seen.corrupt,
+        failed_packets=tally.failed_packets, hidden=tally.hidden, nominal_fps=plausible_rate(rate), times=line.times,
+        pts=line.pts, sums=np.array(seen.sums, dtype=np.uint32),
+        seekable=line.in_order and container_format not in _PAINTED_FORMATS, closed=line.closed,
+        transfer=first.transfer, interlaced=seen.interlaced, note=line.note,
+        # FFmpeg takes a GIF's frame count from what is there, so a cut one agrees with itself.
+        ends_early=container_format == "gif" and not _ends_with(path, b";"),
     )  # fmt: skip
 
 
-def _displayed(frame: VideoFrame, stream: VideoStream, container_format: str) -> tuple[int, int, int]:
-    """Width and height with square pixels, and the counter-clockwise quarter turns that a player would apply."""
-    aspect = stream.sample_aspect_ratio or Fraction(1)
-    # GIF writers fill the aspect byte with anything, and no viewer reads it.
-    trusted = container_format not in _PAINTED_FORMATS and Fraction(1, 4) <= aspect <= 4
-    width = max(1, round(frame.width * aspect)) if trusted else frame.width
-    return width, frame.height, round(frame.rotation / 90) * 90 % 360
+@dataclass(frozen=True)
+class _FirstFrame:
+    """What the first frame says about the pictures: displayed size, turn, range of brightness."""
+
+    width: int
+    height: int
+    orientation: int
+    transfer: Transfer
+
+    @classmethod
+    def of(cls, frame: VideoFrame, stream: VideoStream, container_format: str, name: str) -> _FirstFrame:
+        aspect = stream.sample_aspect_ratio or Fraction(1)
+        # GIF writers fill the aspect byte with anything, and no viewer reads it.
+        trusted = container_format not in _PAINTED_FORMATS and Fraction(1, 4) <= aspect <= 4
+        width = max(1, round(frame.width * aspect)) if trusted else frame.width
+        # Pixels that cannot be converted are better known now than in the middle of training.
+        frame_to_rgb(frame, min(width, 16), min(frame.height, 16), name=name)
+        transfer = TRANSFERS.get(int(frame.color_trc), "")
+        return cls(width, frame.height, frame_orientation(frame), transfer)
 
 
-def _declared_duration(container: InputContainer, stream: VideoStream, packets_end: float) -> float | None:
-    """Seconds of video by the header, from the stream; else the container's if all streams end before it."""
+def _declared_duration(container: InputContainer, stream: VideoStream, tally: Tally, line: TimeLine) -> float | None:
+    """Seconds of video shown, by the header: from the stream; else the container's if all streams end before it."""
     known = []
+    # Frames before the first key frame take time, and are not shown.
+    lead = 0.0
+    if tally.early and stream.time_base and stream.start_time is not None and len(line.pts):
+        lead = max(0.0, float((int(line.pts[0]) - stream.start_time) * stream.time_base))
     if stream.frames and stream.average_rate:
-        known.append(stream.frames / float(stream.average_rate))
+        known.append((stream.frames - tally.hidden) / float(stream.average_rate))
     if stream.duration and stream.time_base:
-        known.append(float(stream.duration * stream.time_base))
+        known.append(float(stream.duration * stream.time_base) - lead)
     if known:
         return max(known)
     if container.duration is None:
         return None
     total = container.duration / 1e6
     # Sound that outlasts the pictures is no damage: then some packet does reach the end.
-    return total if packets_end < 0.98 * total else None
-
-
-def _time_line(
-    pts: list[int | None], time_base: Fraction, rate: Fraction | None
-) -> tuple[np.ndarray, np.ndarray, bool, str]:
-    """Seconds per frame from time stamps, repaired where they cannot be true; also whether pts identify frames."""
-    uniform = np.arange(len(pts)) / float(rate or 25)
-    if any(p is None for p in pts):
-        return uniform, np.arange(len(pts)), False, "no time stamps; the header's frame rate is used"
-    stamps = np.array(pts, dtype=np.int64)
-    ordered = np.sort(stamps)
-    if len(stamps) > 1 and np.count_nonzero(np.diff(ordered) == 0) > 0.1 * len(stamps):
-        return uniform, stamps, False, "repeated time stamps; the header's frame rate is used"
-    times = (ordered - ordered[0]) * float(time_base)
-    if np.array_equal(ordered, stamps):
-        return times, stamps, bool(np.all(np.diff(stamps) > 0)), ""
-    # The decoder's order is that of display; the set of stamps is right and their assignment is not.
-    return times, stamps, False, "time stamps out of order; frames keep the decoder's order"
+    return total - lead if tally.end < 0.98 * total else None

@@ -36,7 +36,7 @@ class ClipSpec:
     at `fps` (None: the video's own rate); with `strides`, the stride of each clip is drawn from these. `fit`: "cover"
     resizes the shorter side to fit and crops, "contain" fits the longer side and pads with black, "stretch" ignores the
     aspect. `flip` is the probability of a horizontal flip. `random_crop` and `random_window` draw a position; without
-    them the crop is central and windows lie evenly.
+    them the crop is central and windows lie evenly. `deinterlace` makes whole pictures of interlaced frames.
     """
 
     frames: int
@@ -50,6 +50,7 @@ class ClipSpec:
     random_window: bool = True
     seed: int = 0
     strides: tuple[int, ...] = ()
+    deinterlace: bool = False
 
     def __post_init__(self) -> None:
         smallest = min(self.strides, default=1)

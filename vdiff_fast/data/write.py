@@ -16,9 +16,10 @@ import torch
 
 from vdiff_fast._files import whole_file
 
+from .container import import_av
 from .errors import VideoWriteError
+from .pixels import SWS_ACCURATE_RND, SWS_BICUBIC
 from .postprocess import grid, to_uint8
-from .scan import SWS_ACCURATE_RND, SWS_BICUBIC, import_av
 
 if TYPE_CHECKING:
     from av.video.frame import VideoFrame
@@ -150,7 +151,7 @@ def _write_h264(frames: np.ndarray, path: Path, rate: Fraction, container_format
         for i, pixels in enumerate(frames):
             frame = av.VideoFrame.from_ndarray(pixels, format="rgb24").reformat(
                 format="yuv420p", dst_colorspace="ITU709", dst_color_range="MPEG",
-                interpolation=SWS_BICUBIC | SWS_ACCURATE_RND,
+                interpolation=SWS_BICUBIC | SWS_ACCURATE_RND, threads=1,
             )  # fmt: skip
             frame.pts, frame.time_base = i, 1 / rate
             container.mux(stream.encode(frame))

@@ -81,5 +81,8 @@ def build_schedule(config: DiffusionConfig) -> NoiseSchedule:
 def build_dataset(config: DataConfig, seed: int) -> Dataset:
     """The clips a configuration names; errors are those of `vdiff_fast.data.open_dataset`."""
     digits = {"num_digits": config.digits} | config.model_dump(include={"digit_size", "handwritings", "speed"})
-    arguments = config.model_dump(exclude={"source", "workers", "digits"} | digits.keys())
-    return data.open_dataset(config.source, seed=seed, digits=digits, **arguments)
+    tolerance = config.model_dump(include={"max_missing", "max_corrupt"})
+    arguments = config.model_dump(exclude={"source", "workers", "digits"} | digits.keys() | tolerance.keys())
+    return data.open_dataset(
+        config.source, seed=seed, digits=digits, tolerance=data.Tolerance(**tolerance), **arguments
+    )

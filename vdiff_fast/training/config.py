@@ -52,6 +52,11 @@ class DataConfig(_Section):
     labels: bool = Field(default=False, description="train with class labels: the file's folder, or the digits")
     cache_dir: str | None = Field(default=None, description="keep decoded frames here", json_schema_extra=_FREE)
     skip_limit: float = Field(default=0.05, ge=0, le=1, description="share of unusable files that stops the run")
+    max_missing: float = Field(
+        default=0.02, ge=0, le=1, description="share of a file's frames that may be missing at its end"
+    )
+    max_corrupt: float = Field(default=0.0, ge=0, le=1, description="share of a file's frames that may be damaged")
+    deinterlace: bool = Field(default=False, description="make whole pictures of interlaced frames")
     workers: int = Field(default=0, ge=0, description="processes that load ahead", json_schema_extra=_FREE)
 
     @property

@@ -18,7 +18,7 @@ from torch.utils.data import Dataset
 from vdiff_fast import data, use_backend
 from vdiff_fast._files import save_pickle, write_text
 from vdiff_fast._version import __version__
-from vdiff_fast.data.scan import import_av
+from vdiff_fast.data.container import import_av
 from vdiff_fast.models.weights import plain_module
 from vdiff_fast.training import checkpoint as ckpt
 from vdiff_fast.training import config as configuration
