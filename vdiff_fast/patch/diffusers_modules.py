@@ -99,7 +99,7 @@ def gated_gelu(original: type[nn.Module]) -> Forward:
     """value * GELU(gate) in one pass."""
 
     def forward(self: Any, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        if not is_fused(self) or left_to_inductor(hidden_states):
+        if not is_fused(self) or left_to_inductor(hidden_states, pointwise=True):
             return original.forward(self, hidden_states, *args, **kwargs)
         return geglu(self.proj(hidden_states))
 
@@ -110,7 +110,8 @@ def gelu(original: type[nn.Module]) -> Forward:
     """GELU by tanh in one pass."""
 
     def forward(self: Any, hidden_states: Tensor) -> Tensor:
-        if not is_fused(self) or self.approximate != "tanh" or left_to_inductor(hidden_states):
+        tanh = self.approximate == "tanh"
+        if not tanh or not is_fused(self) or left_to_inductor(hidden_states, pointwise=True):
             return original.forward(self, hidden_states)
         return gelu_tanh(self.proj(hidden_states))
 

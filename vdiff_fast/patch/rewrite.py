@@ -1,12 +1,12 @@
-"""A forward with `act(norm(x))` rewritten, for modules that call norm and activation from their own source.
+"""A forward whose runs of layers go through one function, for modules that call norm and activation themselves.
 
     h = self.norm(h)
     h = self.act(h)
 
-becomes `h = norm_then_act(self.norm, self.act, h)`, and so do `self.act(self.norm(h))` and `F.silu(self.norm(h))`, and
-an activation behind an `if` whose branches end with norms.
-`norm_then_act` decides at every call, and does what the source said wherever it cannot do better: a rewritten forward
-is right for every module of the class, and for versions of the source that nobody has looked at.
+becomes `h = run(h, self.norm, self.act)`, and so does `self.act(self.norm(h))`, with `F.silu` in the place of a module,
+and with the norm at the end of an `if` before the activation. `run` decides at every call, and calls one after the
+other what it cannot do better: a rewritten forward is right for every module of the class, and for versions of the
+source that nobody has looked at.
 """
 
 from __future__ import annotations
@@ -15,61 +15,60 @@ import __future__
 import ast
 import copy
 import inspect
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from types import FunctionType
 from typing import Any
 
 from torch import nn
 
-from vdiff_fast.patch.norm_silu import norm_then_act
+from vdiff_fast.patch.norm_silu import run
 
-_HELPER = "_vdiff_fast_norm_then_act"
+_HELPER = "_vdiff_fast_run"
 _FUTURE = sum(getattr(__future__, name).compiler_flag for name in __future__.all_feature_names)
 
 
 @dataclass(frozen=True)
-class Pair:
-    """A norm, and the activation that is called on its result."""
+class _Guard:
+    """A condition over attributes of the module alone, and the value that it has where the branch is taken."""
 
-    norm: Any
-    act: Any
+    test: ast.expr
+    value: bool
 
 
 @dataclass(frozen=True)
 class _Source:
-    """A class's forward: its rewritten syntax tree, and the expressions of the norms and activations that it pairs."""
+    """A class's forward: its rewritten syntax tree, and each of its runs with the conditions around it."""
 
     function: FunctionType
+    owner: str
     tree: ast.FunctionDef
-    sites: tuple[tuple[ast.expr, ast.expr], ...]
+    runs: tuple[tuple[tuple[ast.expr, ...], tuple[_Guard, ...]], ...]
 
 
 _SOURCES: dict[type[nn.Module], _Source | None] = {}
 
 
-def pairs_of(cls: type[nn.Module], module: nn.Module) -> list[Pair]:
-    """The pairs in the forward of `cls`, as they are in `module`; none where its source cannot be read."""
-    source = _source_of(cls)
-    found: list[Pair] = []
-    if source is None:
-        return found
-    for norm, act in source.sites:
-        scope = {**source.function.__globals__, source.tree.args.args[0].arg: module}
-        try:
-            found.append(Pair(_value(norm, scope), _value(act, scope)))
-        except (AttributeError, KeyError, IndexError, TypeError):
-            continue  # This module lacks a part that others of its class have.
+def pairs_of(cls: type[nn.Module], module: nn.Module) -> list[tuple[Any, Any]]:
+    """What the forward of `cls` calls one on the result of the other, as it is in `module`; none without a source."""
+    source, found = _source_of(cls), []
+    for layers, guards in () if source is None else source.runs:
+        scope = {**source.function.__globals__, source.owner: module}  # type: ignore[union-attr]
+        if any(bool(_value(guard.test, scope)) != guard.value for guard in guards):
+            continue
+        found += list(pairwise(_value(layer, scope) for layer in layers))
     return found
 
 
 def rewritten(cls: type[nn.Module]) -> Any:
     """The forward of a class that has pairs, compiled in the place of its source, so that errors name its lines."""
     source = _source_of(cls)
-    if source is None or not source.sites:
-        raise ValueError(f"the forward of {cls.__name__} calls no activation on a norm")
+    if source is None:
+        raise ValueError(f"the source of {cls.__name__}'s forward cannot be read")
     function = source.function
     free = dict(zip(function.__code__.co_freevars, (cell.cell_contents for cell in function.__closure__ or ())))
-    free[_HELPER] = norm_then_act
+    free[_HELPER] = run
     # A function around it gives the forward its closure, `__class__` for super() among it.
     factory = ast.parse(f"def factory({', '.join(free)}):\n    return {source.tree.name}")
     factory.body[0].body.insert(0, source.tree)  # type: ignore[attr-defined]
@@ -101,8 +100,9 @@ def _read(function: Any) -> _Source | None:
     definition = tree.body[0].body[0] if len(tree.body) == 1 else tree.body[1]  # type: ignore[attr-defined]
     if not isinstance(definition, ast.FunctionDef) or not definition.args.args or _has_private_names(definition):
         return None
-    rewriter = _Rewriter(definition.args.args[0].arg)
-    return _Source(function, rewriter.visit(definition), tuple(rewriter.sites))
+    owner = definition.args.args[0].arg
+    rewritten_tree = _Rewriter(owner).visit(definition)
+    return _Source(function, owner, rewritten_tree, tuple(_runs(rewritten_tree.body, owner, ())))
 
 
 def _has_private_names(tree: ast.AST) -> bool:
@@ -111,98 +111,103 @@ def _has_private_names(tree: ast.AST) -> bool:
     return any(name.startswith("__") and not name.endswith("__") for name in names)
 
 
+def _runs(
+    statements: Iterable[ast.AST], owner: str, guards: tuple[_Guard, ...]
+) -> Iterator[tuple[tuple[ast.expr, ...], tuple[_Guard, ...]]]:
+    """The layers of every run, with the conditions around it that a module alone decides."""
+    for node in statements:
+        if isinstance(node, ast.If) and _asks_owner_alone(node.test, owner):
+            yield from _runs(node.body, owner, (*guards, _Guard(node.test, True)))
+            yield from _runs(node.orelse, owner, (*guards, _Guard(node.test, False)))
+            continue
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == _HELPER:
+            yield tuple(node.args[1:]), guards
+        yield from _runs(ast.iter_child_nodes(node), owner, guards)
+
+
+def _asks_owner_alone(test: ast.expr, owner: str) -> bool:
+    """self.a, not self.a"""
+    inner = test.operand if isinstance(test, ast.UnaryOp) and isinstance(test.op, ast.Not) else test
+    return _is_owned(inner, owner)
+
+
 class _Rewriter(ast.NodeTransformer):
-    """Replaces the pairs of one function, whose first parameter is `owner`."""
+    """Gathers the runs of one function, whose first parameter is `owner`."""
 
     def __init__(self, owner: str) -> None:
         self.owner = owner
-        self.sites: list[tuple[ast.expr, ast.expr]] = []
 
     def visit(self, node: ast.AST) -> Any:
         node = super().visit(node)
         for field in ("body", "orelse", "finalbody"):
             statements = getattr(node, field, None)
             if isinstance(statements, list):
-                setattr(node, field, self._paired(statements))
+                setattr(node, field, self._gathered(statements))
         return node
 
     def visit_Call(self, node: ast.Call) -> ast.AST:
         self.generic_visit(node)
-        inner = _only_argument(node)
-        if isinstance(inner, ast.Call) and self._is_norm(inner) and self._is_act(node):
-            return self._pair(inner, node)
-        return node
+        outer = self._as_run(node)
+        inner = None if outer is None else self._as_run(outer[0])
+        return node if outer is None or inner is None else _call(inner[0], inner[1] + outer[1], node)
 
-    def _paired(self, statements: list[ast.stmt]) -> list[ast.stmt]:
-        """`v = norm(e)` and `v = act(v)`, one behind the other, become one statement."""
+    def _gathered(self, statements: list[ast.stmt]) -> list[ast.stmt]:
+        """`v = a(e)` and `v = b(v)`, one behind the other, become one statement."""
         done: list[ast.stmt] = []
         for statement in statements:
-            if done and self._continues(done[-1], statement):
-                norm, act = done[-1].value, statement.value  # type: ignore[attr-defined]
-                done[-1].value = self._pair(norm, act)  # type: ignore[attr-defined]
-            elif done and isinstance(done[-1], ast.If) and self._some_branch_continues(done[-1], statement):
-                self._into_branches(done[-1], statement)
+            last = done[-1] if done else None
+            joined = None if last is None else self._joined(last, statement)
+            if joined is not None:
+                done[-1] = joined
+            elif isinstance(last, ast.If) and any(self._joined(branch[-1], statement) for branch in _branches(last)):
+                # What follows an `if` may as well stand at the end of each branch.
+                for branch in _branches(last):
+                    branch[:] = self._gathered([*branch, copy.deepcopy(statement)])
             else:
                 done.append(statement)
         return done
 
-    def _some_branch_continues(self, choice: ast.If, second: ast.stmt) -> bool:
-        """Whether every branch ends by assigning the name that `second` reads, one of them a norm's result."""
-        ends, name = [branch[-1] for branch in _branches(choice)], _assigned_name(second)
-        if name is None or any(_assigned_name(end) != name for end in ends):
-            return False
-        return any(self._continues(end, second) for end in ends)
-
-    def _into_branches(self, choice: ast.If, second: ast.stmt) -> None:
-        for branch in _branches(choice):
-            branch[:] = self._paired([*branch, copy.deepcopy(second)])
-
-    def _continues(self, first: ast.stmt, second: ast.stmt) -> bool:
+    def _joined(self, first: ast.stmt, second: ast.stmt) -> ast.stmt | None:
         name = _assigned_name(first)
         if name is None or name != _assigned_name(second):
-            return False
-        norm, act = first.value, second.value  # type: ignore[attr-defined]
-        if not (isinstance(norm, ast.Call) and isinstance(act, ast.Call)):
-            return False
-        argument = _only_argument(act)
-        reads = isinstance(argument, ast.Name) and argument.id == name
-        return reads and self._is_norm(norm) and self._is_act(act)
+            return None
+        before = self._as_run(first.value)  # type: ignore[attr-defined]
+        after = self._as_run(second.value)  # type: ignore[attr-defined]
+        if before is None or after is None or not (isinstance(after[0], ast.Name) and after[0].id == name):
+            return None
+        joined = copy.copy(second)
+        joined.value = _call(before[0], before[1] + after[1], second)  # type: ignore[attr-defined]
+        return joined
 
-    def _pair(self, norm: ast.Call, act: ast.Call) -> ast.Call:
-        self.sites.append((norm.func, act.func))
-        helper = ast.Name(_HELPER, ast.Load())
-        return ast.copy_location(ast.Call(helper, [norm.func, act.func, norm.args[0]], []), act)
+    def _as_run(self, value: ast.AST) -> tuple[ast.expr, list[ast.expr]] | None:
+        """The input and the layers of a call of one layer, or of a run of layers."""
+        if not isinstance(value, ast.Call) or value.keywords or any(isinstance(a, ast.Starred) for a in value.args):
+            return None
+        if isinstance(value.func, ast.Name) and value.func.id == _HELPER:
+            return value.args[0], value.args[1:]
+        layer = _is_owned(value.func, self.owner) or ast.unparse(value.func).split(".")[-1] == "silu"
+        return (value.args[0], [value.func]) if layer and len(value.args) == 1 else None
 
-    def _is_norm(self, call: ast.Call) -> bool:
-        return _only_argument(call) is not None and self._is_owned(call.func)
 
-    def _is_act(self, call: ast.Call) -> bool:
-        function = ast.unparse(call.func).split(".")[-1] == "silu"
-        return self._is_owned(call.func) or function
-
-    def _is_owned(self, node: ast.expr) -> bool:
-        """self.a, self.a.b, self.a[0]"""
-        part: ast.expr = node
-        while isinstance(part, ast.Attribute) or (
-            isinstance(part, ast.Subscript) and isinstance(part.slice, ast.Constant)
-        ):
-            part = part.value
-        return part is not node and isinstance(part, ast.Name) and part.id == self.owner
+def _call(x: ast.expr, layers: list[ast.expr], place: ast.AST) -> ast.Call:
+    return ast.copy_location(ast.Call(ast.Name(_HELPER, ast.Load()), [x, *layers], []), place)  # type: ignore[type-var]
 
 
 def _branches(choice: ast.If) -> list[list[ast.stmt]]:
-    """The statements of every branch of if, elif and else; a branch that is left out is `pass`."""
-    found = [choice.body]
+    """The statements of every branch of if, elif and else; an else is made where there is none."""
     if len(choice.orelse) == 1 and isinstance(choice.orelse[0], ast.If):
-        return found + _branches(choice.orelse[0])
-    return [*found, choice.orelse or [ast.Pass()]]
+        return [choice.body, *_branches(choice.orelse[0])]
+    if not choice.orelse:
+        choice.orelse = [ast.copy_location(ast.Pass(), choice)]
+    return [choice.body, choice.orelse]
 
 
-def _only_argument(call: ast.Call) -> ast.expr | None:
-    """The argument of a call with one, by position; `inplace`, which changes no value, may stand beside it."""
-    others = [keyword for keyword in call.keywords if keyword.arg != "inplace"]
-    one = len(call.args) == 1 and not others and not isinstance(call.args[0], ast.Starred)
-    return call.args[0] if one else None
+def _is_owned(node: ast.expr, owner: str) -> bool:
+    """self.a, self.a.b, self.a[0]"""
+    part: ast.expr = node
+    while isinstance(part, ast.Attribute) or (isinstance(part, ast.Subscript) and isinstance(part.slice, ast.Constant)):
+        part = part.value
+    return part is not node and isinstance(part, ast.Name) and part.id == owner
 
 
 def _assigned_name(statement: ast.stmt) -> str | None:
@@ -213,11 +218,16 @@ def _assigned_name(statement: ast.stmt) -> str | None:
 
 
 def _value(node: ast.expr, scope: dict[str, Any]) -> Any:
-    """The object of a dotted name with constant indices."""
+    """The object of a dotted name with constant indices, or of its negation; None where a module lacks the part."""
+    if isinstance(node, ast.UnaryOp):
+        return not _value(node.operand, scope)
     if isinstance(node, ast.Name):
-        return scope[node.id]
+        return scope.get(node.id)
     if isinstance(node, ast.Attribute):
-        return getattr(_value(node.value, scope), node.attr)
+        return getattr(_value(node.value, scope), node.attr, None)
     assert isinstance(node, ast.Subscript)
     assert isinstance(node.slice, ast.Constant)
-    return _value(node.value, scope)[node.slice.value]
+    try:
+        return _value(node.value, scope)[node.slice.value]
+    except (IndexError, KeyError, TypeError):
+        return None
