@@ -12,7 +12,9 @@ import pytest
 from vdiff_fast.data import (
     ClipSpec,
     CorruptVideoError,
+    FrameCache,
     Tolerance,
+    TruncatedVideoError,
     UnreadableVideoError,
     VideoFolder,
     check_video,
@@ -192,15 +194,22 @@ def test_a_seek_that_lies_is_not_believed(tmp_path: Path, monkeypatch: pytest.Mo
     path = encode(tmp_path / "a.mp4", numbered(32), gop=8)
     video = scan(path)
     encode(path, numbered(32)[::-1], gop=8)
-    assert numbers(read_frames(video, [20])) == [11]  # counted from the start, which a seek could not confirm
     module = importlib.import_module("vdiff_fast.data.decode")
     starts = []
     numbered_from = module._numbered
 
-    def spy(scanned, threads, start, first):  # type: ignore[no-untyped-def]
+    def spy(scanned, threads, start, first, accept_damage):  # type: ignore[no-untyped-def]
         starts.append(start)
-        return numbered_from(scanned, threads, start, first)
+        return numbered_from(scanned, threads, start, first, accept_damage)
 
     monkeypatch.setattr(module, "_numbered", spy)
-    read_frames(video, [20])
-    assert starts == [20, 8, 0]
+    for tolerance in (Tolerance(), Tolerance(max_corrupt=0.1)):
+        starts.clear()
+        if tolerance.max_corrupt:
+            assert numbers(read_frames(video, [20], tolerance=tolerance)) == [11]
+        else:
+            with pytest.raises(TruncatedVideoError, match=r"a\.mp4: frame 20 of 32 is gone, damaged or not the one"):
+                read_frames(video, [20], tolerance=tolerance)
+        assert starts == [20, 8, 0]
+    with pytest.raises(TruncatedVideoError, match="frame 0 of 32 is gone, damaged or not the one that was scanned"):
+        FrameCache(tmp_path / "cache").frames(video, ClipSpec(4, (16, 16)))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ from vdiff_fast.data import ClipSpec, FrameCache, VideoFolder, check_videos, dec
 
 from .conftest import encode, numbered
 
+ROOT = Path(__file__).parents[2]
 SPEC = ClipSpec(frames=4, size=(16, 16))
 
 
@@ -104,3 +107,17 @@ def test_a_bad_file_of_any_name_is_one_line(tmp_path: Path, capsys: pytest.Captu
     assert len(lines) == 4
     assert "a\\nb.mp4: not a video" in lines[1]
     assert "caf\\xe9.mp4: not a video" in lines[2]
+
+
+def test_the_command_line_prints_any_path(tmp_path: Path) -> None:
+    """With an encoding that lacks the letters, and bytes that are no text."""
+    folder = tmp_path / os.fsdecode(b"caf\xe9 \xe6\x98\xa0")
+    folder.mkdir()
+    encode(tmp_path / "a.mp4", numbered(8)).rename(folder / "\N{SNOWMAN}.mp4")
+    for command in (("check-data",), ("cache", "--cache-dir", folder / "cache", "--frames", "4", "--size", "16")):
+        done = subprocess.run(
+            [sys.executable, "-m", "vdiff_fast.cli", *command, folder], capture_output=True, timeout=300, cwd=ROOT,
+            env=os.environ | {"PYTHONIOENCODING": "latin-1"},
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        assert b"1 files" in done.stdout

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import io
 import logging
 import sys
 
@@ -64,6 +65,9 @@ def _message(error: Exception) -> str:
 
 def run(arguments: list[str]) -> int:
     """Run one command line; see `vdiff_fast.cli.main`."""
+    # A path may hold what the terminal's encoding has not: shown as an escape, not the end of a run.
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")

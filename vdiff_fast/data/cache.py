@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -17,8 +18,11 @@ from . import errors
 from .container import decode_packets, open_video
 from .deinterlace import deinterlaced
 from .errors import TruncatedVideoError, VideoError
-from .scan import VideoScan, scan
+from .scan import Tolerance, VideoScan, scan
 from .transforms import ClipSpec, resize_frame, resized_size
+
+if TYPE_CHECKING:
+    from av.video.frame import VideoFrame
 
 # Raised when the meaning of stored frames or scans changes; old entries are then never found again.
 _VERSION = 2
@@ -82,6 +86,14 @@ class FrameCache:
         kind = (*training_size(video, spec), spec.channels, spec.deinterlace)
         return self.folder / f"{self.key(video.path, 'frames', *kind)}.npy"
 
+    def _verified(self, video: VideoScan, frames: Iterable[tuple[int, VideoFrame]]) -> Iterator[tuple[int, VideoFrame]]:
+        """The frames, each compared with the scan unless the file is known to be damaged."""
+        whole = video.problem(Tolerance(1.0, 0.0)) is None
+        for index, frame in frames:
+            if whole and index < video.decoded and not video.saw(index, frame):
+                raise video.lost(index)
+            yield index, frame
+
     def _build(self, entry: Path, video: VideoScan, spec: ClipSpec, threads: int) -> None:
         """Stream the file to the disk, one frame in memory at a time.
 
@@ -93,7 +105,7 @@ class FrameCache:
             np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
             count = 0
             with open_video(video.path, threads=threads) as (container, stream):
-                frames = enumerate(decode_packets(container, stream))
+                frames = self._verified(video, enumerate(decode_packets(container, stream)))
                 for _, frame in deinterlaced(frames) if spec.deinterlace else frames:
                     if count < video.decoded:
                         file.write(resize_frame(video.to_rgb(frame), size, spec.channels).tobytes())

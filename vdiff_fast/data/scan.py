@@ -142,6 +142,17 @@ class VideoScan:
         """A decoded frame of this file as `frame_to_rgb` shows it."""
         return frame_to_rgb(frame, self.stored_width, self.stored_height, self.orientation, name=self.name)
 
+    def saw(self, index: int, frame: VideoFrame) -> bool:
+        """Whether this is the frame that the scan saw at `index`."""
+        return index < self.decoded and frame_sum(frame) == self.sums[index]
+
+    def lost(self, index: int) -> VideoError:
+        """The error of a frame that is not there, or is another one than the scan saw."""
+        return TruncatedVideoError(
+            f"{self.name}: frame {index} of {self.decoded} is gone, damaged or not the one that was scanned; scan it "
+            "again"
+        )
+
     def grid(self, fps: float | None = None) -> np.ndarray:
         """Index of the frame on display at times k / fps, k = 0, 1, ...: an even rate whatever the file's (int64).
 
