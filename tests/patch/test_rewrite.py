@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import importlib
 import pickle
 import traceback
 from collections.abc import Callable
@@ -70,6 +71,19 @@ class SomeBranch(Layers):
         return y
 
 
+def nonlinearity(x: Tensor) -> Tensor:
+    return x * torch.sigmoid(x)
+
+
+class OfLatentDiffusion(Layers):
+    def forward(self, x: Tensor) -> Tensor:
+        h = x
+        h = self.norm(h)
+        h = nonlinearity(h)
+        h = self.conv(h)
+        return x + nonlinearity(self.norm_2(h))
+
+
 class AfterConvolution(Layers):
     """Every layer is called on the result of the one before: no pair may take the norm from the next."""
 
@@ -132,8 +146,8 @@ class Inherited(Decorated):
 
 
 SERVED = {
-    AfterConvolution: 2, BySetting: 1, Returns: 1, SomeBranch: 1, Nested: 1, Functional: 2, Statements: 3, Branches: 1,
-    Decorated: 1, Inherited: 1,
+    OfLatentDiffusion: 2, AfterConvolution: 2, BySetting: 1, Returns: 1, SomeBranch: 1, Nested: 1, Functional: 2,
+    Statements: 3, Branches: 1, Decorated: 1, Inherited: 1,
 }  # fmt: skip
 
 
@@ -189,6 +203,18 @@ def test_a_hook_or_another_class_in_between(cls: type[nn.Module]) -> None:
     torch.testing.assert_close(module(x), plain(x), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("cls", [OfLatentDiffusion, Functional, Branches])
+def test_compiles_whole(cls: type[nn.Module], monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the op too, as on a GPU."""
+    module_of_run = importlib.import_module("vdiff_fast.patch.norm_silu")
+    monkeypatch.setattr(module_of_run, "left_to_inductor", lambda *_: False)
+    module, x = built(cls)
+    vf.patch(module)
+    expected = module(x)
+    torch._dynamo.reset()
+    torch.testing.assert_close(torch.compile(module, fullgraph=True, backend="eager")(x), expected)
+
+
 def test_arguments_defaults_and_compilation() -> None:
     module, x = built(Statements)
     expected = [module(x), module(x, scale=0.5), module(x, 3.0)]
@@ -225,6 +251,15 @@ class OtherActivation(Layers):
         return self.relu(self.norm(x))
 
 
+def swish(x: Tensor, scale: float = 1.702) -> Tensor:
+    return x * torch.sigmoid(scale * x)
+
+
+class QuickSwishFunction(Layers):
+    def forward(self, x: Tensor) -> Tensor:
+        return swish(self.norm(x))
+
+
 class MoreArguments(Layers):
     def forward(self, x: Tensor) -> Tensor:
         x = self.norm(x)
@@ -236,7 +271,7 @@ class MoreArguments(Layers):
 LEFT = "no SiLU is known to be called on its result"
 
 
-@pytest.mark.parametrize("cls", [UsedTwice, OtherActivation, MoreArguments])
+@pytest.mark.parametrize("cls", [UsedTwice, OtherActivation, MoreArguments, QuickSwishFunction])
 def test_what_is_not_it_is_left_with_the_reason(cls: type[nn.Module]) -> None:
     module, x = built(cls)
     expected = module(x)

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from vdiff_fast.ops.group_norm_silu import group_norm_silu
 from vdiff_fast.patch.recognise import GROUP_NORM, SILU, computes
@@ -37,8 +36,7 @@ def run(x: Any, *layers: Any) -> Any:
     i = 0
     while i < len(layers):
         behind = layers[i + 1] if i + 1 < len(layers) else None
-        silu = behind is F.silu or computes(behind, SILU)
-        if silu and computes(layers[i], GROUP_NORM) and not left_to_inductor(x):
+        if computes(layers[i], GROUP_NORM) and computes(behind, SILU) and not left_to_inductor(x):
             x, i = norm_with_silu(layers[i], x), i + 2
         else:
             x, i = layers[i](x), i + 1

@@ -1,8 +1,8 @@
-"""What a module computes of its input and its own parameters: told once per class, asked at every call.
+"""What a layer computes of its input and its own parameters: told once per class or function, asked at every call.
 
 Known are torch's classes, their subclasses that inherit `forward`, and classes whose forward is one function of torch
 between casts: the GroupNorm of guided-diffusion, computed in float32, and SiLU written as x * sigmoid(x). The ops
-compute in float32 and round once, so that such casts are theirs, too.
+compute in float32 and round once, so that such casts are theirs, too. A layer is a module, or a function of a tensor.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from vdiff_fast.nn.plain import has_plain_parameters, hooked
 
 GROUP_NORM, SILU = "group_norm", "silu"
 _BASES: dict[type[nn.Module], str] = {nn.GroupNorm: GROUP_NORM, nn.SiLU: SILU}
-# What the classes that were met compute; None: nothing that is known.
-_KINDS: dict[type[nn.Module], str | None] = {**_BASES}
+# What the classes and functions that were met compute; None: nothing that is known.
+_KINDS: dict[Any, str | None] = {**_BASES, F.silu: SILU}
 _CALL = ("forward", "__call__", "_call_impl", "__getattr__", "__getattribute__")
-# All that a forward may name. Whatever else it looks at may differ from one module of the class to the next.
+# All that a forward may name.
 _CASTS = ("float", "to", "type", "type_as")
 _NAMES = {
     *("F", "torch", "nn", "functional", "super", "__class__", "forward", "dtype", "float32", "inplace", *_CASTS),
@@ -32,18 +32,21 @@ _NAMES = {
 _SIGMOIDS = (torch.sigmoid, F.sigmoid, "sigmoid")
 
 
-def kind_of(module: nn.Module) -> str | None:
-    """What `module`'s class computes, found out if it is new. Whether the module has hooks is not asked."""
-    cls = type(module)
-    if cls not in _KINDS:
-        inherited = (kind for base, kind in _BASES.items() if inherits_forward(cls, base))
-        _KINDS[cls] = next(inherited, None) or _traced(module)
-    return _KINDS[cls]
+def kind_of(layer: Any) -> str | None:
+    """What a layer's class computes, found out if it is new. Whether a module has hooks is not asked."""
+    key = type(layer) if isinstance(layer, nn.Module) else layer
+    if not isinstance(key, (type, FunctionType)):
+        return None
+    if key not in _KINDS:
+        _KINDS[key] = _inherited(key) or _traced(layer)
+    return _KINDS[key]
 
 
-def computes(module: Any, kind: str) -> bool:
-    """Whether a call of `module` is this function of its input and parameters, and nothing else happens in it."""
-    return _KINDS.get(type(module)) == kind and not hooked(module) and has_plain_parameters(module)
+def computes(layer: Any, kind: str) -> bool:
+    """Whether a call of `layer` is this function of its input and parameters, and nothing else happens in it."""
+    if isinstance(layer, nn.Module):
+        return _KINDS.get(type(layer)) == kind and not hooked(layer) and has_plain_parameters(layer)
+    return isinstance(layer, FunctionType) and _KINDS.get(layer) == kind
 
 
 def inherits_forward(cls: type, base: type[nn.Module], *helpers: str) -> bool:
@@ -52,20 +55,25 @@ def inherits_forward(cls: type, base: type[nn.Module], *helpers: str) -> bool:
     return issubclass(cls, base) and all(getattr(cls, name, None) is getattr(base, name, None) for name in names)
 
 
-def _traced(module: nn.Module) -> str | None:
+def _inherited(cls: type | FunctionType) -> str | None:
+    kinds = (kind for base, kind in _BASES.items() if isinstance(cls, type) and inherits_forward(cls, base))
+    return next(kinds, None)
+
+
+def _traced(layer: Any) -> str | None:
     """The kind of a forward that is one known function between casts."""
-    forward = type(module).forward
-    if module._modules or not isinstance(forward, FunctionType) or not _is_plain_code(forward):
+    forward = type(layer).forward if isinstance(layer, nn.Module) else layer
+    if not isinstance(forward, FunctionType) or getattr(layer, "_modules", None) or not _is_plain_code(forward):
         return None
     try:
-        nodes = list(fx.Tracer().trace(module).nodes)
+        nodes = list(fx.Tracer().trace(layer).nodes)
     except Exception:  # The forward asks a proxy for what only a tensor has: then it is more than one function.
         return None
     inputs = [node for node in nodes if node.op == "placeholder"]
     core, leaving = _uncast(nodes[-1].args[0])
     if len(inputs) != 1 or not isinstance(core, fx.Node):
         return None
-    kind, entering = _function(core, inputs[0], module)
+    kind, entering = _function(core, inputs[0], layer)
     if any(not _is_to_float32(cast) for cast in entering):
         return None
     returned = _is_to_dtype_of(leaving[0], inputs[0]) if leaving else not entering
@@ -73,12 +81,14 @@ def _traced(module: nn.Module) -> str | None:
 
 
 def _is_plain_code(forward: FunctionType) -> bool:
+    """Whether the code looks at nothing that could differ from one call, or one module, to the next."""
     code, known = forward.__code__, (torch, F, nn, nn.GroupNorm, nn.SiLU)
     names = {name for name in code.co_names if not any(forward.__globals__.get(name) is thing for thing in known)}
-    return names <= _NAMES and not any(isinstance(constant, CodeType) for constant in code.co_consts)
+    inner = any(isinstance(constant, CodeType) for constant in code.co_consts)
+    return names <= _NAMES and set(code.co_freevars) <= {"__class__"} and not inner
 
 
-def _function(core: fx.Node, x: fx.Node, module: nn.Module) -> tuple[str | None, list[fx.Node]]:
+def _function(core: fx.Node, x: fx.Node, layer: Any) -> tuple[str | None, list[fx.Node]]:
     """The kind of one node, and the casts of its input; no kind where the input is not x alone."""
     if core.op != "call_function" or not core.args:
         return None, []
@@ -94,7 +104,7 @@ def _function(core: fx.Node, x: fx.Node, module: nn.Module) -> tuple[str | None,
         return None, []
     if core.target is F.silu:
         return SILU, entering
-    own = core.target is F.group_norm and _reads_its_parameters(core, module)
+    own = core.target is F.group_norm and _reads_its_parameters(core, layer)
     return (GROUP_NORM if own else None), entering
 
 
@@ -102,7 +112,7 @@ def _is_sigmoid(node: Any) -> bool:
     return isinstance(node, fx.Node) and any(node.target is target or node.target == target for target in _SIGMOIDS)
 
 
-def _reads_its_parameters(node: fx.Node, module: nn.Module) -> bool:
+def _reads_its_parameters(node: fx.Node, module: Any) -> bool:
     given = inspect.signature(F.group_norm).bind(*node.args, **node.kwargs)
     given.apply_defaults()
     for name in ("weight", "bias"):

@@ -3,9 +3,9 @@
     h = self.norm(h)
     h = self.act(h)
 
-becomes `h = run(h, self.norm, self.act)`, and so does `self.act(self.norm(h))`, with `F.silu` in the place of a module,
-and with the norm at the end of an `if` before the activation. `run` decides at every call, and calls one after the
-other what it cannot do better: a rewritten forward is right for every module of the class, and for versions of the
+becomes `h = run(h, self.norm, self.act)`, and so does `self.act(self.norm(h))`, with a function in the place of a
+module, and with the norm at the end of an `if` before the activation. `run` decides at every call, and calls one after
+the other what it cannot do better: a rewritten forward is right for every module of the class, and for versions of the
 source that nobody has looked at.
 """
 
@@ -26,6 +26,8 @@ from torch import nn
 from vdiff_fast.patch.norm_silu import run
 
 _HELPER = "_vdiff_fast_run"
+# Functions that may be SiLU by their name; whether they are is told by what they compute.
+_ACTIVATIONS = ("silu", "swish", "nonlinearity", "activation")
 _FUTURE = sum(getattr(__future__, name).compiler_flag for name in __future__.all_feature_names)
 
 
@@ -185,7 +187,7 @@ class _Rewriter(ast.NodeTransformer):
             return None
         if isinstance(value.func, ast.Name) and value.func.id == _HELPER:
             return value.args[0], value.args[1:]
-        layer = _is_owned(value.func, self.owner) or ast.unparse(value.func).split(".")[-1] == "silu"
+        layer = _is_owned(value.func, self.owner) or ast.unparse(value.func).split(".")[-1] in _ACTIVATIONS
         return (value.args[0], [value.func]) if layer and len(value.args) == 1 else None
 
 

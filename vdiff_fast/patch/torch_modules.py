@@ -7,7 +7,6 @@ from itertools import pairwise
 from typing import Any, cast
 
 from torch import nn
-from torch.nn import functional as F
 
 from vdiff_fast.nn.plain import hooked
 from vdiff_fast.patch.fused_class import Forward, Maker, unfused_class
@@ -37,8 +36,7 @@ def find(module: nn.Module, names: Mapping[int, str]) -> Iterator[Finding]:
         return
     # A pair may stand in several branches.
     for norm, act in {(id(norm), id(act)): (norm, act) for norm, act in pairs}.values():
-        silu = act is F.silu or (isinstance(act, nn.Module) and kind_of(act) == SILU)
-        if not silu or not isinstance(norm, nn.Module) or kind_of(norm) != GROUP_NORM:
+        if kind_of(norm) != GROUP_NORM or kind_of(act) != SILU:
             continue
         parts = [part for part in (norm, act) if isinstance(part, nn.Module)]
         reason = HOOKED if any(map(hooked, [module, *parts])) else None
