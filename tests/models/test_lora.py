@@ -23,6 +23,8 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "dit": partial(small_dit, **CONDITIONS),
     "dit_divided": partial(small_dit, attention="divided", positions="rope", qk_norm=True, **CONDITIONS),
     "dit_joint_injected": partial(small_dit, attention="joint", condition_injection="blocks", **CONDITIONS),
+    "dit_recomputed": partial(small_dit, gradient_checkpointing=True, **CONDITIONS),
+    "unet_recomputed": partial(small_unet, gradient_checkpointing=True, blocks=(1, 0), **CONDITIONS),
     "dit_shared": partial(small_dit, adaln="shared", **CONDITIONS),
 }
 

@@ -123,6 +123,22 @@ def _subclass(model: nn.Module) -> None:
         linear.__class__ = Doubled
 
 
+class _DoubledWeight(Tensor):
+    """A weight that says itself what a product with it is, as quantised ones do."""
+
+    @classmethod
+    def __torch_function__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function is not nn.functional.linear:
+            return super().__torch_function__(function, types, args, kwargs or {})
+        x, weight, bias = (*args, None)[:3]
+        return 2 * nn.functional.linear(x, weight.as_subclass(Tensor), bias)
+
+
+def _subclass_of_tensor(model: nn.Module) -> None:
+    for linear in linears(model):
+        linear.weight = nn.Parameter(linear.weight.detach().as_subclass(_DoubledWeight))
+
+
 def _double(model: nn.Module) -> None:
     for linear in linears(model):
         for parameter in linear.parameters():
@@ -130,7 +146,7 @@ def _double(model: nn.Module) -> None:
 
 
 @each_model
-@pytest.mark.parametrize("change", [_adapt, _parametrise, _hook, _replace_forward, _subclass])
+@pytest.mark.parametrize("change", [_adapt, _parametrise, _hook, _replace_forward, _subclass, _subclass_of_tensor])
 def test_a_linear_that_is_doubled_by_any_means(name: str, change: Callable[[nn.Module], None]) -> None:
     model = MODELS[name]()
     doubled = copy.deepcopy(model)

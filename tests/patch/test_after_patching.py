@@ -412,12 +412,9 @@ def test_a_patch_that_raises_changes_nothing(name: str, monkeypatch: pytest.Monk
 @pytest.mark.parametrize("name", ["latte", "animatediff"])
 def test_compiles_without_a_new_break(name: str) -> None:
     model, given, _ = patched(name)
-    breaks = []
-    for network in (built(name)[0], model):
-        torch._dynamo.reset()
-        with torch.no_grad():
-            breaks.append(torch._dynamo.explain(network)(**given).graph_break_count)
-    assert breaks[1] <= breaks[0]
+    torch._dynamo.reset()
+    with torch.no_grad():
+        assert torch._dynamo.explain(model)(**given).graph_break_count == 0  # as of the plain models
 
 
 def test_compiled_on_a_cpu_a_block_is_inductors() -> None:
