@@ -218,6 +218,17 @@ def test_transforms_compose(spec: OpSpec, backend: str) -> None:
         forward_over_reverse = torch.func.jvp(torch.func.grad(loss, every), tuple(inputs), tuple(tangents))[1]
         _close(forward_over_reverse, second, dtype, "jvp of grad")
         _close(torch.func.grad(slope, every)(*inputs), second, dtype, "grad of jvp")
+        with forward_ad.dual_level():
+            leaves = [x.clone().requires_grad_() for x in inputs]
+            tangent = forward_ad.unpack_dual(
+                loss(*(forward_ad.make_dual(x, v) for x, v in zip(leaves, tangents)))
+            ).tangent
+            _close(
+                torch.autograd.grad(tangent, leaves, create_graph=True, materialize_grads=True),
+                second,
+                dtype,
+                "gradient of a tangent",
+            )
         mapped = torch.func.vmap(torch.func.grad(loss, every))(*(torch.stack([x, x]) for x in inputs))
         _close([m[1] for m in mapped], first, dtype, "vmap of grad")
 

@@ -23,14 +23,12 @@ def native(x: Tensor) -> Tensor:
     """x itself where its layout is native, else one copy, channels-last where channels have stride 1."""
     if is_native(x):
         return x
-    if x.dim() in (4, 5) and x.stride(1) == 1:
-        return x.contiguous(memory_format=channels_last_format(x.dim()))
-    return x.contiguous()
+    return channels_last(x) if x.dim() in (4, 5) and x.stride(1) == 1 else x.contiguous()
 
 
-def channels_last_format(rank: int) -> torch.memory_format:
-    """torch's name for channels-last of rank 4 or 5."""
-    return torch.channels_last if rank == 4 else torch.channels_last_3d
+def channels_last(x: Tensor) -> Tensor:
+    """x (B, C, ...) in the memory of (B, ..., C): a view, or one copy. vmap knows no `contiguous(memory_format=)`."""
+    return x.movedim(1, -1).contiguous().movedim(-1, 1)
 
 
 def laid_out_like(gradient: Tensor, x: Tensor) -> Tensor:
@@ -40,7 +38,7 @@ def laid_out_like(gradient: Tensor, x: Tensor) -> Tensor:
     if x.is_contiguous():
         return gradient.contiguous()
     if is_channels_last(x):
-        return gradient.movedim(1, -1).contiguous().movedim(-1, 1)
+        return channels_last(gradient)
     return torch.empty_like(x, dtype=gradient.dtype).copy_(gradient)
 
 
@@ -58,7 +56,7 @@ def canonical(x: Tensor) -> Tensor:
         if list(moved.stride()) == strides:
             return x
         return torch.as_strided(moved, moved.shape, strides).movedim(-1, 1)
-    return x.contiguous(memory_format=channels_last_format(x.dim()))
+    return channels_last(x)
 
 
 def as_frames(x: Tensor) -> Tensor:

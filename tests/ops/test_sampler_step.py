@@ -37,7 +37,7 @@ def test_its_noise_is_that_of_noise(backend: str, shape: tuple[int, ...], last: 
     if last and len(shape) not in (4, 5):
         shape = (2, 3, 4, 5)
     x = torch.zeros(shape)
-    x = x.contiguous(memory_format=vf.layout.channels_last_format(x.dim())) if last else x
+    x = vf.layout.channels_last(x) if last else x
     drawn, _ = vf.ops.sampler_step(x, x, table(NOISE=1.0), 1, seed=-3, sample_offset=9, stream=stream)
     expected = vf.ops.noise(shape, -3, sample_offset=9, stream=2 if stream is None else stream)
     assert torch.equal(drawn, expected)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from vdiff_fast._derivatives import transformed
 from vdiff_fast.models._inputs import check_conditions
 
 if TYPE_CHECKING:
@@ -109,6 +110,7 @@ class Denoiser(nn.Module, ABC):
         return context
 
     def _run(self, block: nn.Module, *args: Any) -> Any:
-        if self.config.gradient_checkpointing and torch.is_grad_enabled():
+        # torch's checkpoint runs again without the tangents of a forward mode that is over by then.
+        if self.config.gradient_checkpointing and torch.is_grad_enabled() and not transformed():
             return checkpoint(block, *args, use_reentrant=False)
         return block(*args)

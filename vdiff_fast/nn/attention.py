@@ -10,12 +10,12 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from vdiff_fast import _derivatives, layout, ops
 from vdiff_fast.nn.context import attend_to_context
 from vdiff_fast.nn.qkv_linear import project_qkv
 from vdiff_fast.nn.rotary import RotaryTables, Tables
+from vdiff_fast.ops._common.normalise import layer_norm
 
 NormKind = Literal["group", "layer", "none"]
 PositionKind = Literal["bias", "rope", "none"]
@@ -105,7 +105,7 @@ class _Attention(nn.Module):
             )
         tokens = layout.as_tokens(x)
         if self.norm == "layer":
-            tokens = F.layer_norm(tokens, (self.channels,), self.norm_weight, self.norm_bias, self.eps)
+            tokens = layer_norm(tokens, self.norm_weight, self.norm_bias, self.eps)
         return tokens
 
     def _residual(self, x: Tensor, tokens: Tensor) -> Tensor:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from vdiff_fast.layout import channels_last
+
 
 def check_vector(op: str, name: str, value: Tensor, x: Tensor) -> None:
     """Raises TypeError for an integer vector, ValueError for one on another device than x."""
@@ -56,4 +58,4 @@ def for_reference(value: Tensor | None, x: Tensor) -> Tensor | None:
 
 def laid_out(t: Tensor, contiguous: bool) -> Tensor:
     """t contiguous, or channels-last: a view where it is already."""
-    return t.contiguous() if contiguous else t.movedim(1, -1).contiguous().movedim(-1, 1)
+    return t.contiguous() if contiguous else channels_last(t)

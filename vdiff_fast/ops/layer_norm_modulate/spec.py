@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import torch
 
@@ -39,6 +40,9 @@ def samples(device: torch.device, dtype: torch.dtype) -> Iterator[Sample]:
     yield make("affine", (2, 70, 48), affine_dtype=dtype)
     yield make("affine_token", (2, 7, 20), (7,), affine_dtype=dtype, eps=1e-3)
     yield make("affine_float32", (1, 4, 6, 36), (4,), affine_dtype=torch.promote_types(dtype, torch.float32))
+    for name in ("weight", "bias"):
+        alone = make(f"{name}_alone", (2, 5, 12), affine_dtype=dtype)
+        yield replace(alone, kwargs={"eps": 1e-6, name: alone.kwargs[name]})
     yield make("no_tokens_axis", (3, 16))
     yield make("size_one", (1, 1, 1, 8))
     yield make("wide", (1, 3, 1500))

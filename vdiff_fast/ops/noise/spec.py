@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import torch
 
 from vdiff_fast._spec import AotCase, BenchCase, Invalid, OpSpec, Sample
-from vdiff_fast.layout import channels_last_format
+from vdiff_fast.layout import channels_last
 from vdiff_fast.ops._common.cases.drawn_noise import BENCH_SHAPES, FRAME_TYPES
 from vdiff_fast.ops._common.tiling import DRAW, FLAT, INDEPENDENT, MIXED, PLANES, PROGRESSIVE
 from vdiff_fast.ops.noise import api, reference
@@ -83,7 +83,7 @@ def bench() -> Iterator[BenchCase]:
 def torch_randn(shape: tuple[int, ...], seed: torch.Tensor, *, dtype: torch.dtype) -> torch.Tensor:
     """torch's generator, in the memory layout a video network reads."""
     values = torch.randn(shape, dtype=dtype, device=seed.device)
-    return values.contiguous(memory_format=channels_last_format(len(shape)))
+    return channels_last(values)
 
 
 SPEC = OpSpec(

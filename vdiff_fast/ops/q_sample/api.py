@@ -60,7 +60,7 @@ class _QSample(torch.autograd.Function):
             found = (None if dtype is None else (per_sample(c, dy) * dy).to(dtype) for c, dtype in of_inputs)
             return *found, *[None] * 8
         kernel = _KERNELS[ctx.backend].q_sample
-        dy = dy.movedim(1, -1).contiguous().movedim(-1, 1) if ctx.channels_last else dy.contiguous()
+        dy = layout.channels_last(dy) if ctx.channels_last else dy.contiguous()
         dx0 = dnoise = None
         if ctx.needs_input_grad[0]:
             dx0 = kernel(dy, t, signal, noise_scale, None, None, None, None, *INDEPENDENT)

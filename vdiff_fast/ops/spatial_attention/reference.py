@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from vdiff_fast.ops._common.normalise import softmax
 from vdiff_fast.ops._common.tokens import Norm, Tables
 from vdiff_fast.ops.qk_norm_rope import reference as qk
 
@@ -24,7 +25,7 @@ def spatial_attention(
 ) -> Tensor:
     q, k = qk.qk_norm_rope(q, k, qk_norm=qk_norm, rope=rope, eps=eps, axis=2)
     logits = torch.einsum("btshd,btrhd->bthsr", q, k) * (q.shape[-1] ** -0.5 if scale is None else scale)
-    return torch.einsum("bthsr,btrhd->btshd", logits.softmax(-1), v)
+    return torch.einsum("bthsr,btrhd->btshd", softmax(logits), v)
 
 
 def spatial_attention_qkv(qkv: Tensor, **options: object) -> Tensor:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from vdiff_fast.ops._common.normalise import softmax
 from vdiff_fast.ops._common.tokens import Norm, Tables
 from vdiff_fast.ops.qk_norm_rope import reference as qk
 
@@ -40,7 +41,7 @@ def temporal_attention(
     logits = logits.masked_fill(~visible, float("-inf"))
     # A row without keys would be 0/0; its logits are made finite first, so its gradient is 0 and not NaN.
     blind = ~visible.any(-1, keepdim=True)
-    weights = logits.masked_fill(blind, 0.0).softmax(-1).masked_fill(~visible, 0.0)
+    weights = softmax(logits.masked_fill(blind, 0.0)).masked_fill(~visible, 0.0)
     return torch.einsum("bshtu,bushd->btshd", weights, v)
 
 
