@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -50,7 +50,7 @@ BASES: dict[str, tuple[str, str, dict[str, str]]] = {
     "mpeg2.mpg": ("mpeg2video", "yuv420p", {"qscale": "3", "g": "8"}),
     "flv.flv": ("flv", "yuv420p", {"qscale": "3", "g": "8"}),
     "wmv.wmv": ("wmv2", "yuv420p", {"qscale": "3", "g": "8"}),
-    "mpeg4.ogv": ("libtheora", "yuv420p", {"q": "9", "g": "8"}),
+    "theora.ogv": ("libtheora", "yuv420p", {"q": "9", "g": "8"}),
     "gif.gif": ("gif", "rgb8", {}),
     "png.apng": ("apng", "rgb24", {}),
 }
@@ -203,6 +203,13 @@ def examine(path: Path, whole: np.ndarray) -> dict[str, Any]:
     return result
 
 
+def decode_whole(path: Path) -> np.ndarray:
+    """The frames of a file that is not damaged."""
+    from vdiff_fast import data
+
+    return data.decode(path).frames.numpy()
+
+
 def _distance(frame: np.ndarray, whole: np.ndarray) -> float:
     """To the nearest frame of the whole file; 255 for another size."""
     if frame.shape != whole.shape[1:]:
@@ -214,15 +221,13 @@ def _serve(paths: Iterable[str], bases: Path) -> None:
     """Examine files and print a line of JSON before and after each."""
     import torch
 
-    from vdiff_fast import data
-
     torch.set_num_threads(1)
     wholes: dict[str, np.ndarray] = {}
     for name in paths:
         path = Path(name)
         base = path.name.split("-", 2)[2]
         if base not in wholes:
-            wholes[base] = data.decode(bases / base).frames.numpy()
+            wholes[base] = decode_whole(bases / base)
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         print(json.dumps({"begins": name}), flush=True)
         try:
@@ -233,10 +238,15 @@ def _serve(paths: Iterable[str], bases: Path) -> None:
         print(json.dumps(result | {"path": name}), flush=True)
 
 
-def examine_all(paths: list[Path], bases: Path, *, jobs: int = 1) -> Iterator[dict[str, Any]]:
-    """The result of each file; a process that dies or says nothing for a minute counts as the file's crash or hang."""
+def examine_all(
+    paths: list[Path], command: Sequence[str], *, jobs: int = 1, seconds: float = SECONDS_PER_FILE
+) -> Iterator[dict[str, Any]]:
+    """The result of each file, of processes that `command` starts with the files as arguments (see `_serve`).
+
+    One that dies, or says nothing for so many seconds, counts as the file's crash or hang.
+    """
     shares = [paths[i::jobs] for i in range(jobs)]
-    running = [_Examiner(share, bases) for share in shares if share]
+    running = [_Examiner(share, list(command), seconds) for share in shares if share]
     while running:
         ready, _, _ = select.select([examiner.output for examiner in running], [], [], 1.0)
         for examiner in list(running):
@@ -250,7 +260,8 @@ class _Examiner:
     """One process at a time for a share of the files."""
 
     left: list[Path]
-    bases: Path
+    command: list[str]
+    seconds: float
     waited: float = 0.0
     current: str | None = None
     buffered: bytes = b""
@@ -260,7 +271,7 @@ class _Examiner:
         self._start()
 
     def _start(self) -> None:
-        command = [sys.executable, "-m", "tests.mutated_videos", "--serve", str(self.bases), *map(str, self.left)]
+        command = [*self.command, *map(str, self.left)]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
         self.waited, self.current = 0.0, None
 
@@ -275,7 +286,7 @@ class _Examiner:
     def results(self, ready: bool) -> Iterator[dict[str, Any]]:
         if not ready:
             self.waited += 1.0
-            if self.waited > SECONDS_PER_FILE:
+            if self.waited >= self.seconds:
                 self.process.kill()
             return
         chunk = os.read(self.output, 1 << 16)
@@ -340,7 +351,8 @@ def run(folder: Path, count: int, seed: int, *, jobs: int = 1) -> list[dict[str,
     bases.mkdir(parents=True)
     mutated.mkdir()
     paths = write_mutated(write_bases(bases), mutated, count, seed)
-    return list(examine_all(paths, bases, jobs=jobs))
+    command = [sys.executable, "-m", "tests.mutated_videos", "--serve", str(bases)]
+    return list(examine_all(paths, command, jobs=jobs))
 
 
 def main() -> None:

@@ -19,11 +19,13 @@ from vdiff_fast.data import (
     VideoFolder,
     check_video,
     decode,
+    demo_clip,
     read_frames,
     scan,
+    write_video,
 )
 
-from .conftest import Program, encode, encode_with, numbered, numbers, shown_by
+from .conftest import Program, encode, encode_with, noise, numbered, numbers, shown_by
 
 
 def _encode(ffmpeg: Program, path: Path, frames: np.ndarray, codec: str, options: dict) -> Path:
@@ -213,3 +215,36 @@ def test_a_seek_that_lies_is_not_believed(tmp_path: Path, monkeypatch: pytest.Mo
         assert starts == [20, 8, 0]
     with pytest.raises(TruncatedVideoError, match="frame 0 of 32 is gone, damaged or not the one that was scanned"):
         FrameCache(tmp_path / "cache").frames(video, ClipSpec(4, (16, 16)))
+
+
+def test_lost_packets_of_a_transport_stream_are_damage(tmp_path: Path) -> None:
+    """Each packet of 188 bytes bears a counter: one that is missing is noticed, also where the rest decodes."""
+    whole = encode(tmp_path / "a.ts", noise(16), codec="mpeg2video", gop=8, options={"qscale": "8"})
+    content = whole.read_bytes()
+    assert scan(whole).problem() is None
+    for packet in (40, 80, 120):
+        (tmp_path / "b.ts").write_bytes(content[: 188 * packet] + content[188 * (packet + 1) :])
+        assert isinstance(scan(tmp_path / "b.ts").problem(), CorruptVideoError), packet
+
+
+def test_the_blocks_of_a_gif_are_walked(tmp_path: Path) -> None:
+    """A GIF has no checksum: what shifts its blocks, ends early or goes on behind its end is noticed, and no more."""
+    from PIL import Image
+
+    path = encode(tmp_path / "a.gif", noise(6), codec="gif", pix_fmt="rgb8")
+    content = path.read_bytes()
+    pictures = [Image.fromarray(frame) for frame in noise(3)]
+    pictures[0].save(tmp_path / "b.gif", save_all=True, append_images=pictures[1:], comment="a ; b", loop=0)
+    for sound in (path, tmp_path / "b.gif", demo_gif(tmp_path)):
+        assert scan(sound).problem() is None
+    middle = len(content) // 2
+    for broken in (
+        content[:-1], content[:middle], content[:10], content[:middle] + content[middle + 9 :],
+        content[:middle] + bytes(3) + content[middle:], content + content[-400:],
+    ):  # fmt: skip
+        path.write_bytes(broken)
+        assert check_video(path).verdict == "bad"
+
+
+def demo_gif(folder: Path) -> Path:
+    return write_video(decode(demo_clip(), layout="CTHW").frames[:, :8], folder / "demo.gif").path

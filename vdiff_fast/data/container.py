@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 _EARLY_PACKETS = 600
 # Pictures that belong to a file without being its video: covers, thumbnails, tiles of a larger picture.
 _NOT_SHOWN = ("attached_pic", "timed_thumbnails", "dependent")
+# Within so many packets of one that is marked as damaged the seam of two recordings shows.
+_SEAM_PACKETS = 3
 # 16384 x 16384: a damaged header may ask for more memory than there is.
 _MAX_PIXELS = 1 << 28
 
@@ -109,6 +111,7 @@ class Tally:
     """
 
     failed_packets: int = 0
+    corrupt_packets: int = 0
     hidden: int = 0
     early: int = 0
     end: float = 0.0
@@ -157,10 +160,13 @@ def _packets(container: InputContainer, stream: VideoStream | None, tally: Tally
 def _from_key_frame(packets: Iterator[Packet], stream: VideoStream, tally: Tally) -> Iterator[Packet]:
     """The stream's packets from the first key frame on, or all of them where none is marked."""
     early: list[Packet] | None = []
+    doubts = _Doubts(tally)
     for packet in packets:
         if packet.stream.index != stream.index:
             continue
         tally.hidden += bool(packet.is_discard)
+        if early is None:
+            doubts.see(packet)
         if early is not None:
             if packet.is_keyframe:
                 tally.early += len(early)
@@ -173,6 +179,35 @@ def _from_key_frame(packets: Iterator[Packet], stream: VideoStream, tally: Tally
                 yield from early
                 early = None
         yield packet
+
+
+class _Doubts:
+    """Counts packets that FFmpeg marks because some are missing: a transport stream numbers them.
+
+    At the seam of two recordings in one file it marks one, too; there a key frame follows, of another time.
+    """
+
+    def __init__(self, tally: Tally) -> None:
+        self.tally = tally
+        self.marked: Packet | None = None
+        self.since = 0
+
+    def see(self, packet: Packet) -> None:
+        self.since += 1
+        if self.marked is not None:
+            if packet.is_keyframe and _clock_jumps(self.marked, packet):
+                self.marked = None
+            elif self.since >= _SEAM_PACKETS or packet.is_corrupt or not packet.size:
+                self.tally.corrupt_packets += 1
+                self.marked = None
+        if packet.is_corrupt and packet.size:
+            self.marked, self.since = packet, 0
+
+
+def _clock_jumps(before: Packet, after: Packet) -> bool:
+    if before.dts is None or after.dts is None or after.time_base is None:
+        return False
+    return not 0.0 <= float((after.dts - before.dts) * after.time_base) <= 1.0
 
 
 def _decode(packet: Packet, tally: Tally, path: str) -> list[VideoFrame]:

@@ -15,6 +15,7 @@ from vdiff_fast._files import printable
 
 from .container import Tally, decode_packets, open_video, reading
 from .errors import CorruptVideoError, EmptyVideoError, TruncatedVideoError, VideoError
+from .gif_blocks import gif_problem
 from .pixels import frame_orientation, frame_to_rgb, is_mirrored, is_transposed, rotation
 from .timeline import TimeLine, plausible_rate, time_line
 from .tone_map import TRANSFERS, Transfer
@@ -52,6 +53,7 @@ class VideoScan:
     `times` are seconds from the first frame, one per frame in the decoder's order, never decreasing, with `closed`
     seconds of holes taken out. `pts` are the stream's own time stamps in the same order; they identify frames after a
     seek where `seekable` is true, and `sums` tell whether the frame found there is the one that this look has seen.
+    `broken` says what is wrong with a file's structure where FFmpeg reads past it.
     """
 
     path: str
@@ -73,7 +75,7 @@ class VideoScan:
     transfer: Transfer = ""
     interlaced: int = 0
     note: str = ""
-    ends_early: bool = False
+    broken: str = ""
 
     @property
     def name(self) -> str:
@@ -184,18 +186,11 @@ class VideoScan:
         if self.missing > max(1, tolerance.max_missing * total):
             end = f"; it ends at {self.duration:.2f} s of {self.declared_duration:.2f} s"
             return TruncatedVideoError(f"{self.name}: {self.counts()}{'' if self.declared else end}")
-        if self.ends_early and tolerance.max_missing < 1.0:
-            return TruncatedVideoError(f"{self.name}: {self.counts()}; the file ends without its end mark")
+        if self.broken and tolerance.max_missing < 1.0:
+            return TruncatedVideoError(f"{self.name}: {self.counts()}; {self.broken}")
         if self.corrupt + self.failed_packets > tolerance.max_corrupt * total:
             return CorruptVideoError(f"{self.name}: {self.counts()}")
         return None
-
-
-def _ends_with(path: str | os.PathLike[str], mark: bytes) -> bool:
-    """Whether the file ends with `mark`, padding aside."""
-    with open(path, "rb") as file:
-        file.seek(max(0, os.path.getsize(path) - 64))
-        return file.read().rstrip(b"\0\r\n").endswith(mark)
 
 
 @dataclass
@@ -258,13 +253,13 @@ def scan(path: str | os.PathLike[str], *, threads: int = 0) -> VideoScan:
             declared_duration = _declared_duration(container, stream, tally, line)
     return VideoScan(
         path=os.fspath(path), codec=codec, stored_width=first.width, stored_height=first.height,
-        orientation=first.orientation, declared=declared, declared_duration=declared_duration, corrupt=seen.corrupt,
-        failed_packets=tally.failed_packets, hidden=tally.hidden, nominal_fps=plausible_rate(rate), times=line.times,
-        pts=line.pts, sums=np.array(seen.sums, dtype=np.uint32),
+        orientation=first.orientation, declared=declared, declared_duration=declared_duration,
+        corrupt=max(seen.corrupt, tally.corrupt_packets), failed_packets=tally.failed_packets, hidden=tally.hidden,
+        nominal_fps=plausible_rate(rate), times=line.times, pts=line.pts, sums=np.array(seen.sums, dtype=np.uint32),
         seekable=line.in_order and container_format not in _PAINTED_FORMATS, closed=line.closed,
         transfer=first.transfer, interlaced=seen.interlaced, note=line.note,
         # FFmpeg takes a GIF's frame count from what is there, so a cut one agrees with itself.
-        ends_early=container_format == "gif" and not _ends_with(path, b";"),
+        broken=gif_problem(path) if container_format == "gif" else "",
     )  # fmt: skip
 
 
