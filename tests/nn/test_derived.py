@@ -6,6 +6,7 @@ import copy
 import pickle
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -98,3 +99,10 @@ def test_memory_that_stays_keeps_its_buffers() -> None:
     cos = tables.cos
     assert tables.float().to("cpu").share_memory().cos is cos
     assert cos.is_shared()
+
+
+def test_no_other_module_makes_buffers() -> None:
+    """State beside the parameters is derived, or belongs into a checkpoint: then it is a buffer that says so."""
+    package = Path(vf.__file__).parent
+    makers = [path.name for path in package.rglob("*.py") if "register_buffer(" in path.read_text()]
+    assert makers == ["derived.py"]

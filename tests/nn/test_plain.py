@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import copy
 from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -273,6 +275,27 @@ def test_compiles_whole_with_adapters() -> None:
     torch._dynamo.reset_code_caches()
     compiled = torch.compile(model, fullgraph=True, backend="eager")
     torch.testing.assert_close(compiled(**inputs()), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_nobody_reads_a_layers_weights_unasked() -> None:
+    """`layer.weight` of another module stands only behind a question, or where parameters are initialised."""
+    unasked = []
+    package = Path(vf.__file__).parent
+    for path in [*(package / "nn").glob("*.py"), *(package / "models").glob("*.py"), *(package / "patch").glob("*.py")]:
+        for function in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(function, ast.FunctionDef) or function.name in (
+                "__init__",
+                "reset_parameters",
+                "weights",
+            ):
+                continue
+            asks = {"is_plain", "computes"} & {node.id for node in ast.walk(function) if isinstance(node, ast.Name)}
+            for node in ast.walk(function):
+                read = isinstance(node, ast.Attribute) and node.attr in ("weight", "bias")
+                if read and not asks and ast.unparse(node.value) != "self":
+                    unasked.append(f"{path.name}: {function.name}: {ast.unparse(node)}")
+    # Whose caller asked, as its docstring says.
+    assert sorted(unasked) == ["norm_silu.py: norm_with_silu: norm.bias", "norm_silu.py: norm_with_silu: norm.weight"]
 
 
 def test_the_reason_is_named() -> None:
