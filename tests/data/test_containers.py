@@ -227,6 +227,19 @@ def test_lost_packets_of_a_transport_stream_are_damage(tmp_path: Path) -> None:
         assert isinstance(scan(tmp_path / "b.ts").problem(), CorruptVideoError), packet
 
 
+@pytest.mark.parametrize("options", [{"level": "3"}, {"level": "3", "slices": "9", "slicecrc": "1"}, {"level": "1"}])
+def test_checksums_of_ffv1_are_read(tmp_path: Path, options: dict) -> None:
+    """FFmpeg conceals a damaged slice with what lies in memory, differently each time, and says nothing."""
+    path = encode(tmp_path / "a.mkv", noise(8), codec="ffv1", options=options)
+    assert scan(path).problem() is None
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2 :][:8] = bytes(8)
+    content[len(content) // 2] ^= 0x55
+    path.write_bytes(bytes(content))
+    # Level 1 has no checksums: its damage cannot be known.
+    assert isinstance(scan(path).problem(), CorruptVideoError) == (options["level"] == "3")
+
+
 def test_the_blocks_of_a_gif_are_walked(tmp_path: Path) -> None:
     """A GIF has no checksum: what shifts its blocks, ends early or goes on behind its end is noticed, and no more."""
     from PIL import Image

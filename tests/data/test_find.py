@@ -114,10 +114,9 @@ def test_the_command_line_prints_any_path(tmp_path: Path) -> None:
     folder = tmp_path / os.fsdecode(b"caf\xe9 \xe6\x98\xa0")
     folder.mkdir()
     encode(tmp_path / "a.mp4", numbered(8)).rename(folder / "\N{SNOWMAN}.mp4")
-    for command in (("check-data",), ("cache", "--cache-dir", folder / "cache", "--frames", "4", "--size", "16")):
-        done = subprocess.run(
-            [sys.executable, "-m", "vdiff_fast.cli", *command, folder], capture_output=True, timeout=300, cwd=ROOT,
-            env=os.environ | {"PYTHONIOENCODING": "latin-1"},
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr
-        assert b"1 files" in done.stdout
+    done = subprocess.run(
+        [sys.executable, "-m", "vdiff_fast.cli", "cache", folder, "--cache-dir", folder / "cache", "--frames", "4"],
+        capture_output=True, timeout=300, cwd=ROOT, env=os.environ | {"PYTHONIOENCODING": "latin-1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert b"1 files" in done.stdout

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import struct
 from fractions import Fraction
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from vdiff_fast.data import (
     scan,
 )
 
-from .conftest import encode, flip_bytes, noise, numbered, truncate
+from .conftest import declare_frames, encode, flip_bytes, noise, numbered, truncate
 
 
 def test_sound_clips(clips: Path) -> None:
@@ -211,24 +210,14 @@ def test_a_count_that_lies_but_time_is_covered(tmp_path: Path) -> None:
 
 def test_a_patched_frame_count(tmp_path: Path) -> None:
     """Twice the true count in both AVI headers: by its own account the file is half."""
-    path = encode(tmp_path / "p.avi", numbered(20))
-    content = bytearray(path.read_bytes())
-    for tag, offset in ((b"avih", 8 + 16), (b"strh", 8 + 32)):
-        at = content.index(tag) + offset
-        assert struct.unpack_from("<I", content, at)[0] == 20
-        struct.pack_into("<I", content, at, 40)
-    path.write_bytes(bytes(content))
+    path = declare_frames(encode(tmp_path / "p.avi", numbered(20)), 20, 40)
     video = scan(path)
     assert (video.declared, video.decoded) == (40, 20)
     assert str(video.problem()) == "p.avi: decoded 20 of 40 declared frames"
 
 
 def test_one_frame_less_than_declared_is_tolerated(tmp_path: Path) -> None:
-    path = encode(tmp_path / "p.avi", numbered(20))
-    content = bytearray(path.read_bytes())
-    for tag, offset in ((b"avih", 8 + 16), (b"strh", 8 + 32)):
-        struct.pack_into("<I", content, content.index(tag) + offset, 21)
-    path.write_bytes(bytes(content))
+    path = declare_frames(encode(tmp_path / "p.avi", numbered(20)), 20, 21)
     assert scan(path).problem() is None
 
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from av.video.frame import VideoFrame
 
 # Raised when the meaning of stored frames or scans changes; old entries are then never found again.
-_VERSION = 3
+_VERSION = 4
 _ARRAYS = {"times": np.float64, "pts": np.int64, "sums": np.uint32}
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from vdiff_fast._files import printable
 
 from .errors import UnreadableVideoError, VideoError
+from .ffv1_slices import slices_are_whole
 
 if TYPE_CHECKING:
     from av.container import InputContainer
@@ -160,13 +161,11 @@ def _packets(container: InputContainer, stream: VideoStream | None, tally: Tally
 def _from_key_frame(packets: Iterator[Packet], stream: VideoStream, tally: Tally) -> Iterator[Packet]:
     """The stream's packets from the first key frame on, or all of them where none is marked."""
     early: list[Packet] | None = []
-    doubts = _Doubts(tally)
+    doubts = _Doubts(tally, stream.codec_context.name)
     for packet in packets:
         if packet.stream.index != stream.index:
             continue
         tally.hidden += bool(packet.is_discard)
-        if early is None:
-            doubts.see(packet)
         if early is not None:
             if packet.is_keyframe:
                 tally.early += len(early)
@@ -178,21 +177,26 @@ def _from_key_frame(packets: Iterator[Packet], stream: VideoStream, tally: Tally
             else:
                 yield from early
                 early = None
+        doubts.see(packet)
         yield packet
 
 
 class _Doubts:
-    """Counts packets that FFmpeg marks because some are missing: a transport stream numbers them.
+    """Counts damaged packets that a decoder need not notice.
 
-    At the seam of two recordings in one file it marks one, too; there a key frame follows, of another time.
+    FFmpeg marks a packet of a transport stream, which numbers its parts, where one is missing. At the seam of two
+    recordings in one file it marks one, too; there a key frame follows, of another time. FFV1's checksums it only logs.
     """
 
-    def __init__(self, tally: Tally) -> None:
-        self.tally = tally
+    def __init__(self, tally: Tally, codec: str) -> None:
+        self.tally, self.codec = tally, codec
         self.marked: Packet | None = None
         self.since = 0
+        self.whole = self.failed = 0
 
     def see(self, packet: Packet) -> None:
+        if self.codec == "ffv1" and packet.size:
+            self._check(packet)
         self.since += 1
         if self.marked is not None:
             if packet.is_keyframe and _clock_jumps(self.marked, packet):
@@ -202,6 +206,15 @@ class _Doubts:
                 self.marked = None
         if packet.is_corrupt and packet.size:
             self.marked, self.since = packet, 0
+
+    def _check(self, packet: Packet) -> None:
+        whole = slices_are_whole(bytes(packet))
+        self.whole += whole
+        self.failed += not whole
+        # A stream without checksums fails with every packet.
+        if self.whole:
+            self.tally.corrupt_packets += self.failed
+            self.failed = 0
 
 
 def _clock_jumps(before: Packet, after: Packet) -> bool:
