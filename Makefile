@@ -24,6 +24,7 @@ lint: $(VENV)/.dev
 	$(BIN)/mypy
 
 format: $(VENV)/.dev
+	$(BIN)/python tools/write_ops_stub.py
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(CXX_FILES)

@@ -185,18 +185,41 @@ GENERIC_PREDICATES: dict[str, Predicate] = {
 }
 
 
+# The module of an op room that launches a backend's kernels. A backend is a line here and in GENERIC_PREDICATES.
+KERNEL_MODULES = {"cpu": "native", "triton": "triton", "cuda": "native"}
+
+
+def _has_kernels(package: str, backend: str) -> bool:
+    return importlib.util.find_spec(f"{package}.{KERNEL_MODULES[backend]}") is not None
+
+
+def predicates(
+    package: str, wrap: Callable[[Predicate], Predicate] | None = None, **special: Predicate
+) -> dict[str, Predicate]:
+    """The predicates of an op room: of the reference, and the generic one of every backend whose kernels it has.
+
+    Args:
+        package: the room's `__package__`.
+        wrap: applied to every generic predicate but the reference's, where the room asks it a question of its own.
+        special: predicates by the name of the backend, in place of the generic ones or beside them.
+    """
+    generic = {name: GENERIC_PREDICATES[name] for name in KERNEL_MODULES if _has_kernels(package, name)}
+    if wrap is not None:
+        generic = {name: wrap(predicate) for name, predicate in generic.items()}
+    return {"reference": why_not_reference} | generic | special
+
+
 def kernel_modules(package: str) -> dict[str, ModuleType]:
-    """The modules of an op room that launch kernels here, by backend: `native` serves cpu and cuda, `triton` itself.
+    """The modules of an op room that launch kernels here, by backend.
 
     Triton is imported only where it can run, so a CPU process never pays for it.
     """
-    modules: dict[str, ModuleType] = {}
-    if _CPU_REASON is None and importlib.util.find_spec(f"{package}.native") is not None:
-        native = importlib.import_module(f"{package}.native")
-        modules |= {"cpu": native, "cuda": native}
-    if _TRITON_REASON is None and importlib.util.find_spec(f"{package}.triton") is not None:
-        modules["triton"] = importlib.import_module(f"{package}.triton")
-    return modules
+    runs = {"cpu": _CPU_REASON is None, "cuda": _CPU_REASON is None, "triton": _TRITON_REASON is None}
+    return {
+        backend: importlib.import_module(f"{package}.{module}")
+        for backend, module in KERNEL_MODULES.items()
+        if runs[backend] and _has_kernels(package, backend)
+    }
 
 
 def autocast_dtype(x: Tensor) -> torch.dtype | None:

@@ -20,8 +20,7 @@ from vdiff_fast.ops.diffusion_loss import reference
 from vdiff_fast.ops.diffusion_loss.config import gradient_first
 from vdiff_fast.ops.noise import reference as noise_reference
 
-BACKENDS = ("reference", "cpu", "triton", "cuda")
-PREDICATES = {name: _dispatch.GENERIC_PREDICATES[name] for name in BACKENDS}
+PREDICATES = _dispatch.predicates(__package__)
 _KERNELS = _dispatch.kernel_modules(__package__)
 CHOICES = {
     "target": tuple(TARGETS),

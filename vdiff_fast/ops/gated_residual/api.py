@@ -12,12 +12,7 @@ from vdiff_fast.ops._common.modulation import check_tokens, like_tokens, modulat
 from vdiff_fast.ops.gated_residual import reference
 
 _OP = "gated_residual"
-PREDICATES = {
-    "reference": _dispatch.why_not_reference,
-    "cpu": _dispatch.why_not_cpu,
-    "triton": _dispatch.why_not_triton,
-    "cuda": _dispatch.why_not_cuda,
-}
+PREDICATES = _dispatch.predicates(__package__)
 _KERNELS = _dispatch.kernel_modules(__package__)
 
 

@@ -16,12 +16,7 @@ from vdiff_fast.ops.gated_residual_norm_modulate import reference
 from vdiff_fast.ops.layer_norm_modulate.reference import layer_norm_modulate
 
 _OP = "gated_residual_norm_modulate"
-PREDICATES = {
-    "reference": _dispatch.why_not_reference,
-    "cpu": _dispatch.why_not_cpu,
-    "triton": why_not_triton,
-    "cuda": why_not_cuda,
-}
+PREDICATES = _dispatch.predicates(__package__, triton=why_not_triton, cuda=why_not_cuda)
 _KERNELS = _dispatch.kernel_modules(__package__)
 
 

@@ -11,7 +11,7 @@ from vdiff_fast import _derivatives, _dispatch
 from vdiff_fast.ops._common.modulation import wide_vector
 from vdiff_fast.ops.geglu import reference
 
-PREDICATES = dict(_dispatch.GENERIC_PREDICATES)
+PREDICATES = _dispatch.predicates(__package__)
 _KERNELS = _dispatch.kernel_modules(__package__)
 
 

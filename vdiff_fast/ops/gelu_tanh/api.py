@@ -12,12 +12,7 @@ from vdiff_fast.ops._common.modulation import wide_vector
 from vdiff_fast.ops.gelu_tanh import reference
 
 _OP = "gelu_tanh"
-PREDICATES = {
-    "reference": _dispatch.why_not_reference,
-    "cpu": _dispatch.why_not_cpu,
-    "triton": _dispatch.why_not_triton,
-    "cuda": _dispatch.why_not_cuda,
-}
+PREDICATES = _dispatch.predicates(__package__)
 _KERNELS = _dispatch.kernel_modules(__package__)
 
 

@@ -20,12 +20,7 @@ from vdiff_fast.ops._common.channel_vectors import (
 from vdiff_fast.ops.group_norm_silu import reference
 
 _OP = "group_norm_silu"
-PREDICATES = {
-    "reference": _dispatch.why_not_reference,
-    "cpu": _dispatch.why_not_cpu,
-    "triton": _dispatch.why_not_triton,
-    "cuda": _dispatch.why_not_cuda,
-}
+PREDICATES = _dispatch.predicates(__package__)
 _KERNELS = _dispatch.kernel_modules(__package__)
 
 

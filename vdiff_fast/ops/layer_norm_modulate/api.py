@@ -14,12 +14,7 @@ from vdiff_fast.ops._common.modulation import check_tokens, modulations, summed_
 from vdiff_fast.ops.layer_norm_modulate import reference
 
 _OP = "layer_norm_modulate"
-PREDICATES = {
-    "reference": _dispatch.why_not_reference,
-    "cpu": _dispatch.why_not_cpu,
-    "triton": why_not_triton,
-    "cuda": why_not_cuda,
-}
+PREDICATES = _dispatch.predicates(__package__, triton=why_not_triton, cuda=why_not_cuda)
 _KERNELS = _dispatch.kernel_modules(__package__)
 
 

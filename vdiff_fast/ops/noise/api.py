@@ -13,8 +13,6 @@ from vdiff_fast.ops._common.frames import checked_frames
 from vdiff_fast.ops._common.random import counter_word, seed_tensor
 from vdiff_fast.ops.noise import reference
 
-BACKENDS = ("reference", "cpu", "triton", "cuda")
-
 
 def _for_dtype(predicate: _dispatch.Predicate) -> _dispatch.Predicate:
     """A generic predicate asked about the noise to come: its dtype, on the seed's device."""
@@ -25,9 +23,7 @@ def _for_dtype(predicate: _dispatch.Predicate) -> _dispatch.Predicate:
     return why_not
 
 
-PREDICATES = {
-    name: _for_dtype(predicate) for name, predicate in _dispatch.GENERIC_PREDICATES.items() if name in BACKENDS
-}
+PREDICATES = _dispatch.predicates(__package__, _for_dtype)
 _KERNELS = _dispatch.kernel_modules(__package__)
 
 

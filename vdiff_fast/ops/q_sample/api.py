@@ -21,8 +21,7 @@ from vdiff_fast.ops._common.schedule import (
 from vdiff_fast.ops._common.videos import check_values, check_video
 from vdiff_fast.ops.q_sample import reference
 
-BACKENDS = ("reference", "cpu", "triton", "cuda")
-PREDICATES = {name: _dispatch.GENERIC_PREDICATES[name] for name in BACKENDS}
+PREDICATES = _dispatch.predicates(__package__)
 _KERNELS = _dispatch.kernel_modules(__package__)
 
 

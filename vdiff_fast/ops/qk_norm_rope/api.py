@@ -20,12 +20,7 @@ from vdiff_fast.ops._common.tokens import (
 )
 from vdiff_fast.ops.qk_norm_rope import reference
 
-PREDICATES: dict[str, _dispatch.Predicate] = {
-    "reference": _dispatch.why_not_reference,
-    "cpu": _dispatch.why_not_cpu,
-    "triton": _dispatch.why_not_triton,
-    "cuda": _dispatch.why_not_cuda,
-}
+PREDICATES = _dispatch.predicates(__package__)
 _KERNELS = _dispatch.kernel_modules(__package__)
 
 

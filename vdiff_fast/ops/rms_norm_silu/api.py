@@ -23,12 +23,7 @@ def _why_not_cuda(x: Tensor, *facts: Any) -> str | None:
     return _dispatch.why_not_cuda(x)
 
 
-PREDICATES: dict[str, _dispatch.Predicate] = {
-    "reference": _dispatch.why_not_reference,
-    "cpu": _dispatch.why_not_cpu,
-    "triton": _dispatch.why_not_triton,
-    "cuda": _why_not_cuda,
-}
+PREDICATES = _dispatch.predicates(__package__, cuda=_why_not_cuda)
 _KERNELS = _dispatch.kernel_modules(__package__)
 
 

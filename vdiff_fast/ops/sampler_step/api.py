@@ -14,7 +14,7 @@ from vdiff_fast.ops.sampler_step import columns, reference
 from vdiff_fast.ops.sampler_step.native import Call
 
 _KERNELS = _dispatch.kernel_modules(__package__)
-PREDICATES: dict[str, _dispatch.Predicate] = dict(_dispatch.GENERIC_PREDICATES)
+PREDICATES = _dispatch.predicates(__package__)
 
 
 def _check_tensors(x: Tensor, table: Tensor, others: dict[str, Tensor | None]) -> None:

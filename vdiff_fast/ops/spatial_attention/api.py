@@ -19,11 +19,7 @@ from vdiff_fast.ops._common.tokens import (
 from vdiff_fast.ops.qk_norm_rope import qk_norm_rope
 from vdiff_fast.ops.spatial_attention import reference, sdpa
 
-PREDICATES: dict[str, _dispatch.Predicate] = {
-    "sdpa": sdpa.why_not_sdpa,
-    "xformers": sdpa.why_not_xformers,
-    "reference": _dispatch.why_not_reference,
-}
+PREDICATES = _dispatch.predicates(__package__, sdpa=sdpa.why_not_sdpa, xformers=sdpa.why_not_xformers)
 
 
 def _attend(

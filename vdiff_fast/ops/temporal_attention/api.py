@@ -57,12 +57,9 @@ def _why_not_cpu(x: Tensor, fused: bool = False, context: int = 0) -> str | None
     return _dispatch.why_not_cpu(x) if context else _limited(_dispatch.why_not_cpu)(x)
 
 
-PREDICATES: dict[str, _dispatch.Predicate] = {
-    "reference": _dispatch.why_not_reference,
-    "cpu": _why_not_cpu,
-    "triton": _limited(_why_not_triton),
-    "cuda": _limited(_why_not_cuda),
-}
+PREDICATES = _dispatch.predicates(
+    __package__, cpu=_why_not_cpu, triton=_limited(_why_not_triton), cuda=_limited(_why_not_cuda)
+)
 _KERNELS = _dispatch.kernel_modules(__package__)
 
 

@@ -37,12 +37,7 @@ def _why_not_cuda(t: Tensor) -> str | None:
     return None if t.device.type == "cuda" else f"the tensor is on {t.device.type}"
 
 
-PREDICATES: dict[str, _dispatch.Predicate] = {
-    "reference": _dispatch.why_not_reference,
-    "cpu": why_not_cpu,
-    "triton": _why_not_triton,
-    "cuda": _why_not_cuda,
-}
+PREDICATES = _dispatch.predicates(__package__, cpu=why_not_cpu, triton=_why_not_triton, cuda=_why_not_cuda)
 
 
 def timestep_embedding(

@@ -25,8 +25,7 @@ def _of_weights(predicate: _dispatch.Predicate) -> _dispatch.Predicate:
     return why_not
 
 
-PREDICATES: dict[str, _dispatch.Predicate] = {"reference": _dispatch.why_not_reference}
-PREDICATES |= {name: _of_weights(_dispatch.GENERIC_PREDICATES[name]) for name in ("cpu", "triton", "cuda")}
+PREDICATES = _dispatch.predicates(__package__, _of_weights)
 
 
 class _TimestepMLP(torch.autograd.Function):
