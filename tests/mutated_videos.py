@@ -176,21 +176,31 @@ def write_mutated(bases: list[Path], folder: Path, count: int, seed: int) -> lis
 
 
 def examine(path: Path, whole: np.ndarray) -> dict[str, Any]:
-    """What becomes of one file: checked, decoded, read by windows, made a data set of."""
+    """What becomes of one file: checked, decoded, read by windows, made a data set of.
+
+    Damage that a decoder conceals by its number of threads, or by what lies in memory, shows only when frames are
+    compared with the scan: such a file is "refused later".
+    """
     from vdiff_fast import data
 
     check = data.check_video(path)
     result: dict[str, Any] = {"verdict": check.verdict, "reason": check.reason, "decoded": check.decoded}
     if check.verdict == "bad":
         return result
-    video = data.scan(path)
     try:
-        found = data.decode(video).frames.numpy()
-        stored = data.read_frames(video, np.arange(video.decoded))
+        return result | _read(path, whole)
     except data.VideoError as error:
         return result | {"verdict": "refused later", "reason": str(error)}
+
+
+def _read(path: Path, whole: np.ndarray) -> dict[str, Any]:
+    from vdiff_fast import data
+
+    video = data.scan(path)
+    found = data.decode(video).frames.numpy()
+    stored = data.read_frames(video, np.arange(video.decoded))
+    result: dict[str, Any] = {"frames": len(stored), "grid": len(found)}
     result["distances"] = [round(_distance(frame, whole), 2) for frame in stored]
-    result["frames"], result["grid"] = len(stored), len(found)
     for first in range(1, len(stored) - 2, 5):
         window = np.array([first, first + 1, first + 2])
         if not np.array_equal(data.read_frames(video, window), stored[window]):
