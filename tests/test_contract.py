@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -216,6 +216,62 @@ def test_compiles_without_a_graph_break(spec: OpSpec, backend: str) -> None:
             traced = run(compiled, fresh(sample), dtype)
             for a, b in zip(eager[0] + eager[1], traced[0] + traced[1]):
                 torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5, equal_nan=True)
+
+
+def _of_first(sample: Sample, others: str) -> tuple[Callable[..., Any], list[torch.Tensor]]:
+    """The call as a function of its tensors; a second one of a shape is the first ("same"), or made of it ("derived").
+
+    Attention of x to itself is the one, a scale and a shift of one embedding are the other.
+    """
+    sample = fresh(sample)
+    tensors = sample.tensors()
+    alike = [
+        next(j for j, u in enumerate(tensors) if u.is_floating_point() and (u.shape, u.dtype) == (t.shape, t.dtype))
+        if t.is_floating_point() and t.dim()
+        else i
+        for i, t in enumerate(tensors)
+    ]
+
+    def call(spec: OpSpec, *given: torch.Tensor) -> Any:
+        used = [given[j] if i == j or others == "same" else given[j] * 1 + i for i, j in enumerate(alike)]
+        replacements = iter(used)
+        replaced = sample.map_tensors(lambda t: next(replacements))
+        return spec.function(*replaced.args, **replaced.kwargs)
+
+    return call, tensors
+
+
+# What stands for the second tensor of a shape, and the mode. Without gradients no backward is traced: "eager" will do.
+REPEATED = [
+    ("same", torch.no_grad, "eager"),
+    ("derived", torch.inference_mode, "eager"),
+    ("same", torch.enable_grad, "aot_eager"),
+    ("derived", torch.enable_grad, "aot_eager"),
+]
+
+
+@pytest.mark.parametrize(("spec", "backend"), _cases(with_samples=False))
+def test_compiles_whole_without_gradients_and_with_repeated_inputs(spec: OpSpec, backend: str) -> None:
+    """The sample with most tensors, and without gradients the first, give the eager call's values and gradients."""
+    _skip_if_unbuilt(backend)
+    samples = list(spec.samples(_device(backend), _dtypes(backend, spec)[0]))
+    cases = [(samples[0], REPEATED[0])]
+    if backend != "reference":
+        cases += [(max(samples, key=lambda s: len(s.tensors())), how) for how in REPEATED]
+    for sample, (others, mode, compiler) in cases:
+        call, tensors = _of_first(sample, others)
+        torch._dynamo.reset_code_caches()
+        compiled = torch.compile(call, fullgraph=True, dynamic=True, backend=compiler)
+        with vf.use_backend(backend, ops=[spec.name]), mode():
+            results = []
+            for function in (call, compiled):
+                outputs = as_tuple(function(spec, *tensors))
+                recorded = [o for o in outputs if o.requires_grad]
+                inputs = [t for t in tensors if t.requires_grad] if recorded else []
+                gradients = torch.autograd.grad(recorded, inputs, recorded, allow_unused=True) if inputs else ()
+                results.append([*outputs, *(g for g in gradients if g is not None)])
+        for eager, traced in zip(*results, strict=True):
+            torch.testing.assert_close(eager, traced, rtol=1e-4, atol=1e-4, equal_nan=True)
 
 
 @pytest.mark.parametrize("case", [pytest.param(i, id=f"{s.name}-{i.name}") for s in SPECS for i in s.invalid()])
