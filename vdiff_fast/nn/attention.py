@@ -95,7 +95,7 @@ class _Attention(nn.Module):
         if torch.is_grad_enabled() or torch.compiler.is_compiling() or _derivatives.transformed():
             return {"qk_norm": norm, "rope": rope}
         if norm is not None or rope is not None:
-            ops.qk_norm_rope(q, k, qk_norm=norm, rope=rope, inplace=True)
+            ops.qk_norm_rope(q, k, qk_norm=norm, rope=rope, inplace=True, eps=1e-6)
         return {}
 
     def _normed_tokens(self, x: Tensor) -> Tensor:
@@ -164,6 +164,9 @@ class TemporalAttention(_Attention):
             mask=mask,
             qk_norm=self._norm_weights(),
             rope=None if self.rotary is None else self.rotary(frames, device=tokens.device),
+            # Written out here and elsewhere: a default is a symbol under torch.compile with dynamic shapes, and dynamo
+            # cannot take one into a second checkpointed block.
+            eps=1e-6,
         )
         return self.proj(out.flatten(-2))
 
@@ -207,7 +210,7 @@ class SpatialAttention(_Attention):
             rope = self.rotary(*((frames, *size) if self.joint else size), device=tokens.device)
         grouped = tokens.flatten(1, 2).unsqueeze(1) if self.joint else tokens
         q, k, v = project_qkv(grouped, self.qkv, self.heads)
-        out = ops.spatial_attention(q, k, v, **self._prepare(q, k, rope))
+        out = ops.spatial_attention(q, k, v, **self._prepare(q, k, rope), eps=1e-6)
         return self.proj(out.flatten(-2).reshape(tokens.shape))
 
     def forward(self, x: Tensor) -> Tensor:

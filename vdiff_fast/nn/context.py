@@ -24,7 +24,7 @@ def attend_to_context(q: Tensor, keys_values: Tensor, *, qk_norm: tuple[Tensor, 
     length, device = packed.shape[1], q.device.type
     if length <= CONTEXT_KEYS.get(device, 0) and PREDICATES[device](q, qk_norm is not None, length) is None:
         k, v = packed.unsqueeze(2).unbind(3)
-        return ops.temporal_attention(q, k, v, qk_norm=qk_norm)
+        return ops.temporal_attention(q, k, v, qk_norm=qk_norm, eps=1e-6)
     k, v = packed.unsqueeze(1).unbind(3)
-    out = ops.spatial_attention(q.flatten(1, 2).unsqueeze(1), k, v, qk_norm=qk_norm)
+    out = ops.spatial_attention(q.flatten(1, 2).unsqueeze(1), k, v, qk_norm=qk_norm, eps=1e-6)
     return out.squeeze(1).unflatten(1, q.shape[1:3])

@@ -43,12 +43,12 @@ class TokenAttention(nn.Module):
         if self.axis == "time":
             qkv = modulated_linear(source, self.qkv)
             qkv = qkv.unflatten(-1, (3, self.heads, self.head_dim))
-            out = ops.temporal_attention_qkv(qkv, qk_norm=norm, rope=rope)
+            out = ops.temporal_attention_qkv(qkv, qk_norm=norm, rope=rope, eps=1e-6)
             return self.proj(out.flatten(-2))
         q, k, v = project_qkv(source, self.qkv, self.heads)
         if self.axis == "joint":
             q, k, v = (part.flatten(1, 2).unsqueeze(1) for part in (q, k, v))
-        out = ops.spatial_attention(q, k, v, qk_norm=norm, rope=rope)
+        out = ops.spatial_attention(q, k, v, qk_norm=norm, rope=rope, eps=1e-6)
         return self.proj(out.flatten(-2).reshape(source.y.shape))
 
     def extra_repr(self) -> str:

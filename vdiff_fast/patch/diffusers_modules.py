@@ -148,7 +148,7 @@ def attention_over_frames(original: type[nn.Module]) -> Forward:
         )
         # AttnProcessor2_0 leaves the scale to torch.
         scale = self.scale if type(self.processor) is AttnProcessor else None
-        out = temporal_attention(q, k, v, scale=scale).flatten(2)
+        out = temporal_attention(q, k, v, scale=scale, eps=1e-6).flatten(2)
         return _divided(self.to_out[1](self.to_out[0](out)), self.rescale_output_factor)
 
     return forward
