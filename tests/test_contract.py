@@ -204,11 +204,11 @@ def test_compiles_without_a_graph_break(spec: OpSpec, backend: str) -> None:
     """fullgraph and dynamic: every third sample, forward and backward, gives the eager call's values."""
     _skip_if_unbuilt(backend)
     # Tracing is slow, up to 5 s a sample, and alike: where kernels are slow, too, two samples stand for all.
-    traced = 2 if backend == "reference" or _library.INTERPRETING else None
+    count = 2 if backend == "reference" or _library.INTERPRETING else None
     with vf.use_backend(backend, ops=[spec.name]):
         dtype = _dtypes(backend, spec)[0]
         torch._dynamo.reset()
-        for sample in itertools.islice(_every_third(spec, backend), traced):
+        for sample in itertools.islice(_every_third(spec, backend), count):
             # What dynamo knows of the floats stays: else it traces every sample twice to learn that they are constants.
             torch._dynamo.reset_code_caches()
             compiled = torch.compile(spec.function, fullgraph=True, dynamic=True, backend="aot_eager")

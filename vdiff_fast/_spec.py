@@ -113,7 +113,6 @@ class OpSpec:
         error_multiple: a fused result may be this many times as far from float64 as eager is, in the same dtype.
         error_reason: why, where error_multiple is above 1.1.
         exact: outputs are bit-equal on all backends (counter-based noise).
-        bytes_per_element: minimum activation tensors read and written, forward and backward, per element of x.
         peers: name -> the same call in another implementation, with the copies it needs.
         random_peers: names of peers that draw other numbers than ours, so that their values cannot be checked.
         module: the room's package, where `triton` and `native` lie.

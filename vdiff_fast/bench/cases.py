@@ -38,10 +38,6 @@ IMPORTANCE = (
 UNCHECKED = "not checked"
 
 
-class WrongResultError(RuntimeError):
-    """An implementation's result is too far from float64: no time is reported for it."""
-
-
 @dataclass(frozen=True)
 class Group:
     """One op, shape, dtype and direction: what stands side by side in a table."""

@@ -1,13 +1,13 @@
 """Videos in and out: decode, check, cache, clips, resumable loading, writing. PyAV is imported when needed."""
 
-from .assets import demo_clip
-from .cache import FrameCache
-from .check import CheckReport, FileCheck, check_video, check_videos
-from .dataset import SkippedFile, VideoFile, VideoFolder, open_dataset
-from .decode import DecodedVideo, decode, read_frames, read_picture
-from .digits import MovingDigits
-from .draw import Draw, permutation
-from .errors import (
+from vdiff_fast.data.assets import demo_clip
+from vdiff_fast.data.cache import FrameCache
+from vdiff_fast.data.check import CheckReport, FileCheck, check_video, check_videos
+from vdiff_fast.data.dataset import SkippedFile, VideoFile, VideoFolder, open_dataset
+from vdiff_fast.data.decode import DecodedVideo, decode, read_frames, read_picture
+from vdiff_fast.data.digits import MovingDigits
+from vdiff_fast.data.draw import Draw, permutation
+from vdiff_fast.data.errors import (
     CorruptVideoError,
     EmptyDatasetError,
     EmptyVideoError,
@@ -21,12 +21,12 @@ from .errors import (
     VideoTooLargeError,
     VideoWriteError,
 )
-from .find import find_videos
-from .postprocess import grid, postprocess, smooth_temporal, to_uint8, upscale
-from .sampler import ClipKey, ClipLoader, ClipSampler, collate, loader
-from .scan import Tolerance, VideoScan, scan
-from .transforms import ClipSpec, check_range, to_unit_range
-from .write import VideoPaddedWarning, WrittenVideo, contact_sheet, write_png, write_video
+from vdiff_fast.data.find import find_videos
+from vdiff_fast.data.postprocess import grid, postprocess, smooth_temporal, to_uint8, upscale
+from vdiff_fast.data.sampler import ClipKey, ClipLoader, ClipSampler, collate, loader
+from vdiff_fast.data.scan import Tolerance, VideoScan, scan
+from vdiff_fast.data.transforms import ClipSpec, check_range, to_unit_range
+from vdiff_fast.data.write import VideoPaddedWarning, WrittenVideo, contact_sheet, write_png, write_video
 
 __all__ = [
     "CheckReport",

@@ -13,13 +13,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vdiff_fast._files import whole_file, write_text
-
-from . import errors
-from .container import decode_packets, open_video
-from .deinterlace import deinterlaced
-from .errors import TruncatedVideoError, VideoError
-from .scan import Tolerance, VideoScan, scan
-from .transforms import ClipSpec, resize_frame, resized_size
+from vdiff_fast.data import errors
+from vdiff_fast.data.container import decode_packets, open_video
+from vdiff_fast.data.deinterlace import deinterlaced
+from vdiff_fast.data.errors import TruncatedVideoError, VideoError
+from vdiff_fast.data.scan import Tolerance, VideoScan, scan
+from vdiff_fast.data.transforms import ClipSpec, resize_frame, resized_size
 
 if TYPE_CHECKING:
     from av.video.frame import VideoFrame

@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from vdiff_fast._files import printable
-
-from .dataset import SkipPolicy
-from .errors import VideoError
-from .find import find_videos, unique_files
-from .scan import DEFAULT_TOLERANCE, Tolerance, VideoScan, scan
-from .transforms import ClipSpec
+from vdiff_fast.data.dataset import SkipPolicy
+from vdiff_fast.data.errors import VideoError
+from vdiff_fast.data.find import find_videos, unique_files
+from vdiff_fast.data.scan import DEFAULT_TOLERANCE, Tolerance, VideoScan, scan
+from vdiff_fast.data.transforms import ClipSpec
 
 Verdict = Literal["ok", "warning", "bad"]
 

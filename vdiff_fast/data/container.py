@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vdiff_fast._files import printable
-
-from .errors import UnreadableVideoError, VideoError
-from .ffv1_slices import slices_are_whole
+from vdiff_fast.data.errors import UnreadableVideoError, VideoError
+from vdiff_fast.data.ffv1_slices import slices_are_whole
 
 if TYPE_CHECKING:
     from av.container import InputContainer

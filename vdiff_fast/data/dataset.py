@@ -14,15 +14,15 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, get_worker_info
 
-from .cache import FrameCache, training_size
-from .decode import read_frames
-from .digits import MovingDigits
-from .draw import Draw
-from .errors import EmptyDatasetError, TooManyBadVideosError, VideoError, VideoTooLargeError
-from .find import find_videos
-from .sampler import ClipKey
-from .scan import DEFAULT_TOLERANCE, Tolerance, VideoScan, scan
-from .transforms import ClipSpec, Fit, as_size, choose_placement, place, resize_frame
+from vdiff_fast.data.cache import FrameCache, training_size
+from vdiff_fast.data.decode import read_frames
+from vdiff_fast.data.digits import MovingDigits
+from vdiff_fast.data.draw import Draw
+from vdiff_fast.data.errors import EmptyDatasetError, TooManyBadVideosError, VideoError, VideoTooLargeError
+from vdiff_fast.data.find import find_videos
+from vdiff_fast.data.sampler import ClipKey
+from vdiff_fast.data.scan import DEFAULT_TOLERANCE, Tolerance, VideoScan, scan
+from vdiff_fast.data.transforms import ClipSpec, Fit, as_size, choose_placement, place, resize_frame
 
 _log = logging.getLogger(__name__)
 

@@ -12,12 +12,11 @@ import numpy as np
 import torch
 
 from vdiff_fast._files import printable
-
-from .container import decode_packets, import_av, open_video, reading
-from .deinterlace import deinterlaced
-from .errors import CorruptVideoError, UnreadableVideoError
-from .pixels import frame_orientation, frame_to_rgb
-from .scan import DEFAULT_TOLERANCE, Tolerance, VideoScan, scan
+from vdiff_fast.data.container import decode_packets, import_av, open_video, reading
+from vdiff_fast.data.deinterlace import deinterlaced
+from vdiff_fast.data.errors import CorruptVideoError, UnreadableVideoError
+from vdiff_fast.data.pixels import frame_orientation, frame_to_rgb
+from vdiff_fast.data.scan import DEFAULT_TOLERANCE, Tolerance, VideoScan, scan
 
 if TYPE_CHECKING:
     from av.video.frame import VideoFrame

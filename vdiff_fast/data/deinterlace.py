@@ -6,8 +6,8 @@ from collections import deque
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from .container import import_av
-from .pixels import add_source, filter_graph
+from vdiff_fast.data.container import import_av
+from vdiff_fast.data.pixels import add_source, filter_graph
 
 if TYPE_CHECKING:
     from av.video.frame import VideoFrame

@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from .draw import Draw
-from .sampler import ClipKey
-from .transforms import ClipSpec
+from vdiff_fast.data.draw import Draw
+from vdiff_fast.data.sampler import ClipKey
+from vdiff_fast.data.transforms import ClipSpec
 
 
 class MovingDigits(Dataset):

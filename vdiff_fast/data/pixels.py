@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from .container import import_av, reading
-from .tone_map import TRANSFERS, to_standard_range
+from vdiff_fast.data.container import import_av, reading
+from vdiff_fast.data.tone_map import TRANSFERS, to_standard_range
 
 if TYPE_CHECKING:
     from av.filter import Graph

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 
-from .errors import VideoWriteError
+from vdiff_fast.data.errors import VideoWriteError
 
 Range = Literal["clamp", "dynamic"]
 

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from .draw import permutation
-from .errors import SamplerStateError
+from vdiff_fast.data.draw import permutation
+from vdiff_fast.data.errors import SamplerStateError
 
 
 class ClipKey(NamedTuple):

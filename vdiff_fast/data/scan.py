@@ -12,13 +12,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vdiff_fast._files import printable
-
-from .container import Tally, decode_packets, open_video, reading
-from .errors import CorruptVideoError, EmptyVideoError, TruncatedVideoError, VideoError
-from .gif_blocks import gif_problem
-from .pixels import frame_orientation, frame_to_rgb, is_mirrored, is_transposed, rotation
-from .timeline import TimeLine, plausible_rate, time_line
-from .tone_map import TRANSFERS, Transfer
+from vdiff_fast.data.container import Tally, decode_packets, open_video, reading
+from vdiff_fast.data.errors import CorruptVideoError, EmptyVideoError, TruncatedVideoError, VideoError
+from vdiff_fast.data.gif_blocks import gif_problem
+from vdiff_fast.data.pixels import frame_orientation, frame_to_rgb, is_mirrored, is_transposed, rotation
+from vdiff_fast.data.timeline import TimeLine, plausible_rate, time_line
+from vdiff_fast.data.tone_map import TRANSFERS, Transfer
 
 if TYPE_CHECKING:
     from av.container import InputContainer

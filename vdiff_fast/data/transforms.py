@@ -9,8 +9,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from .draw import Draw
-from .errors import ShortVideoError, ValueRangeError
+from vdiff_fast.data.draw import Draw
+from vdiff_fast.data.errors import ShortVideoError, ValueRangeError
 
 Fit = Literal["cover", "contain", "stretch"]
 FITS = ("cover", "contain", "stretch")

@@ -15,11 +15,10 @@ import numpy as np
 import torch
 
 from vdiff_fast._files import whole_file
-
-from .container import import_av
-from .errors import VideoWriteError
-from .pixels import SWS_ACCURATE_RND, SWS_BICUBIC
-from .postprocess import grid, to_uint8
+from vdiff_fast.data.container import import_av
+from vdiff_fast.data.errors import VideoWriteError
+from vdiff_fast.data.pixels import SWS_ACCURATE_RND, SWS_BICUBIC
+from vdiff_fast.data.postprocess import grid, to_uint8
 
 if TYPE_CHECKING:
     from av.video.frame import VideoFrame

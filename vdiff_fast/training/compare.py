@@ -5,8 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -166,7 +165,3 @@ def format_costs(costs: Costs, parity: Parity) -> str:
 
 def _ratio(name: str, fused: float, reference: float) -> tuple[str, str, str, str]:
     return name, f"{fused:.1f}", f"{reference:.1f}", f"{reference / max(fused, 1e-12):.2f}x"
-
-
-def as_json(costs: Costs, parity: Parity) -> dict[str, Any]:
-    return {"costs": asdict(costs), "parity": asdict(parity)}

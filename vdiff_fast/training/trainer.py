@@ -223,7 +223,9 @@ class Trainer:
         self.scaler.unscale_(self.optimizer)
         norm = self._clip()
         # One transfer per step: all ranks see the same figures and so decide alike.
-        seen = torch.stack([torch.stack([l for _, l in done]).mean(), norm, torch.full_like(norm, float(stopping()))])
+        seen = torch.stack(
+            [torch.stack([loss for _, loss in done]).mean(), norm, torch.full_like(norm, float(stopping()))]
+        )
         mean_loss, mean_norm, stops = distributed.mean(seen).tolist()
         self._update(mean_loss, mean_norm, done)
         self.step += 1
@@ -251,7 +253,7 @@ class Trainer:
 
     def _raise_nonfinite(self, loss: float, norm: float, done: list[tuple[Batch, Tensor]]) -> None:
         what, value = ("gradient norm", norm) if nonfinite.is_finite(loss) else ("loss", loss)
-        broken = next((b for b, l in done if not bool(torch.isfinite(l))), None)
+        broken = next((b for b, loss in done if not bool(torch.isfinite(loss))), None)
         batch = broken or done[-1][0]
         module = nonfinite.first_nonfinite_module(self.model, lambda: self.objective.predict(self.model, batch))
         mine = {"broken": broken is not None, "t": batch.timesteps, "files": batch.files, "module": module}
