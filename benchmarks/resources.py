@@ -1,6 +1,6 @@
 """Registers, shared and local memory of every GPU kernel; `python -m benchmarks.resources` writes the report.
 
-The report is docs/kernel_resources.md. Triton kernels are compiled ahead of time as the specs' AOT cases say; the CUDA
+The report is docs/performance/kernel_resources.md. Triton kernels are compiled ahead of time as the specs' AOT cases say; the CUDA
 kernels' figures are read from the built library. Neither needs a GPU.
 """
 
@@ -21,7 +21,7 @@ from vdiff_fast import _library
 from vdiff_fast._spec import AotCase, OpSpec
 
 ROOT = Path(__file__).resolve().parents[1]
-REPORT = ROOT / "docs" / "kernel_resources.md"
+REPORT = ROOT / "docs" / "performance" / "kernel_resources.md"
 # Bytes of shared memory that one block may ask for.
 SHARED_MEMORY_LIMIT = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
 _HEADER = """# Registers, spills and shared memory of the kernels
@@ -137,7 +137,7 @@ def _table(usages: list[Usage]) -> str:
 
 
 def report() -> str:
-    """The text of docs/kernel_resources.md."""
+    """The text of docs/performance/kernel_resources.md."""
     parts = [_HEADER]
     if _library.CUDA.path.exists():
         parts.append("## CUDA C++\n\n" + _table(library_usage(_library.CUDA.path)))

@@ -18,6 +18,8 @@ from vdiff_fast import _library
 from vdiff_fast._version import __version__
 from vdiff_fast.bench.cases import COMPILE, EAGER, OURS, Row
 
+NOT_MEASURED = "not measured"
+
 
 def machine_name(device: torch.device) -> str:
     """Folder name of a machine's results: "nvidia-h200", "cpu-amd-epyc-avx2-2" (what the kernels use, threads)."""
@@ -95,8 +97,8 @@ def geometric_mean(values: Iterable[float | None]) -> float | None:
     return math.exp(sum(map(math.log, known)) / len(known)) if known else None
 
 
-def _cell(value: float | None, pattern: str = "{:.2f}") -> str:
-    return "not measured" if value is None else pattern.format(value)
+def _cell(value: float | None, pattern: str = "{:.2f}", absent: str = "—") -> str:
+    return absent if value is None else pattern.format(value)
 
 
 def _peer_cell(group: dict[str, dict[str, Any]], peer: str) -> str:
@@ -111,30 +113,34 @@ def _peer_cell(group: dict[str, dict[str, Any]], peer: str) -> str:
 
 
 def markdown_table(rows: Iterable[dict[str, Any]]) -> str:
-    """One line a group: our time, the ratio to each peer, GB/s, % of copy, error in units of eager's."""
+    """One line per group of an op: our time, the ratio to each peer, GB/s, % of copy, error in units of eager's."""
     groups = by_group(rows)
-    peers = _peers(groups.values())
-    head = ["op", "case", "dtype", "direction", "backend", "ms", "x eager", "x compile", *(f"x {p}" for p in peers)]
+    others = peers(groups.values())
+    head = ["case", "dtype", "direction", "backend", "ms", "x eager", "x compile", *(f"x {p}" for p in others)]
     head += ["GB/s", "% of copy", "error / eager's"]
     lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
-    for (op, case, dtype, direction), group in groups.items():
+    for (_, case, dtype, direction), group in groups.items():
         ours = group.get(OURS, {})
-        cells = [op, case, dtype, direction, ours.get("backend", "")]
+        cells = [case, dtype, direction, ours.get("backend", "")]
         time = _cell(ours.get("median_ms"), "{:.3f}")
         if note := ours.get("note"):
             time = f"{time}, {note}" if ours.get("median_ms") else note
         cells.append(time)
-        cells += [_peer_cell(group, peer) for peer in (EAGER, COMPILE, *peers)]
+        cells += [_peer_cell(group, peer) for peer in (EAGER, COMPILE, *others)]
         cells += [_cell(ours.get("gb_per_s"), "{:.1f}"), _cell(ours.get("percent_of_copy"), "{:.0f}")]
         cells.append(_cell(ours.get("error_in_eager_units")))
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
-def _peers(groups: Iterable[dict[str, dict[str, Any]]]) -> list[str]:
-    """Peers beside eager and compile that ran somewhere."""
+def peers(groups: Iterable[dict[str, dict[str, Any]]]) -> list[str]:
+    """Peers beside eager and compile that were measured in some group."""
     measured = {name for group in groups for name, row in group.items() if row["median_ms"]}
     return sorted(measured - {OURS, EAGER, COMPILE})
+
+
+def _mean(ratios: Iterable[float | None]) -> str:
+    return _cell(geometric_mean(ratios), absent=NOT_MEASURED)
 
 
 def summary_lines(rows: Iterable[dict[str, Any]]) -> list[str]:
@@ -144,11 +150,11 @@ def summary_lines(rows: Iterable[dict[str, Any]]) -> list[str]:
     lines = []
     for op, dtype, direction in keys:
         chosen = [g for (o, _, dt, dr), g in table.items() if (o, dt, dr) == (op, dtype, direction)]
-        peers = {name: [ratio(g, name) for g in chosen] for name in (EAGER, COMPILE, *_peers(chosen))}
-        known = [r for ratios in peers.values() for r in ratios if r]
-        means = "   ".join(f"{_cell(geometric_mean(ratios))} x {name}" for name, ratios in peers.items())
+        speedups = {name: [ratio(g, name) for g in chosen] for name in (EAGER, COMPILE, *peers(chosen))}
+        known = [r for ratios in speedups.values() for r in ratios if r]
+        means = "   ".join(f"{_mean(ratios)} x {name}" for name, ratios in speedups.items())
         lines.append(
             f"{op:<28} {dtype:<9} {direction:<17} {len(chosen):>2} shapes   {means}   "
-            f"worst {_cell(min(known) if known else None)}"
+            f"worst {_cell(min(known) if known else None, absent=NOT_MEASURED)}"
         )
     return lines
