@@ -1,7 +1,7 @@
 """Write the generated pages of the documentation: `python -m benchmarks.docs` (`--check` fails where one is stale).
 
-docs/performance/ comes from benchmarks/results/, the table of backends in docs/ops_and_modules.md from the predicates of
-the ops, and the numbers in the README from benchmarks/results/.
+docs/performance/ and the numbers in the README come from benchmarks/results/, the table of backends in
+docs/ops_and_modules.md from the predicates of the ops.
 """
 
 from __future__ import annotations

@@ -28,7 +28,16 @@ def _steps(document: dict[str, Any]) -> str:
         ]
         ratios = [f"{other['median_ms'] / ours['median_ms']:.2f}" if other else "—" for other in peers]
         rows.append([model, "x".join(map(str, ours["shape"])), step, f"{ours['median_ms']:.1f}", *ratios, *memory])
-    head = ("model", "video", "step", "ms", "x reference", "x reference compiled", "kept for the backward, MiB", "peak, MiB")
+    head = (
+        "model",
+        "video",
+        "step",
+        "ms",
+        "x reference",
+        "x reference compiled",
+        "kept for the backward, MiB",
+        "peak, MiB",
+    )
     return (
         "The same model on the reference backend is the peer; its memory is in brackets. “—” was not measured.\n\n"
         + _table(head, rows)
@@ -42,7 +51,7 @@ def _noise_memory(document: dict[str, Any]) -> str:
         for row in document["noise_memory"]
     ]
     return (
-        "The noise of a training step is drawn in `q_sample` and drawn again in the loss, or it is stored as a tensor.\n\n"
+        "The noise of a training step is drawn in `q_sample` and again in the loss, or it is stored as a tensor.\n\n"
         + _table(("case", "video, MiB", "noise", "peak, MiB", "kept for the backward, MiB"), rows)
     )
 
@@ -52,8 +61,8 @@ def _parity(document: dict[str, Any]) -> str:
     return (
         f"VideoUNet tiny was trained for {len(fused)} steps from one seed, once on each backend. The loss fell from "
         f"{fused[0]:.4f} to {fused[-1]:.4f} on the fused kernels and from {reference[0]:.4f} to {reference[-1]:.4f} on "
-        f"the reference. The largest relative difference between the losses of a step is {document['first_50']:.1e} over "
-        f"the first 50 steps and {document['all']:.1e} over all of them.\n"
+        f"the reference. The largest relative difference between the losses of a step is {document['first_50']:.1e} "
+        f"over the first 50 steps and {document['all']:.1e} over all of them.\n"
     )
 
 
@@ -70,9 +79,9 @@ def _long(document: dict[str, Any]) -> str:
             ])  # fmt: skip
     head = ("frames", "made by", "seconds", "difference inside", "joints", "identity, mean", "lowest", "read")
     return (
-        f"The model was trained for {document['step']} steps. “Difference inside” is the mean difference of neighbouring "
-        "frames inside a clip; “joints” is the difference where two clips meet divided by that. “Identity” is the "
-        "cosine similarity of the frames with the first one. “Read” is the share of the frames that look most like the "
+        f"The model was trained for {document['step']} steps. “Difference inside” is the mean difference of "
+        "neighbouring frames inside a clip; “joints” is the difference where two clips meet divided by that. “Identity” is "
+        "the cosine similarity of the frames with the first one. “Read” is the share of the frames that look most like the "
         "picture of the label they were asked for. The row of the training video shows what real clips give.\n\n"
         + _table(head, rows)
     )
@@ -82,11 +91,11 @@ def _digits(document: dict[str, Any]) -> str:
     found = document["digits"]
     return (
         f"`recipes/moving_digits_dit.yaml` was trained for {found['step']} steps of {found['batch_size']} clips with "
-        f"{found['handwritings']} pictures of digits. Then {found['videos']} videos of all labels in turn were drawn with "
-        f"{found['sampler']} in {found['sampling_steps']} steps at guidance {found['guidance']:g}, and every frame was "
-        f"read by the best-matching training picture. {found['frames_right']:.0%} of the frames show the digit that was "
-        f"asked for, and in {found['videos_right']:.0%} of the videos all frames do. The mean correlation with that "
-        f"picture is {found['likeness_mean']:.2f}; training clips have {found['likeness_of_training_clips']:.2f}.\n"
+        f"{found['handwritings']} pictures of digits. Then {found['videos']} videos of all labels in turn were drawn "
+        f"with {found['sampler']} in {found['sampling_steps']} steps at guidance {found['guidance']:g}, and every frame "
+        f"was read by the best-matching training picture. {found['frames_right']:.0%} of the frames show the digit that "
+        f"was asked for, and in {found['videos_right']:.0%} of the videos all frames do. The mean correlation with "
+        f"that picture is {found['likeness_mean']:.2f}; training clips have {found['likeness_of_training_clips']:.2f}.\n"
     )
 
 
@@ -99,7 +108,16 @@ def _patched(document: dict[str, Any]) -> str:
         ]
         cells = [row["model"], row["step"], f"{row['patched_ms']:.0f}", f"{row['plain_ms'] / row['patched_ms']:.2f}"]
         rows.append([*cells, str(row["modules"]), format(row["difference"], ".1e"), *memory])
-    head = ("model", "step", "ms", "x unpatched", "patched modules", "difference", "kept for the backward, MiB", "peak, MiB")
+    head = (
+        "model",
+        "step",
+        "ms",
+        "x unpatched",
+        "patched modules",
+        "difference",
+        "kept for the backward, MiB",
+        "peak, MiB",
+    )
     return (
         "Models of diffusers before and after `vf.patch`. “Difference” is the relative difference of the outputs; the "
         "memory of the unpatched model is in brackets.\n\n" + _table(head, rows)

@@ -20,10 +20,10 @@ SUMMARY = f"""{GENERATED}
 # Performance
 
 A speed-up is the peer's median time divided by ours. Both are timed alternately in one process, so that a change of the
-machine's clock or load meets both alike, and each result is compared with float64 before it is timed: a wrong result has
-no time. Each cell below is the geometric mean of the speed-ups over layer shapes of published models, in float32, with
-bfloat16 in brackets where it was measured. Above 1 we are faster; below 1 we lose. "Worst" is the smallest speed-up
-against any peer in any shape. "{DASH}" means that there is nothing to measure or that it was not measured.
+machine's clock or load meets both alike, and each result is compared with float64 before it is timed: a wrong result
+has no time. Each cell below is the geometric mean of the speed-ups over layer shapes of published models, in float32,
+with bfloat16 in brackets where it was measured. Above 1 we are faster; below 1 we lose. "Worst" is the smallest
+speed-up against any peer in any shape. "{DASH}" means that there is nothing to measure or that it was not measured.
 
 Every op links to its page with every shape, and every machine has a page about whole models. Kernels of different
 commits stand in different tables. Registers and shared memory of the GPU kernels are in
@@ -33,11 +33,14 @@ NO_GPU = """## NVIDIA GPUs
 
 Nothing has been timed on a GPU yet.
 """
-OP_LEGEND = """- **x eager**, **x compile** and the other columns of that kind are the peer's median time divided by ours: above 1 we
-  are faster. A number in brackets was not compared with float64, and a word instead of a number says why there is none.
+OP_LEGEND = """
+- **x eager**, **x compile** and the other columns of that kind are the peer's median time divided by ours: above 1
+  we are faster. A number in brackets was not compared with float64, and a word instead of a number says why there is
+  none.
 - **GB/s** is the op's minimum traffic, every input read once and every output written once, divided by our time.
 - **% of copy** is that rate as a share of a plain copy of tensors larger than every cache, {copy} GB/s on this
-  machine in the same run. About 100 is as fast as memory allows; far above 100 the tensors of the case stay in the caches.
+  machine in the same run. About 100 is as fast as memory allows; far above 100 the tensors of the case stay in the
+  caches.
 - **error / eager's** is our distance from float64 divided by the distance of eager PyTorch in the same dtype.
 """
 
@@ -155,7 +158,7 @@ def op_page(machine: Machine, op: str) -> str:
     legend = OP_LEGEND.format(copy=document["environment"]["copy_gb_per_s"])
     return (
         f"{GENERATED}\n# {op} on {machine.title}\n\n{facts(document)}\n\n{_means_table(document['rows'])}\n"
-        f"## Every shape\n\n{legend}\n{markdown_table(document['rows'])}\n"
+        f"## Every shape\n{legend}\n{markdown_table(document['rows'])}\n"
     )
 
 

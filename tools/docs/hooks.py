@@ -49,7 +49,9 @@ def _entry(module: ModuleType, name: str) -> str:
     """The directive of mkdocstrings for one name, which is documented where it is defined."""
     item = getattr(module, name)
     heading = f"{module.__name__.replace('vdiff_fast', 'vf', 1)}.{name}"
-    return f"::: {item.__module__}.{item.__qualname__}\n    options:\n      heading: {heading}\n      toc_label: {name}\n"
+    return (
+        f"::: {item.__module__}.{item.__qualname__}\n    options:\n      heading: {heading}\n      toc_label: {name}\n"
+    )
 
 
 def _module_page(name: str, title: str) -> str:
