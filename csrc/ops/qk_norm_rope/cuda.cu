@@ -13,8 +13,10 @@ using Optional = std::optional<Tensor>;
 // A thread holds kPack neighbouring elements of a row, so the lanes that share a row are d / kPack of them, padded to a
 // power of two for the shuffles.
 constexpr int kThreads = 256, kPack = 8;
-// Blocks of a backward for each of q and k: more of them mean more partial sums of the weights to write.
-constexpr int64_t kMaxBlocks = 1024;
+// Blocks of a backward for each of q and k: more of them mean more partial sums of the weights to write. Where this
+// many would have a thread add more than kMostSummed rows one by one there are more all the same: it would cost
+// accuracy.
+constexpr int64_t kMaxBlocks = 1024, kMostSummed = 32;
 
 struct Rows {
   Tokens x, dy, y;
@@ -152,8 +154,8 @@ __device__ __forceinline__ void backward_row(const Rows& r, int64_t row, int c, 
 template <class T, int kShare>
 __global__ void __launch_bounds__(kThreads)
     backward_kernel(const __grid_constant__ Rows q, const __grid_constant__ Rows k, int64_t q_blocks, bool aligned) {
-  constexpr int kRows = kThreads / kShare;
-  __shared__ float sums[kRows][kShare * kPack + 1];
+  constexpr int kRows = kThreads / kShare, kWarps = kThreads / 32;
+  __shared__ float sums[kWarps][kShare * kPack];
   const bool second = blockIdx.x >= q_blocks;
   const Rows& r = second ? k : q;
   const int64_t block = second ? blockIdx.x - q_blocks : blockIdx.x, blocks = second ? gridDim.x - q_blocks : q_blocks;
@@ -164,13 +166,22 @@ __global__ void __launch_bounds__(kThreads)
     backward_row<T, kShare>(r, first + mine, c, aligned, dweight);
   }
   if (!r.weight) return;
+  // A tree over the rows of a warp: floats added one by one would lose as many roundings as there are rows.
 #pragma unroll
-  for (int i = 0; i < kPack; ++i) sums[mine][c + i] = dweight[i];
+  for (int step = kShare; step < 32; step *= 2) {
+#pragma unroll
+    for (int i = 0; i < kPack; ++i) dweight[i] += __shfl_xor_sync(0xffffffffu, dweight[i], step);
+  }
+  if (threadIdx.x % 32 < kShare) {
+#pragma unroll
+    for (int i = 0; i < kPack; ++i) sums[threadIdx.x / 32][c + i] = dweight[i];
+  }
   __syncthreads();
   for (int i = threadIdx.x; i < r.d; i += kThreads) {
-    float total = 0;
-    for (int row = 0; row < kRows; ++row) total += sums[row][i];
-    r.partial[block * r.d + i] = total;
+    double total = 0;
+#pragma unroll
+    for (int warp = 0; warp < kWarps; ++warp) total += sums[warp][i];
+    r.partial[block * r.d + i] = static_cast<float>(total);
   }
 }
 
@@ -246,6 +257,11 @@ void inplace(Tensor q, Tensor k, const Optional& q_weight, const Optional& k_wei
   run_into(q, k, q, k, q_weight, k_weight, cos, sin, eps);
 }
 
+// `turns`: blocks that would have one row for each thread.
+int64_t backward_blocks(int64_t turns) {
+  return std::max(std::min(kMaxBlocks, turns), vdiff::ceil_div(turns, kMostSummed));
+}
+
 void sum_partials(const Tensor& partial, const Tensor& to, cudaStream_t stream) {
   vdiff::sum_parts(vdiff::data<float>(partial), {vdiff::mutable_data<float>(to)}, 1, partial.size(0), to.numel(),
                    stream);
@@ -273,8 +289,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Tensor& dq, const Tens
   const cudaStream_t stream = vdiff::current_stream(dq);
   VDIFF_CUDA_DISPATCH(dq.scalar_type(), T, {
     VDIFF_SHARE_DISPATCH(rq.d, kShare, {
-      const int64_t q_blocks = std::min(kMaxBlocks, vdiff::ceil_div(rq.rows, kThreads / kShare));
-      const int64_t k_blocks = std::min(kMaxBlocks, vdiff::ceil_div(rk.rows, kThreads / kShare));
+      const int64_t q_blocks = backward_blocks(vdiff::ceil_div(rq.rows, kThreads / kShare));
+      const int64_t k_blocks = backward_blocks(vdiff::ceil_div(rk.rows, kThreads / kShare));
       const auto like = [&](int64_t n, const Tensor& w) {
         return torch::stable::new_empty(dq, std::vector<int64_t>{n, w.numel()}, vdiff::ScalarType::Float);
       };
