@@ -25,6 +25,7 @@ struct Arguments {
   float* pre;
   T* y;
   int64_t batch;
+  bool runs_first, runs_second;
 };
 
 __device__ __forceinline__ float warp_sum(float value) {
@@ -67,14 +68,17 @@ __device__ void linear(const Layer<T>& layer, int64_t batch, const Input& input,
   }
 }
 
-// Both layers in one launch: the grid is as large as fits the device at once, and waits between them.
+// Both layers in one launch, whose grid is as large as fits the device at once and waits between them; or one of them.
 template <class T>
 __global__ void __launch_bounds__(kThreads) mlp_kernel(Arguments<T> args) {
   const auto rounded = [](float v) { return vdiff::to_float(vdiff::from_float<T>(v)); };
-  linear(
-      args.first, args.batch, [&](int64_t b, int64_t c) { return rounded(vdiff::sinusoid(args.sinusoids, b, c)); },
-      [&](int64_t b, int64_t row, float y) { args.pre[b * args.first.rows + row] = y; });
-  cooperative_groups::this_grid().sync();
+  if (args.runs_first) {
+    linear(
+        args.first, args.batch, [&](int64_t b, int64_t c) { return rounded(vdiff::sinusoid(args.sinusoids, b, c)); },
+        [&](int64_t b, int64_t row, float y) { args.pre[b * args.first.rows + row] = y; });
+  }
+  if (args.runs_first && args.runs_second) cooperative_groups::this_grid().sync();
+  if (!args.runs_second) return;
   linear(
       args.second, args.batch,
       [&](int64_t b, int64_t c) {
@@ -86,15 +90,25 @@ __global__ void __launch_bounds__(kThreads) mlp_kernel(Arguments<T> args) {
 
 template <class T>
 void launch(Arguments<T> args, const Tensor& t) {
-  int device = 0, multiprocessors = 0, blocks = 0;
+  int device = 0, multiprocessors = 0, blocks = 0, cooperative = 0;
   cudaGetDevice(&device);
   cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device);
+  cudaDeviceGetAttribute(&cooperative, cudaDevAttrCooperativeLaunch, device);
   cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, mlp_kernel<T>, kThreads, 0);
   const int64_t wanted = vdiff::ceil_div(std::max(args.first.rows, args.second.rows), kWarps);
   const int64_t grid = std::max<int64_t>(1, std::min<int64_t>(wanted, static_cast<int64_t>(blocks) * multiprocessors));
-  void* parameters[] = {&args};
-  cudaLaunchCooperativeKernel(reinterpret_cast<const void*>(&mlp_kernel<T>), dim3(grid), dim3(kThreads), parameters, 0,
-                              vdiff::current_stream(t));
+  const cudaStream_t stream = vdiff::current_stream(t);
+  if (cooperative) {
+    args.runs_first = args.runs_second = true;
+    void* parameters[] = {&args};
+    cudaLaunchCooperativeKernel(reinterpret_cast<const void*>(&mlp_kernel<T>), dim3(grid), dim3(kThreads), parameters,
+                                0, stream);
+  } else {  // some virtual GPUs have none
+    for (const bool second : {false, true}) {
+      args.runs_first = !second, args.runs_second = second;
+      mlp_kernel<T><<<grid, kThreads, 0, stream>>>(args);
+    }
+  }
   vdiff::check_launch();
 }
 
