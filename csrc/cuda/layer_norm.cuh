@@ -19,16 +19,18 @@ inline LayerNormShape layer_norm_shape(const Tensor& x, const Tensor& vectors) {
   return {x.size(0) * x.size(1), x.size(2), runs > 0 ? std::max<int64_t>(x.size(1) / runs, 1) : 1};
 }
 
-// Sum over the threads of one row (x of the block), the same in all of them.
+// Sum over the threads of one row (x of the block), the same in all of them. `shared` has a place for each warp; all
+// threads of the block come here.
 __device__ __forceinline__ float row_sum(float v, float* shared) {
 #pragma unroll
   for (int offset = 16; offset > 0; offset /= 2) v += __shfl_xor_sync(0xffffffffu, v, offset);
   const int warps = blockDim.x / 32;
   if (warps == 1) return v;
-  if (threadIdx.x % 32 == 0) shared[threadIdx.x / 32] = v;
+  float* const row = shared + threadIdx.y * warps;
+  if (threadIdx.x % 32 == 0) row[threadIdx.x / 32] = v;
   __syncthreads();
   float total = 0;
-  for (int w = 0; w < warps; ++w) total += shared[w];
+  for (int w = 0; w < warps; ++w) total += row[w];
   __syncthreads();
   return total;
 }
@@ -122,30 +124,39 @@ void launch_forward(const ForwardRows<T>& a, cudaStream_t stream) {
 template <class T>
 struct BackwardRows {
   LayerNormShape shape;
-  int64_t walk, parts;  // rows a block walks over, blocks a run
+  int64_t walk, parts;  // rows of a block, blocks of a run
   const T *dy, *dh, *h, *branch;
   DeviceVectors gate, scale;
   const float *weight, *bias, *statistics;
   T *dx, *dbranch, *dgate, *dshift, *dscale;
-  float* partial;
+  float* partial;  // null where every token has vectors of its own and nothing else is summed
 };
 
+// Six activations in float32 do not fit in the registers: h is read again instead, from the cache, and a block has one
+// row under way.
+template <class T, bool kGated>
+__host__ __device__ constexpr bool reloads(int64_t chunks) {
+  return kGated && chunks > 1 && sizeof(T) == 4;
+}
+
 // Sums of dy, dy * normed and dh * branch over rows of one run; where every token has a vector of its own, whose
-// gradient needs no sum, those of dz and dz * normed, z = normed * weight + bias.
+// gradient needs no sum, those of dz and dz * normed, z = normed * weight + bias. A block of (threads of a row, rows)
+// threads has several rows under way, and writes one partial sum for all that it walks over.
 template <class T, int kChunks, bool kGated, bool kPerToken>
-__global__ void __launch_bounds__(kChunks == 1 ? kWalkThreads / 4 : kWalkThreads, 1)
-    layer_norm_backward_kernel(BackwardRows<T> a) {
+__global__ void __launch_bounds__(kWalkThreads, 1) layer_norm_backward_kernel(BackwardRows<T> a) {
   __shared__ float shared[kWalkThreads / 32];
-  // Six activations in float32 do not fit: h is read again instead, from the cache.
-  constexpr bool kReload = kGated && kChunks > 1 && sizeof(T) == 4;
+  constexpr bool kReload = reloads<T, kGated>(kChunks);
   const int width = static_cast<int>(a.shape.width);
   const int64_t block = blockIdx.x;
   const int64_t within = kPerToken ? 0 : block % a.parts * a.walk;
   const int64_t first = kPerToken ? block * a.walk : block / a.parts * a.shape.length + within;
   const int64_t left = kPerToken ? a.shape.rows - first : a.shape.length - within;
-  const int64_t last = first + (left < a.walk ? left : a.walk);
+  const int rows = static_cast<int>(left < a.walk ? left : a.walk);
   float sum[kChunks][kChunk] = {}, sum_normed[kChunks][kChunk] = {}, sum_branch[kGated ? kChunks : 1][kChunk] = {};
-  for (int64_t row = first; row < last; ++row) {
+  for (int step = 0; step < rows; step += blockDim.y) {
+    // All threads are needed for the sums over a row: past the last one they have rows of no elements.
+    const int mine = step + (kReload ? 0 : static_cast<int>(threadIdx.y)), filled = mine < rows ? width : 0;
+    const int64_t row = first + (mine < rows ? mine : 0);
     // Found once for all rows, but where registers are short.
     const int64_t at = row * width, run = kPerToken ? row : kReload ? row / a.shape.length : block / a.parts;
     const float high = a.statistics[row], low = a.statistics[a.shape.rows + row];
@@ -155,14 +166,14 @@ __global__ void __launch_bounds__(kChunks == 1 ? kWalkThreads / 4 : kWalkThreads
     for (int k = 0; k < kChunks; ++k) {
       const int column = (threadIdx.x + k * blockDim.x) * kChunk;
       float scale[kChunk], weight[kChunk], bias[kChunk];
-      load_chunk(a.h + at, column, width, normed[k]);
-      load_chunk(a.dy + at, column, width, dz[k]);
+      load_chunk(a.h + at, column, filled, normed[k]);
+      load_chunk(a.dy + at, column, filled, dz[k]);
       load_chunk(a.scale.template at<T>(run), column, width, scale);
       if (!kGated && a.weight) load_chunk(a.weight, column, width, weight);
       if (!kGated && kPerToken && a.bias) load_chunk(a.bias, column, width, bias);
 #pragma unroll
       for (int j = 0; j < kChunk; ++j) {
-        normed[k][j] = column + j < width ? (normed[k][j] - high - low) * rstd : 0.0f;
+        normed[k][j] = column + j < filled ? (normed[k][j] - high - low) * rstd : 0.0f;
         const float dy = dz[k][j];
         dz[k][j] *= 1.0f + scale[j];
         const float summed = kPerToken ? dz[k][j] : dy;
@@ -177,8 +188,8 @@ __global__ void __launch_bounds__(kChunks == 1 ? kWalkThreads / 4 : kWalkThreads
         mean += dz[k][j], dot = fmaf(dz[k][j], normed[k][j], dot);
       }
       if constexpr (kPerToken) {
-        store_chunk(a.dscale + at, column, width, scale);
-        store_chunk(a.dshift + at, column, width, bias);
+        store_chunk(a.dscale + at, column, filled, scale);
+        store_chunk(a.dshift + at, column, filled, bias);
       }
     }
     mean = row_sum(mean, shared) / width, dot = row_sum(dot, shared) / width;
@@ -186,7 +197,7 @@ __global__ void __launch_bounds__(kChunks == 1 ? kWalkThreads / 4 : kWalkThreads
     for (int k = 0; k < kChunks; ++k) {
       const int column = (threadIdx.x + k * blockDim.x) * kChunk;
       if constexpr (kReload) {
-        load_chunk(a.h + at, column, width, normed[k]);
+        load_chunk(a.h + at, column, filled, normed[k]);
 #pragma unroll
         for (int j = 0; j < kChunk; ++j) normed[k][j] = (normed[k][j] - high - low) * rstd;
       }
@@ -195,33 +206,37 @@ __global__ void __launch_bounds__(kChunks == 1 ? kWalkThreads / 4 : kWalkThreads
       if constexpr (kGated) {
         float other[kChunk];
         if (a.dh) {
-          load_chunk(a.dh + at, column, width, other);
+          load_chunk(a.dh + at, column, filled, other);
 #pragma unroll
           for (int j = 0; j < kChunk; ++j) dz[k][j] += other[j];
         }
         load_chunk(a.gate.template at<T>(run), column, width, other);
 #pragma unroll
         for (int j = 0; j < kChunk; ++j) other[j] *= dz[k][j];
-        store_chunk(a.dbranch + at, column, width, other);
-        load_chunk(a.branch + at, column, width, other);
+        store_chunk(a.dbranch + at, column, filled, other);
+        load_chunk(a.branch + at, column, filled, other);
 #pragma unroll
         for (int j = 0; j < kChunk; ++j) other[j] *= dz[k][j];
         if constexpr (kPerToken) {
-          store_chunk(a.dgate + at, column, width, other);
+          store_chunk(a.dgate + at, column, filled, other);
         } else {
 #pragma unroll
           for (int j = 0; j < kChunk; ++j) sum_branch[k][j] += other[j];
         }
       }
-      store_chunk(a.dx + at, column, width, dz[k]);
+      store_chunk(a.dx + at, column, filled, dz[k]);
     }
   }
-  if (kPerToken && kGated) return;
+  if (a.partial == nullptr) return;
   constexpr int kSums = kGated ? 3 : 2;
   float* partial = a.partial + block * kSums * width;
 #pragma unroll
   for (int k = 0; k < kChunks; ++k) {
     const int column = (threadIdx.x + k * blockDim.x) * kChunk;
+    sum_down<kWalkThreads>(sum[k]);
+    sum_down<kWalkThreads>(sum_normed[k]);
+    if constexpr (kGated) sum_down<kWalkThreads>(sum_branch[k]);
+    if (threadIdx.y > 0) continue;
     store_chunk(partial, column, width, sum[k]);
     store_chunk(partial + width, column, width, sum_normed[k]);
     if constexpr (kGated) store_chunk(partial + 2 * width, column, width, sum_branch[k]);
@@ -230,15 +245,28 @@ __global__ void __launch_bounds__(kChunks == 1 ? kWalkThreads / 4 : kWalkThreads
 
 inline int64_t chunks_a_backward_thread(int64_t width) { return ceil_div(width, kChunk) <= 128 ? 1 : 2; }
 
-inline int64_t backward_threads(int64_t width) {
-  return ceil_div(ceil_div(width, kChunk), chunks_a_backward_thread(width) * 32) * 32;
+// Threads of a row, and rows under way in a block.
+template <class T, bool kGated>
+dim3 backward_threads(const LayerNormShape& s) {
+  const int64_t chunks = chunks_a_backward_thread(s.width);
+  const auto row = static_cast<unsigned>(ceil_div(ceil_div(s.width, kChunk), chunks * 32) * 32);
+  if (reloads<T, kGated>(chunks)) return dim3(row, 1);
+  const int64_t summed = s.length == 1 ? s.rows : s.length;
+  return dim3(row, static_cast<unsigned>(std::min<int64_t>(kWalkThreads / row, summed)));
 }
 
-// Blocks and partial sums of a backward; `walk` and `parts` are set in a.
-template <class T>
+// Blocks and partial sums of a backward; `walk` and `parts` are set in a. A multiprocessor's registers are enough for
+// kWalkThreads threads, and the blocks take all rows in as few waves as leave no thread more than kMostSummed to add.
+template <class T, bool kGated>
 int64_t plan_backward(BackwardRows<T>& a) {
+  int device = 0, multiprocessors = 0;
+  cudaGetDevice(&device);
+  cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device);
   const bool per_token = a.shape.length == 1;
-  a.walk = walk_rows(a.shape.rows, per_token ? a.shape.rows : a.shape.length, backward_threads(a.shape.width));
+  const dim3 threads = backward_threads<T, kGated>(a.shape);
+  const int64_t at_once = std::max<int64_t>(kWalkThreads / (threads.x * threads.y), 1) * multiprocessors;
+  const int64_t steps = ceil_div(a.shape.rows, threads.y * at_once), waves = ceil_div(steps, kMostSummed);
+  a.walk = std::min(per_token ? a.shape.rows : a.shape.length, threads.y * ceil_div(steps, waves));
   a.parts = per_token ? 1 : ceil_div(a.shape.length, a.walk);
   return per_token ? ceil_div(a.shape.rows, a.walk) : a.shape.runs() * a.parts;
 }
@@ -250,7 +278,7 @@ void launch_backward(const BackwardRows<T>& a, int64_t blocks, cudaStream_t stre
                                        : layer_norm_backward_kernel<T, 1, kGated, false>)
                           : (per_token ? layer_norm_backward_kernel<T, 2, kGated, true>
                                        : layer_norm_backward_kernel<T, 2, kGated, false>);
-  kernel<<<blocks, static_cast<unsigned>(backward_threads(a.shape.width)), 0, stream>>>(a);
+  kernel<<<blocks, backward_threads<T, kGated>(a.shape), 0, stream>>>(a);
   check_launch();
 }
 

@@ -3,6 +3,7 @@
 
 namespace {
 
+using vdiff::ColumnBlocks;
 using vdiff::DeviceVectors;
 using vdiff::kChunk;
 using vdiff::Tensor;
@@ -23,18 +24,18 @@ __global__ void __launch_bounds__(kThreads) forward_kernel(const T* residual, co
   vdiff::store_chunk(y + at, column, width, x);
 }
 
-// dbranch, and the sums of dy * branch over `walk` rows of one run.
+// dbranch, and the sums of dy * branch over the rows of each block, which are of one run.
 template <class T>
-__global__ void __launch_bounds__(kThreads)
-    backward_kernel(const T* dy, const T* branch, DeviceVectors gates, T* dbranch, float* partial, int64_t runs,
-                    int64_t width, int64_t length, int64_t walk, int64_t parts) {
-  const int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x, chunks = (width + kChunk - 1) / kChunk;
-  const int64_t part = i / chunks, column = (i - part * chunks) * kChunk, run = part / parts;
-  if (run >= runs) return;
-  const int64_t within = part % parts * walk, end = within + walk < length ? within + walk : length;
-  float gate[kChunk], sum[kChunk] = {};
-  vdiff::load_chunk(gates.at<T>(run), column, width, gate);
-  for (int64_t row = run * length + within; row < run * length + end; ++row) {
+__global__ void __launch_bounds__(ColumnBlocks::kThreads)
+    backward_kernel(const T* dy, const T* branch, DeviceVectors gates, T* dbranch, float* partial, int64_t width,
+                    int64_t length, ColumnBlocks blocks) {
+  const int64_t part = blocks.part(), column = blocks.column(), run = part / blocks.parts;
+  const int64_t within = part % blocks.parts * blocks.rows;
+  const int64_t end = within + blocks.rows < length ? within + blocks.rows : length;
+  float gate[kChunk] = {}, sum[kChunk] = {};
+  if (column < width) vdiff::load_chunk(gates.at<T>(run), column, width, gate);
+  for (int64_t i = within + threadIdx.y; i < end && column < width; i += blockDim.y) {
+    const int64_t row = run * length + i;
     float g[kChunk], b[kChunk];
     vdiff::load_chunk(dy + row * width, column, width, g);
     vdiff::load_chunk(branch + row * width, column, width, b);
@@ -42,7 +43,8 @@ __global__ void __launch_bounds__(kThreads)
     for (int j = 0; j < kChunk; ++j) sum[j] = fmaf(g[j], b[j], sum[j]), g[j] *= gate[j];
     vdiff::store_chunk(dbranch + row * width, column, width, g);
   }
-  vdiff::store_chunk(partial + part * width, column, width, sum);
+  vdiff::sum_down<ColumnBlocks::kThreads>(sum);
+  if (threadIdx.y == 0 && column < width) vdiff::store_chunk(partial + part * width, column, width, sum);
 }
 
 Tensor forward(const Tensor& residual, const Tensor& branch, const Tensor& gate) {
@@ -63,18 +65,18 @@ std::tuple<Tensor, Tensor> backward(const Tensor& dy, const Tensor& branch, cons
   Tensor dgate = torch::stable::new_empty(branch, std::vector<int64_t>{gate.size(0), gate.size(1), gate.size(2)});
   if (dy.numel() == 0) return {dbranch, torch::stable::zero_(dgate)};
   const int64_t rows = dy.size(0) * dy.size(1), width = dy.size(2), length = dy.size(1) / gate.size(1);
-  const int64_t runs = rows / length, chunks = vdiff::ceil_div(width, kChunk);
-  const int64_t walk = vdiff::walk_rows(rows, length, chunks), parts = vdiff::ceil_div(length, walk);
+  const int64_t runs = rows / length;
+  const ColumnBlocks blocks = vdiff::column_blocks(rows, length, width);
   const Tensor partial =
-      torch::stable::new_empty(dy, std::vector<int64_t>{runs * parts, width}, vdiff::ScalarType::Float);
+      torch::stable::new_empty(dy, std::vector<int64_t>{runs * blocks.parts, width}, vdiff::ScalarType::Float);
   float* sums = vdiff::mutable_data<float>(partial);
   const cudaStream_t stream = vdiff::current_stream(dy);
   VDIFF_CUDA_DISPATCH(dy.scalar_type(), T, {
-    backward_kernel<T><<<vdiff::ceil_div(runs * parts * chunks, kThreads), kThreads, 0, stream>>>(
+    backward_kernel<T><<<runs * blocks.parts * blocks.across, blocks.threads, 0, stream>>>(
         vdiff::data<T>(dy), vdiff::data<T>(branch), vdiff::device_vectors(gate), vdiff::mutable_data<T>(dbranch), sums,
-        runs, width, length, walk, parts);
+        width, length, blocks);
     vdiff::check_launch();
-    vdiff::sum_parts(sums, {vdiff::mutable_data<T>(dgate)}, runs, parts, width, stream);
+    vdiff::sum_parts(sums, {vdiff::mutable_data<T>(dgate)}, runs, blocks.parts, width, stream);
   });
   return {dbranch, dgate};
 }

@@ -37,7 +37,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> backward(const Tensor& dy, co
   VDIFF_CUDA_DISPATCH(h.scalar_type(), T, {
     vdiff::BackwardRows<T> a{};
     a.shape = vdiff::layer_norm_shape(h, gate);
-    const int64_t blocks = vdiff::plan_backward(a), width = a.shape.width;
+    const int64_t blocks = vdiff::plan_backward<T, true>(a), width = a.shape.width;
     const bool per_token = a.shape.length == 1;
     const Tensor partial =
         torch::stable::new_empty(h, std::vector<int64_t>{per_token ? 0 : blocks, 3, width}, vdiff::ScalarType::Float);
@@ -46,7 +46,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> backward(const Tensor& dy, co
     a.statistics = vdiff::data<float>(statistics);
     a.dx = vdiff::mutable_data<T>(dresidual), a.dbranch = vdiff::mutable_data<T>(dbranch);
     a.dgate = vdiff::mutable_data<T>(dgate), a.dshift = vdiff::mutable_data<T>(dshift);
-    a.dscale = vdiff::mutable_data<T>(dscale), a.partial = vdiff::mutable_data<float>(partial);
+    a.dscale = vdiff::mutable_data<T>(dscale), a.partial = per_token ? nullptr : vdiff::mutable_data<float>(partial);
     const cudaStream_t stream = vdiff::current_stream(h);
     vdiff::launch_backward<T, true>(a, blocks, stream);
     if (!per_token) {

@@ -79,15 +79,15 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> backward(const Tensor& dy, co
   VDIFF_CUDA_DISPATCH(x.scalar_type(), T, {
     vdiff::BackwardRows<T> a{};
     a.shape = vdiff::layer_norm_shape(x, scale);
-    const int64_t blocks = vdiff::plan_backward(a), width = a.shape.width, runs = a.shape.runs();
-    const bool per_token = a.shape.length == 1;
+    const int64_t blocks = vdiff::plan_backward<T, false>(a), width = a.shape.width, runs = a.shape.runs();
+    const bool per_token = a.shape.length == 1, sums = !per_token || weight.has_value() || bias.has_value();
     const Tensor partial =
-        torch::stable::new_empty(x, std::vector<int64_t>{blocks, 2, width}, vdiff::ScalarType::Float);
+        torch::stable::new_empty(x, std::vector<int64_t>{sums ? blocks : 0, 2, width}, vdiff::ScalarType::Float);
     a.dy = vdiff::data<T>(dy), a.h = vdiff::data<T>(x), a.scale = vdiff::device_vectors(scale);
     a.weight = vdiff::data<float>(weight), a.bias = vdiff::data<float>(bias);
     a.statistics = vdiff::data<float>(statistics), a.dx = vdiff::mutable_data<T>(dx);
     a.dshift = vdiff::mutable_data<T>(dshift), a.dscale = vdiff::mutable_data<T>(dscale);
-    a.partial = vdiff::mutable_data<float>(partial);
+    a.partial = sums ? vdiff::mutable_data<float>(partial) : nullptr;
     const cudaStream_t stream = vdiff::current_stream(x);
     vdiff::launch_backward<T, false>(a, blocks, stream);
     if (!per_token) {
