@@ -8,7 +8,7 @@ SOURCES := $(shell find csrc -type f) CMakeLists.txt vdiff_fast/_build.py
 CXX_FILES = $$(git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' 'csrc/*.cuh' 'gpu_emulator/*.h' 'gpu_emulator/*.cpp' 'gpu_emulator/*.cu')
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: demo test lint format bench bench-smoke gpu-check docs clean
+.PHONY: demo test emulate lint format bench bench-smoke gpu-check docs clean
 
 demo: $(VENV)/.built
 	$(BIN)/vdiff-fast demo --out out
@@ -16,6 +16,12 @@ demo: $(VENV)/.built
 test: $(VENV)/.built-test $(TRITON_PINNED)/.ready
 	$(BIN)/python -m gpu_emulator
 	$(PYTEST) -q -n 2 --dist worksteal
+
+# Every op's contract with its compiled kernels, in full: hours on two cores. `make test` runs a choice of it.
+emulate: $(VENV)/.built-test $(TRITON_PINNED)/.ready
+	$(BIN)/python -m tests.emulated cuda
+	$(BIN)/python -m tests.emulated triton
+	PYTHONPATH=$(TRITON_PINNED) $(BIN)/python -m tests.emulated triton
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -126,6 +126,8 @@ def runtime() -> ctypes.CDLL:
     found.cudasim_launch_at.argtypes = [ctypes.c_uint64]
     found.cudasim_kernel_name.restype = ctypes.c_char_p
     found.cudasim_kernel_name.argtypes = [ctypes.c_uint64]
+    found.cudasim_kernel_module.restype = ctypes.c_void_p
+    found.cudasim_kernel_module.argtypes = [ctypes.c_uint64, ctypes.c_int]
     found.cudasim_set_options.argtypes = [ctypes.POINTER(OptionsStructure)]
     found.cudasim_remember.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
     return found
@@ -137,6 +139,15 @@ def kernels() -> list[str]:
     while (name := runtime().cudasim_kernel_name(len(names))) is not None:
         names.append(name.decode())
     return names
+
+
+def modules(architecture: int) -> list[tuple[str, int]]:
+    """Every kernel whose PTX for this architecture (80, 90) was needed, with its module's handle for ptx.executed.
+
+    Two files may have a kernel of one name.
+    """
+    handles = ((name, runtime().cudasim_kernel_module(i, architecture)) for i, name in enumerate(kernels()))
+    return [(name, handle) for name, handle in handles if handle]
 
 
 def own_torch_memory() -> None:
@@ -160,13 +171,15 @@ def link(objects: Sequence[str | Path], output: str | Path, *, torch: bool = Fal
     """
     names = ["cudasim_torch", "cudasim"] if torch else ["cudasim"]
     libraries = [str(build.library(name)) for name in names]
-    command = ["g++", "-shared", "-o", str(output), *map(str, objects), *libraries]
+    # A running process may have the old one mapped: the new one takes its name when it is whole.
+    unfinished = Path(output).with_suffix(".new")
+    command = ["g++", "-shared", "-o", str(unfinished), *map(str, objects), *libraries]
     if torch:
         folder = build.torch_folder()
         command += [f"-Wl,--wrap={name}" for name in TORCH_SHIM] + [f"{folder}/lib/libtorch_cpu.so"]
     command.append(f"-Wl,-rpath,{build.libraries()}")
     build.run(command)
-    return Path(output)
+    return unfinished.replace(output)
 
 
 def compile_library(

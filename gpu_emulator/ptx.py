@@ -129,6 +129,9 @@ def library() -> ctypes.CDLL:
     found.ptxsim_kernel_name.argtypes = [pointer, ctypes.c_uint32]
     found.ptxsim_kernel.argtypes = [pointer, text, ctypes.POINTER(KernelInfo)]
     found.ptxsim_kernel_layout.argtypes = [pointer, text, pointer, pointer, ctypes.c_uint32]
+    found.ptxsim_executed.restype = ctypes.c_uint32
+    found.ptxsim_executed.argtypes = [pointer, text, pointer, pointer, ctypes.c_uint32, ctypes.c_int32]
+    found.ptxsim_source.argtypes = [pointer, ctypes.c_uint32, text, size]
     found.ptxsim_symbol.restype = pointer
     found.ptxsim_symbol.argtypes = [pointer, text, ctypes.POINTER(size)]
     found.ptxsim_launch.argtypes = [
@@ -142,6 +145,32 @@ def library() -> ctypes.CDLL:
     found.ptxsim_notes.restype = ctypes.c_uint64
     found.ptxsim_notes.argtypes = [text, size]
     return found
+
+
+@dataclass(frozen=True)
+class Executed:
+    """Of every instruction of a kernel: whether any launch has executed it, and its line in the PTX.
+
+    A line of 0 is of an instruction that the emulator added.
+    """
+
+    flags: bytes
+    lines: tuple[int, ...]
+
+
+def executed(handle: int, kernel: str, *, forget: bool = False) -> Executed:
+    """What a kernel's launches have executed so far, or since it was forgotten; empty where there was none."""
+    count = library().ptxsim_executed(handle, kernel.encode(), None, None, 0, 0)
+    flags, lines = (ctypes.c_uint8 * count)(), (ctypes.c_uint32 * count)()
+    library().ptxsim_executed(handle, kernel.encode(), flags, lines, count, int(forget))
+    return Executed(bytes(flags), tuple(lines))
+
+
+def source(handle: int, line: int) -> str:
+    """File and line of the source that a line of the PTX comes from; empty where the compiler wrote none."""
+    text = ctypes.create_string_buffer(512)
+    library().ptxsim_source(handle, line, text, len(text))
+    return text.value.decode()
 
 
 def allow(address: int, size: int, name: str) -> None:
@@ -288,6 +317,14 @@ class Module:
         offsets, sizes = (ctypes.c_uint32 * count)(), (ctypes.c_uint32 * count)()
         library().ptxsim_kernel_layout(self._handle, kernel.encode(), offsets, sizes, count)
         return list(zip(offsets, sizes))
+
+    def executed(self, kernel: str, *, forget: bool = False) -> Executed:
+        """Which instructions of the kernel the launches have executed so far, or since it was forgotten."""
+        return executed(self._handle, self.find(kernel), forget=forget)
+
+    def source(self, line: int) -> str:
+        """File and line of the source that a line of the PTX comes from."""
+        return source(self._handle, line)
 
     def symbol(self, name: str) -> tuple[int, int]:
         """Address and bytes of a variable."""

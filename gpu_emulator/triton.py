@@ -67,6 +67,12 @@ class _Session:
 
 
 _session: _Session | None = None
+_compiled: list[_Kernel] = []
+
+
+def compiled() -> list[_Kernel]:
+    """Every kernel that was compiled for the emulator in this process: name, ptx, module."""
+    return list(_compiled)
 
 
 class _Kernel:
@@ -76,6 +82,7 @@ class _Kernel:
         self.name, self.ptx = name, ptx
         self.module = Module(ptx)
         self.layout = self.module.layout(name)
+        _compiled.append(self)
 
 
 def _load_binary(name: str, binary: bytes, shared: int, device: int) -> tuple[Any, Any, int, int, int]:

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from vdiff_fast._spec import OpSpec, Sample
+if TYPE_CHECKING:  # importing the package loads its libraries, and tests.emulated has others for it
+    from vdiff_fast._spec import OpSpec, Sample
 
 
 def as_tuple(value: Any) -> tuple[Any, ...]:
     return value if isinstance(value, tuple) else (value,)
+
+
+Errors = dict[str, tuple[float, float]]  # of each output and gradient: ours, eager's
 
 
 def unit_roundoff(dtype: torch.dtype) -> float:
@@ -84,12 +88,17 @@ def run(
 DRAWS = 16
 
 
-def errors(spec: OpSpec, sample: Sample, dtype: torch.dtype, draw: int = 0) -> dict[str, tuple[float, float]]:
-    """Relative error of every output and gradient, of the public function and of eager."""
-    sample = redrawn(sample, draw)
+Results = tuple[list[Tensor], list[Tensor]]  # outputs and gradients
+
+
+def references(spec: OpSpec, sample: Sample, dtype: torch.dtype, draw: int = 0) -> tuple[Results, Results]:
+    """What the reference gives in float64, and in the sample's own dtype."""
     exact = run(spec.reference, fresh(sample, torch.float64), dtype, draw)
-    eager = run(spec.reference, fresh(sample), dtype, draw)
-    fused = run(spec.function, fresh(sample), dtype, draw)
+    return exact, run(spec.reference, fresh(sample), dtype, draw)
+
+
+def compare(spec: OpSpec, sample: Sample, fused: Results, exact: Results, eager: Results) -> Errors:
+    """Relative error of every output and gradient, of ours and of eager."""
     names = [f"output {i}" for i in range(len(exact[0]))] + [f"gradient {i}" for i in range(len(exact[1]))]
     found = {}
     for name, e, g, f in zip(names, exact[0] + exact[1], eager[0] + eager[1], fused[0] + fused[1]):
@@ -98,7 +107,14 @@ def errors(spec: OpSpec, sample: Sample, dtype: torch.dtype, draw: int = 0) -> d
     return found
 
 
-def mean_errors(spec: OpSpec, sample: Sample, dtype: torch.dtype) -> dict[str, tuple[float, float]]:
+def errors(spec: OpSpec, sample: Sample, dtype: torch.dtype, draw: int = 0) -> Errors:
+    """Relative error of every output and gradient, of the public function and of eager."""
+    sample = redrawn(sample, draw)
+    exact, eager = references(spec, sample, dtype, draw)
+    return compare(spec, sample, run(spec.function, fresh(sample), dtype, draw), exact, eager)
+
+
+def mean_errors(spec: OpSpec, sample: Sample, dtype: torch.dtype) -> Errors:
     """Root mean square of `errors` over DRAWS draws of the roundings."""
     draws = [errors(spec, sample, dtype, draw) for draw in range(DRAWS)]
 
@@ -108,7 +124,8 @@ def mean_errors(spec: OpSpec, sample: Sample, dtype: torch.dtype) -> dict[str, t
     return {name: (mean(name, 0), mean(name, 1)) for name in draws[0]}
 
 
-def _too_far(spec: OpSpec, found: dict[str, tuple[float, float]], dtype: torch.dtype) -> list[str]:
+def too_far(spec: OpSpec, found: Errors, dtype: torch.dtype) -> list[str]:
+    """What is further from float64 than spec.error_multiple times eager is; a line for each output and gradient."""
     far = []
     for name, (error, eager) in found.items():
         allowed = spec.error_multiple * max(eager, unit_roundoff(dtype))
@@ -119,8 +136,8 @@ def _too_far(spec: OpSpec, found: dict[str, tuple[float, float]], dtype: torch.d
 
 def assert_as_close_as_eager(spec: OpSpec, sample: Sample, dtype: torch.dtype) -> None:
     """Values and gradients against float64, within spec.error_multiple of eager's error: in one draw, or on average."""
-    far = _too_far(spec, errors(spec, sample, dtype), dtype)
-    far = far and _too_far(spec, mean_errors(spec, sample, dtype), dtype)
+    far = too_far(spec, errors(spec, sample, dtype), dtype)
+    far = far and too_far(spec, mean_errors(spec, sample, dtype), dtype)
     assert not far, f"{spec.name} {sample.name}, mean of {DRAWS} draws: " + "; ".join(far)
 
 

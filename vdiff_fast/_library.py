@@ -1,7 +1,8 @@
 """Load the native libraries, keep the reason where one did not load, and register fakes and Triton launches.
 
 `libvdiff_fast_cpu.so` holds every schema and the CPU kernels and is loaded first; `libvdiff_fast_cuda.so` adds the CUDA
-kernels. Both use torch's stable ABI, so one build serves every torch from 2.11 on.
+kernels. Both use torch's stable ABI, so one build serves every torch from 2.11 on. They are looked for in the package's
+`_lib`, or in the folder that VDIFF_FAST_LIB_DIR names.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from typing import Any
 
 import torch
 
-LIBRARY_DIR = Path(__file__).resolve().parent / "_lib"
+LIBRARY_DIR = Path(os.environ.get("VDIFF_FAST_LIB_DIR") or Path(__file__).resolve().parent / "_lib")
 NAMESPACE = "vdiff_fast"
 TRITON_NAMESPACE = "vdiff_fast_triton"
 INTERPRETING = os.environ.get("TRITON_INTERPRET", "0") not in ("", "0")

@@ -62,8 +62,9 @@ std::string located(const Launch& launch, const std::string& what) {
     if (w->pc < launch.program.code.size() && w->active != 0) {
       const uint32_t line = launch.program.code[w->pc].line;
       const std::string_view written = launch.module.syntax().line(line);
-      text +=
-          format(", PTX line %u: %.*s", line, static_cast<int>(std::min<size_t>(written.size(), 400)), written.data());
+      const std::string source = launch.module.syntax().source(line);
+      text += format(", %s%sPTX line %u: %.*s", source.c_str(), source.empty() ? "" : ", ", line,
+                     static_cast<int>(std::min<size_t>(written.size(), 400)), written.data());
     }
   }
   return text + ": " + what;
@@ -129,6 +130,20 @@ int ptxsim_kernel_layout(ptxsim_module* m, const char* name, uint32_t* offset, u
     offset[i] = p->parameter_offset[i], bytes[i] = p->parameter_size[i];
   }
   return 0;
+}
+
+uint32_t ptxsim_executed(ptxsim_module* m, const char* name, uint8_t* executed, uint32_t* lines, uint32_t most,
+                         int32_t forget) {
+  const Program* p = program_of(m, name);
+  if (!p || p->executed.empty()) return 0;
+  const auto count = static_cast<uint32_t>(p->executed.size());
+  for (uint32_t i = 0; i < std::min(most, count); ++i) executed[i] = p->executed[i], lines[i] = p->code[i].line;
+  if (forget) std::fill(p->executed.begin(), p->executed.end(), 0);
+  return count;
+}
+
+void ptxsim_source(ptxsim_module* m, uint32_t line, char* text, size_t bytes) {
+  copy_text(m->module.syntax().source(line), text, bytes);
 }
 
 void* ptxsim_symbol(ptxsim_module* m, const char* name, size_t* bytes) { return m->module.variable(name, bytes); }

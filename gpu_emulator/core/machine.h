@@ -157,6 +157,7 @@ class Launch {
   void finish_block(Block&);
   [[noreturn]] void deadlock() const;
   void sum_counters();
+  void note_executed();
 
   std::vector<std::unique_ptr<Cluster>> resident_;
   std::vector<std::unique_ptr<Block>> pool_;

@@ -50,6 +50,12 @@ const char* ptxsim_kernel_name(ptxsim_module*, uint32_t n);
 int ptxsim_kernel(ptxsim_module*, const char* name, ptxsim_kernel_info*);
 // offset[i], bytes[i] of every parameter in the parameter block.
 int ptxsim_kernel_layout(ptxsim_module*, const char* name, uint32_t* offset, uint32_t* bytes, uint32_t most);
+// Of every instruction of a kernel that was launched: whether any launch executed it (1) and its line in the text (0 of
+// one that the decoder added). How many there are; 0 for a kernel that was never launched. `forget`: begin anew.
+uint32_t ptxsim_executed(ptxsim_module*, const char* kernel, uint8_t* executed, uint32_t* lines, uint32_t most,
+                         int32_t forget);
+// The file and line of the source that a line of the text comes from, "rows.cuh:45"; empty where it is not known.
+void ptxsim_source(ptxsim_module*, uint32_t line, char* text, size_t bytes);
 // A module's __device__ or __constant__ variable; null if there is none.
 void* ptxsim_symbol(ptxsim_module*, const char* name, size_t* bytes);
 // 0 where the launch was right.
