@@ -9,6 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import vdiff_fast as vf
+
 pytest.importorskip("diffusers", reason="needs diffusers")
 
 from diffusers import (
@@ -19,6 +21,7 @@ from diffusers import (
     UNetMotionModel,
     UNetSpatioTemporalConditionModel,
 )
+from diffusers.models.resnet import ResnetBlock2D
 
 Inputs = Callable[[], dict[str, Any]]
 FRAMES = 4
@@ -116,3 +119,29 @@ def step(model: nn.Module, inputs: dict[str, Any]) -> tuple[Tensor, dict[str, Te
     out = model(**inputs)[0]
     out.square().mean().backward()
     return out.detach(), {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def built(name: str) -> tuple[nn.Module, dict[str, Any]]:
+    torch.manual_seed(0)
+    model, inputs = MODELS[name][0]()
+    return awake(model), inputs()
+
+
+def patched(name: str) -> tuple[nn.Module, dict[str, Any], Tensor]:
+    """A patched model, inputs, and what the plain one made of them."""
+    model, given = built(name)
+    with torch.no_grad():
+        expected = model(**given)[0]
+    assert vf.patch(model).count > 0
+    return model, given, expected
+
+
+@torch.no_grad()
+def assert_same(model: nn.Module, given: dict[str, Any], expected: Tensor) -> None:
+    assert (model(**given)[0] - expected).norm() <= 1e-5 * expected.norm()
+
+
+def block() -> tuple[ResnetBlock2D, Tensor, Tensor]:
+    torch.manual_seed(0)
+    module, x = ResnetBlock2D(in_channels=32, temb_channels=None), torch.randn(2, 32, 6, 6)
+    return module, x, module(x, None).detach()
