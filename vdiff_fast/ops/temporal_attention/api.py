@@ -191,9 +191,9 @@ def _cross_attention(
     # Where no group of queries fits, the shape itself tells the predicates: more frames than a kernel holds.
     probe = q.flatten(1, 2).unflatten(1, (n, -1)) if n else q.flatten(1, 2).unsqueeze(2)
     backend = _dispatch.choose("temporal_attention", PREDICATES, probe, qk_norm is not None, keys)
-    if backend == "cpu":
+    if backend == "cpu" and 0 not in q.shape and keys:
         return cross.on_cpu(q, k, v, mask, qk_norm, q.shape[-1] ** -0.5 if scale is None else float(scale), float(eps))
-    if backend == "reference" or n == 0:
+    if backend == "reference" or n == 0 or 0 in q.shape or not keys:
         options = {"mask": mask, "qk_norm": qk_norm, "scale": scale, "eps": eps}
         return _dispatch.call_reference(reference.temporal_attention, q, k, v, **options)
     queries, expanded, others, visible = cross.group(q, k, v, mask, n)
@@ -286,7 +286,8 @@ def temporal_attention(
     _check_options(op, q, bias, mask, qk_norm, tables)
     fused = qk_norm is not None or tables is not None
     backend = _dispatch.choose(op, PREDICATES, q, fused, constants=rope_constants(tables))
-    if backend == "reference":
+    # Kernels divide by the number of heads and of positions.
+    if backend == "reference" or 0 in q.shape:
         options = {"bias": bias, "causal": causal, "mask": mask, "qk_norm": qk_norm, "rope": tables, "scale": scale}
         return _dispatch.call_reference(reference.temporal_attention, q, k, v, eps=eps, **options)
     values = _kernel_options(q, bias, causal, mask, qk_norm, tables, scale, eps)
@@ -325,7 +326,8 @@ def temporal_attention_qkv(
     _check_options(op, q, bias, mask, qk_norm, tables)
     fused = qk_norm is not None or tables is not None
     backend = _dispatch.choose(op, PREDICATES, q, fused, constants=rope_constants(tables))
-    if backend == "reference":
+    # Kernels divide by the number of heads and of positions.
+    if backend == "reference" or 0 in q.shape:
         options = {"bias": bias, "causal": causal, "mask": mask, "qk_norm": qk_norm, "rope": tables, "scale": scale}
         return _dispatch.call_reference(reference.temporal_attention_qkv, qkv, eps=eps, **options)
     values = _kernel_options(q, bias, causal, mask, qk_norm, tables, scale, eps)
