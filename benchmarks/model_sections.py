@@ -80,10 +80,10 @@ def _long(document: dict[str, Any]) -> str:
     head = ("frames", "made by", "seconds", "difference inside", "joints", "identity, mean", "lowest", "read")
     return (
         f"The model was trained for {document['step']} steps. “Difference inside” is the mean difference of "
-        "neighbouring frames inside a clip; “joints” is the difference where two clips meet divided by that. “Identity” is "
-        "the cosine similarity of the frames with the first one. “Read” is the share of the frames that look most like the "
-        "picture of the label they were asked for. The row of the training video shows what real clips give.\n\n"
-        + _table(head, rows)
+        "neighbouring frames inside a clip; “joints” is the difference where two clips meet divided by that. "
+        "“Identity” is the cosine similarity of the frames with the first one. “Read” is the share of the frames "
+        "that look most like the picture of the label they were asked for. The row of the training video shows what "
+        "real clips give.\n\n" + _table(head, rows)
     )
 
 
@@ -92,10 +92,11 @@ def _digits(document: dict[str, Any]) -> str:
     return (
         f"`recipes/moving_digits_dit.yaml` was trained for {found['step']} steps of {found['batch_size']} clips with "
         f"{found['handwritings']} pictures of digits. Then {found['videos']} videos of all labels in turn were drawn "
-        f"with {found['sampler']} in {found['sampling_steps']} steps at guidance {found['guidance']:g}, and every frame "
-        f"was read by the best-matching training picture. {found['frames_right']:.0%} of the frames show the digit that "
-        f"was asked for, and in {found['videos_right']:.0%} of the videos all frames do. The mean correlation with "
-        f"that picture is {found['likeness_mean']:.2f}; training clips have {found['likeness_of_training_clips']:.2f}.\n"
+        f"with {found['sampler']} in {found['sampling_steps']} steps at guidance {found['guidance']:g}, and every "
+        f"frame was read by the best-matching training picture. {found['frames_right']:.0%} of the frames show the "
+        f"digit that was asked for, and in {found['videos_right']:.0%} of the videos all frames do. The mean "
+        f"correlation with that picture is {found['likeness_mean']:.2f}; training clips have "
+        f"{found['likeness_of_training_clips']:.2f}.\n"
     )
 
 
