@@ -150,6 +150,7 @@ def idle_memory() -> int:
     """Bytes of memory that outputs of CPU kernels left for later outputs: VDIFF_FAST_KEEP_MB (1024) MB at most.
 
     The system may take the pages back whenever it needs them; until then they count as this process's.
+    Outputs of 1 MB and more lie in such memory, which torch cannot resize (`resize_`, `out=`): clone them first.
     """
     if CPU.reason is not None:
         return 0
