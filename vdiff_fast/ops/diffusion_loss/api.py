@@ -72,7 +72,7 @@ class _RedrawnLoss(torch.autograd.Function):
 class _GradientFirstLoss(torch.autograd.Function):
     """Saves the gradient that the forward's one pass wrote; the backward scales it, unless the scale is one.
 
-    The inputs are kept for a derivative of this gradient alone; a training step holds them anyway.
+    The inputs are kept for a derivative of this gradient alone, as eager keeps them; the noise is drawn again.
     """
 
     @staticmethod
