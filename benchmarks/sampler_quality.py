@@ -27,6 +27,8 @@ from vdiff_fast.training.build import build_dataset
 from vdiff_fast.training.generate import TrainedRun, class_labels, draw_samples, load_run
 
 STOCHASTIC = ("ddpm", "dpmpp_2m_sde")
+# Those of models that are not told where a step ends.
+PLAIN = tuple(name for name, sampler in SAMPLERS.items() if not sampler.passes_end)
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,7 @@ class Runner:
 def measure(runner: Runner, clips: Tensor, steps: list[int], converged_steps: int) -> list[Result]:
     converged = runner("heun", converged_steps)
     results = []
-    for sampler in SAMPLERS:
+    for sampler in PLAIN:
         for count in tqdm(steps, desc=sampler):
             videos = runner(sampler, count)
             distance = None if sampler in STOCHASTIC else float((videos - converged).square().mean().sqrt())
@@ -105,7 +107,7 @@ def plot(results: list[Result], floor: float, path: Path) -> None:
     from matplotlib import pyplot, ticker
 
     figure, axes = pyplot.subplots(1, 2, figsize=(11, 4.2))
-    for number, sampler in enumerate(SAMPLERS):
+    for number, sampler in enumerate(PLAIN):
         own = [r for r in results if r.sampler == sampler]
         look = {"marker": "o", "label": sampler, "color": f"C{number}"}
         calls = [r.calls for r in own]

@@ -32,8 +32,9 @@ class Toy(nn.Module):
         self.batches: list[int] = []
 
     def forward(
-        self, x: Tensor, t: Tensor, *, y: Tensor | None = None, context: Tensor | None = None, cond: Any = None
-    ) -> Tensor:
+        self, x: Tensor, t: Tensor, *, y: Tensor | None = None, context: Tensor | None = None, cond: Any = None,
+        r: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
         self.batches.append(len(x))
         assert t.shape == (len(x),)
         shift = t.to(x.dtype) / 1000

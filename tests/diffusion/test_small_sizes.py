@@ -74,7 +74,7 @@ def test_a_perfect_model_is_followed_exactly(run: dict[str, Any]) -> None:
     rates = rates_at(schedule, table.timesteps.double(), log_levels=spacing in LOG_LEVELS)
     signal, sigma = (rate.float() for rate in rates)
 
-    def model(x: Tensor, t: Tensor) -> Tensor:
+    def model(x: Tensor, t: Tensor, r: Tensor | None = None) -> Tensor:
         i = model.calls  # type: ignore[attr-defined]
         model.calls += 1  # type: ignore[attr-defined]
         noise = (x - signal[i] * video) / sigma[i]
@@ -110,7 +110,7 @@ def test_the_loop_never_divides_by_nothing(
     if table is None:
         return
 
-    def model(x: Tensor, t: Tensor, *, y: Tensor) -> Tensor:
+    def model(x: Tensor, t: Tensor, *, y: Tensor, r: Tensor | None = None) -> Tensor:
         assert x.shape[:1] == t.shape == y.shape
         if predicts == "x":
             return x + y.reshape(-1, *[1] * (x.dim() - 1))
@@ -127,7 +127,7 @@ def test_the_loop_never_divides_by_nothing(
 @pytest.mark.parametrize(("make", "batch", "frames"), [(small_dit, 0, 2), (small_dit, 1, 1), (small_unet, 1, 1)])
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_networks_sample_nothing_and_single_frames(make: Any, sampler: str, batch: int, frames: int) -> None:
-    model = make(num_classes=4).eval()
+    model = make(num_classes=4, interval=sampler == "mean_flow").eval()
     shape = (batch, 3, frames, 8, 8)
     made = sample(
         model, shape, NoiseSchedule.linear(3), sampler, steps=3, clip="dynamic",

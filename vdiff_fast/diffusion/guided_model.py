@@ -40,11 +40,16 @@ class GuidedModel:
         self.joint = paired and guidance.batch != "split"
         self._may_split = guidance.batch == "auto"
         self.both = {n: torch.cat([v, self.without[n]]) for n, v in self.given.items()} if self.joint else {}
+        self._ends: Tensor | None = None
         self._tables: dict[str, ModulationTable | None] = {}
         self._kept: dict[str, dict[str, tuple[Tensor, ...]]] = {}
 
-    def prepare(self, timesteps: Tensor, batch: int, guided: bool, unguided: bool) -> None:
-        """Make the modulations of every step, and keys and values, for the calls that a run makes."""
+    def prepare(self, timesteps: Tensor, batch: int, guided: bool, unguided: bool, ends: Tensor | None = None) -> None:
+        """Make the modulations of every step, and keys and values, for the calls that a run makes.
+
+        `ends` are where the steps end, of a sampler that tells the model.
+        """
+        self._ends = ends
         if guided and self.joint:
             self._prepare("both", timesteps, 2 * batch, self.both)
         if unguided or (guided and not self.joint):
@@ -53,7 +58,7 @@ class GuidedModel:
             self._prepare("without", timesteps, batch, self.without)
 
     def _prepare(self, name: str, timesteps: Tensor, batch: int, inputs: dict[str, Tensor]) -> None:
-        self._tables[name] = ModulationTable.of(self.model, timesteps, batch, inputs.get("y"))
+        self._tables[name] = ModulationTable.of(self.model, timesteps, batch, inputs.get("y"), self._ends)
         kept = context_keys_values(self.model, batch, inputs.get("context"))
         self._kept[name] = {"keys_values": kept} if kept else {}
 
@@ -80,6 +85,8 @@ class GuidedModel:
         arguments: dict[str, Any] = {key: value for key, value in inputs.items() if key != "context" or not kept}
         if table is not None:
             arguments["modulation"] = table.row(step)
+        if self._ends is not None:
+            arguments["r"] = self._ends.index_select(0, step.reshape(1)).expand(len(x))
         return self.model(x, t.expand(len(x)), **arguments, **kept)
 
 

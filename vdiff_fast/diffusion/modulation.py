@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from vdiff_fast.nn.plain import watched
@@ -29,7 +30,8 @@ class ModulationTable:
 
     A model takes part by two methods: `modulations(t, y=None) -> (B, W)`, everything its blocks make of time and
     class, and `model(x, t, ..., modulation=rows)`, which reads them instead. A sampling step then reads one row, where
-    it would read the embedding's and every modulation layer's weights.
+    it would read the embedding's and every modulation layer's weights. A model that is told where steps end gets that
+    as `modulations(t, y, r)`.
 
     Attributes:
         rows: (steps, classes, W) in the dtype that the model computes in; classes is 1 without labels.
@@ -42,7 +44,9 @@ class ModulationTable:
     batch: int
 
     @classmethod
-    def of(cls, model: Any, timesteps: Tensor, batch: int, y: Tensor | None) -> ModulationTable | None:
+    def of(
+        cls, model: Any, timesteps: Tensor, batch: int, y: Tensor | None, ends: Tensor | None = None
+    ) -> ModulationTable | None:
         """The table of a run, or None: the model has no `modulations` or has hooks, or the table would be too large.
 
         Args:
@@ -50,17 +54,20 @@ class ModulationTable:
             timesteps: (steps,), the time of every step.
             batch: samples.
             y: (B,) labels, or None.
+            ends: (steps,), where every step ends, or None.
         """
         make = _method(model, "modulations")
         if make is None:
             return None
-        times, at = timesteps.unique_consecutive(return_inverse=True)  # Heun visits a time twice
+        given = timesteps[None] if ends is None else torch.stack([timesteps, ends])
+        (times, *ended), at = given.unique_consecutive(dim=1, return_inverse=True)  # Heun visits a time twice
         labels, which = (None, None) if y is None else y.unique(return_inverse=True)
         classes = 1 if labels is None else len(labels)
-        one = make(times[:1], None if labels is None else labels[:1])
+        one = make(times[:1], None if labels is None else labels[:1], *(end[:1] for end in ended))
         if one.numel() * one.element_size() * len(at) * classes > MAX_BYTES:
             return None
-        made = make(times.repeat_interleave(classes), None if labels is None else labels.repeat(len(times)))
+        every = [tensor.repeat_interleave(classes) for tensor in (times, *ended)]
+        made = make(every[0], None if labels is None else labels.repeat(len(times)), *every[1:])
         rows = made.unflatten(0, (len(times), classes))[at]
         return cls(rows.contiguous(), which if classes > 1 else None, batch)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -33,6 +33,7 @@ class SamplerTable:
         uses_previous, uses_previous2: whether any step reads the x0 of the step before, of two steps before.
         log_variances: (steps, 2), between which a learned variance lies, see `step_log_variances`; None where it is
             fixed.
+        ends: (steps,) like timesteps, where each step ends, of a sampler that tells the model so; else None.
         start: (gain, noise) of x = gain x_T + noise z before the first step: its churn, which no step before it makes.
     """
 
@@ -45,16 +46,16 @@ class SamplerTable:
     uses_previous2: bool = False
     start: tuple[float, float] = (1.0, 0.0)
     log_variances: Tensor | None = None
+    ends: Tensor | None = None
 
     @property
     def steps(self) -> int:
         return len(self.guidance)
 
     def to(self, device: torch.device | str) -> SamplerTable:
-        learned = None if self.log_variances is None else self.log_variances.to(device)
-        return replace(
-            self, coefficients=self.coefficients.to(device), timesteps=self.timesteps.to(device), log_variances=learned
-        )
+        every = {field.name: getattr(self, field.name) for field in fields(self)}
+        moved: dict[str, Any] = {name: value.to(device) for name, value in every.items() if isinstance(value, Tensor)}
+        return replace(self, **moved)
 
 
 @on_host
@@ -82,7 +83,8 @@ def sampler_table(
     Args:
         schedule: the noise schedule that the model was trained with.
         sampler: "ddpm", "ddim", "dpmpp_2m" (DPM-Solver++, second order), "dpmpp_2m_sde", "unipc" (second order),
-            "euler", "heun" (EDM's: 2 steps - 1 calls of the model), or a `Sampler` of one's own.
+            "euler", "heun" (EDM's: 2 steps - 1 calls of the model), "mean_flow" (of a model of mean velocities, one
+            step is enough), or a `Sampler` of one's own.
         steps: how many; not read where `timesteps` is given.
         target: what the model predicts: "noise", "v", "x0", "flow".
         eta: share of DDPM's noise that ddim and euler add: 0 none, 1 ancestral.
@@ -134,6 +136,7 @@ def sampler_table(
         uses_previous2=bool((rows[:, columns.PREVIOUS2] != 0).any()),
         start=(float(starts.gain[0]), float(starts.noise[0])),
         log_variances=step_log_variances(*rates.variances()) if variance == "learned_range" else None,
+        ends=_ends(rates.sigma if continuous_time else times, calls, continuous_time) if chosen.passes_end else None,
     )
 
 
@@ -162,6 +165,14 @@ class _Calls:
             _interleaved(starts.times, times), _interleaved(starts.signal, rates.signal),
             _interleaved(starts.sigma, rates.sigma), torch.arange(1, 2 * len(times)) // 2, slice(1, None, 2),
         )  # fmt: skip
+
+
+def _ends(times: Tensor, calls: _Calls, continuous_time: bool) -> Tensor:
+    """Where the step of every call ends, as the model is told its time; the last at the clean video."""
+    clean = torch.full_like(times[:1], 0 if continuous_time else -1)  # step t of a flow has s = (t + 1) / steps
+    ends = torch.cat([times[1:], clean])[calls.step]
+    whole = not continuous_time and bool((times == times.round()).all())
+    return ends.long() if whole else ends.float()
 
 
 def _rows(update: Update, calls: _Calls, scales: Tensor, target: str) -> Tensor:

@@ -88,6 +88,7 @@ class Sampler:
         fractional_times: whether it may visit times between two steps of a schedule that is no flow.
         calls_per_step: calls of the model per interval; with 2 the rows are step, correction, step, ..., step.
         takes: the names of the options it reads, of "eta", "churn", "variance" and "use_clipped_model_output".
+        passes_end: whether the model is told where each step ends, as r.
     """
 
     name: str
@@ -98,6 +99,7 @@ class Sampler:
     fractional_times: bool = False
     calls_per_step: int = 1
     takes: frozenset[str] = frozenset()
+    passes_end: bool = False
 
     def default_spacing(self, flow: bool) -> str:
         return self.flow_spacing if flow and self.flow_spacing is not None else self.spacing
@@ -239,6 +241,18 @@ def _heun(rates: Rates, options: SamplerOptions) -> Update:
     return update
 
 
+def _mean_flow(rates: Rates, options: SamplerOptions) -> Update:
+    """Geng et al. 2025, "Mean Flows", eq. 12: x_r = x_t - (t - r) u, u the mean velocity between the two times.
+
+    Of any process and target: signal_r x0 + sigma_r z. An estimate over an interval is no video, so none is clipped.
+    """
+    target = find_target(options.target)
+    of_x0 = target.x0_coefficients(rates.signal, rates.sigma)
+    of_noise = target.noise_coefficients(rates.signal, rates.sigma)
+    from_x, from_y = (rates.next_signal * a + rates.next_sigma * b for a, b in zip(of_x0, of_noise))
+    return {columns.X: from_x, columns.Y: from_y}
+
+
 # Where a spacing is named it is the one of diffusers' scheduler of the same name. Heun is that of EDM, whose levels
 # bound sigma / signal; a flow bounds it itself.
 SAMPLERS = {
@@ -257,6 +271,7 @@ SAMPLERS = {
             "heun", _heun, spacing="edm", flow_spacing="linspace", fractional_times=True, calls_per_step=2,
             takes=frozenset({"churn"}),
         ),
+        Sampler("mean_flow", _mean_flow, spacing="trailing", passes_end=True),
     )
 }  # fmt: skip
 

@@ -124,8 +124,9 @@ def sample(
             the loop.
         shape: (B, C, T, H, W), or any (B, ...).
         schedule: the noise schedule that the model was trained with.
-        sampler: "ddpm", "ddim", "dpmpp_2m", "dpmpp_2m_sde", "unipc", "euler", "heun", a `Sampler` of one's own, or a
-            ready `sampler_table(...)`, which then decides all that `sampler_table` is asked for.
+        sampler: "ddpm", "ddim", "dpmpp_2m", "dpmpp_2m_sde", "unipc", "euler", "heun", "mean_flow" (whose model gets
+            r= too, where the step ends), a `Sampler` of one's own, or a ready `sampler_table(...)`, which then decides
+            all that `sampler_table` is asked for.
         steps, target, eta, churn, variance, spacing, timesteps, steps_offset, continuous_time: see `sampler_table`.
         seed: int, 0-d int64 tensor, or a `Noise`, which also has the batch's `sample_offset` and the correlation of a
             video's frames. Stream 0 is x_T, stream 1 + i the noise of step i.
@@ -169,7 +170,7 @@ def sample(
     run = StepGraph(step, state, graph)
     on = [scale != 1 for scale in table.guidance]
     with _evaluating(model):
-        calls.prepare(table.timesteps, len(x), guided=any(on), unguided=not all(on))
+        calls.prepare(table.timesteps, len(x), guided=any(on), unguided=not all(on), ends=table.ends)
         _loop(run, state, on, callback, progress)
     return state.x if decode is None else decode_in_chunks(decode, state.x, decode_frames)
 

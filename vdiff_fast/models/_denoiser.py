@@ -20,10 +20,10 @@ KeysValues = Sequence[Tensor]
 
 
 class Denoiser(nn.Module, ABC):
-    """prediction = f(x_t, t | y, context, cond). Subclasses have a `config` and say how x becomes the prediction.
+    """prediction = f(x_t, t | r, y, context, cond). Subclasses have a `config` and say how x becomes the prediction.
 
-    Two inputs can be made before a sampling loop, for all its steps: `modulations(t, y)`, passed as `modulation=`, and
-    `keys_values(context)`, passed as `keys_values=`.
+    Two inputs can be made before a sampling loop, for all its steps: `modulations(t, y, r)`, passed as `modulation=`,
+    and `keys_values(context)`, passed as `keys_values=`.
     """
 
     presets: ClassVar[Mapping[str, Any]]
@@ -46,6 +46,7 @@ class Denoiser(nn.Module, ABC):
         x: Tensor,
         t: Tensor,
         *,
+        r: Tensor | None = None,
         y: Tensor | None = None,
         context: Tensor | None = None,
         cond: Tensor | None = None,
@@ -53,8 +54,8 @@ class Denoiser(nn.Module, ABC):
         keys_values: KeysValues | None = None,
     ) -> Tensor:
         self._check_video(x)
-        check_conditions(self.config, x, t, y, context, cond)
-        rows = self.modulations(t, y) if modulation is None else modulation
+        check_conditions(self.config, x, t, y, context, cond, r)
+        rows = self.modulations(t, y, r) if modulation is None else modulation
         tokens = self._context_tokens(context, x.shape[0]) if keys_values is None else None
         return self._denoise(x, rows, tokens, self._of_blocks(keys_values), cond).to(x.dtype)
 
@@ -65,8 +66,8 @@ class Denoiser(nn.Module, ABC):
         """The prediction; `rows` are `modulations`, `kept` the keys and values of each block where they were given."""
 
     @abstractmethod
-    def modulations(self, t: Tensor, y: Tensor | None = None) -> Tensor:
-        """Everything that the blocks make of time and class, (B, W).
+    def modulations(self, t: Tensor, y: Tensor | None = None, r: Tensor | None = None) -> Tensor:
+        """Everything that the blocks make of time, class and interval, (B, W).
 
         A sampling loop makes those of all its steps at once and passes each step's rows as `modulation=`.
         """

@@ -18,6 +18,8 @@ class InputSizes(Protocol):
     def context_dim(self) -> int | None: ...
     @property
     def cond_channels(self) -> int: ...
+    @property
+    def interval(self) -> bool: ...
 
 
 def check_video(x: Tensor, channels: int, multiples: tuple[int, int], reason: str = "") -> None:
@@ -41,9 +43,15 @@ def check_video(x: Tensor, channels: int, multiples: tuple[int, int], reason: st
 
 
 def check_conditions(
-    config: InputSizes, x: Tensor, t: Tensor, y: Tensor | None, context: Tensor | None, cond: Tensor | None
+    config: InputSizes,
+    x: Tensor,
+    t: Tensor,
+    y: Tensor | None,
+    context: Tensor | None,
+    cond: Tensor | None,
+    r: Tensor | None = None,
 ) -> None:
-    """t (B,), y (B,), context (B, L, D), cond (B, K, T, H, W), each only where the network was built for it.
+    """t (B,), r (B,), y (B,), context (B, L, D), cond (B, K, T, H, W), each only where the network was built for it.
 
     Raises:
         ValueError: an input that the network lacks, or another shape.
@@ -51,7 +59,10 @@ def check_conditions(
     batch, _, *space = x.shape
     if t.shape != (batch,):
         raise ValueError(f"t must be ({batch},), one per video, got {tuple(t.shape)}")
+    if r is not None and r.shape != (batch,):
+        raise ValueError(f"r must be ({batch},), as t, got {tuple(r.shape)}")
     for name, value, known, field in (
+        ("r", r, config.interval, "interval"),
         ("y", y, config.num_classes, "num_classes"),
         ("context", context, config.context_dim, "context_dim"),
         ("cond", cond, config.cond_channels, "cond_channels"),

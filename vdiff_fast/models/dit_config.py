@@ -32,6 +32,8 @@ class VideoDiTConfig(SavedConfig):
         norm_eps: of the norms before attention and before the MLP.
         time_shift: of the sinusoids' frequencies, see `vf.ops.timestep_embedding`.
         time_scale: multiplies t before the sinusoids; 1000 for flow times in [0, 1].
+        interval: the model also takes r, and predicts the mean velocity from r to t rather than the velocity at t
+            (MeanFlow).
         block_embeddings: every block embeds t and y by itself, as diffusers' DiTTransformer2DModel may.
         num_classes: class labels `y`; 0 for an unconditional model.
         context_dim: channels of the context tokens, for cross-attention in blocks over space; 0 for none.
@@ -56,6 +58,7 @@ class VideoDiTConfig(SavedConfig):
     norm_eps: tuple[float, float] = (1e-6, 1e-6)
     time_shift: float = 0.0
     time_scale: float = 1.0
+    interval: bool = False
     block_embeddings: bool = False
     num_classes: int = 0
     context_dim: int = 0

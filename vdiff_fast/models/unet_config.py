@@ -34,6 +34,8 @@ class VideoUNetConfig(SavedConfig):
         max_frames: longest clip that "bias" serves; "rope" and "none" know no limit.
         grid: add an embedding of the pixel's place in the clip to the first features; for scenes that are aligned.
         time_scale: multiplies t before the sinusoids; 1000 for flow times in [0, 1].
+        interval: the model also takes r, and predicts the mean velocity from r to t rather than the velocity at t
+            (MeanFlow).
         num_classes: class labels `y`; 0 for an unconditional model.
         context_dim: channels of the context tokens, for cross-attention on levels with spatial attention; 0 for none.
         cond_channels: channels of `cond`, its mask included; 0 for none.
@@ -57,6 +59,7 @@ class VideoUNetConfig(SavedConfig):
     max_frames: int = 32
     grid: bool = False
     time_scale: float = 1.0
+    interval: bool = False
     num_classes: int = 0
     context_dim: int = 0
     cond_channels: int = 0

@@ -50,25 +50,28 @@ class Stream(NamedTuple):
 
 
 class Conditioning(nn.Module):
-    """c = MLP(sinusoids(t)) + E[y], (B, D).
+    """c = MLP(sinusoids(t)) + MLP'(sinusoids(t - r)) + E[y], (B, D); the second of a model of intervals alone.
 
-    Source: Peebles and Xie 2023, section 3.2.
+    Source: Peebles and Xie 2023, section 3.2; Geng et al. 2025, "Mean Flows", table 1c (t and t - r).
     """
 
     def __init__(self, config: VideoDiTConfig) -> None:
         super().__init__()
-        self.time = TimestepEmbedding(
-            TIME_SINUSOIDS, config.width, shift=config.time_shift, flip_sin_to_cos=True, scale=config.time_scale
-        )
+        sinusoids: dict[str, Any] = {"shift": config.time_shift, "flip_sin_to_cos": True, "scale": config.time_scale}
+        self.time = TimestepEmbedding(TIME_SINUSOIDS, config.width, **sinusoids)
+        self.interval = TimestepEmbedding(TIME_SINUSOIDS, config.width, **sinusoids) if config.interval else None
         self.null_class = config.num_classes
         self.label = LabelEmbedding(config.num_classes, config.width) if config.num_classes else None
 
-    def forward(self, t: Tensor, y: Tensor | None) -> Tensor:
+    def forward(self, t: Tensor, y: Tensor | None, r: Tensor | None = None) -> Tensor:
         embedding = self.time(t)
+        if self.interval is not None:
+            embedding = embedding + self.interval(torch.zeros_like(t) if r is None else t - r)
         return embedding if self.label is None else embedding + self.label(labels_or_null(y, self.null_class, t))
 
     def weights(self) -> list[Tensor]:
-        weights = [self.time.linear_1.weight, self.time.linear_2.weight]
+        times = [self.time] if self.interval is None else [self.time, self.interval]
+        weights = [linear.weight for time in times for linear in (time.linear_1, time.linear_2)]
         return weights if self.label is None else [*weights, self.label.weight]
 
 
@@ -203,7 +206,8 @@ class VideoDiT(Denoiser):
         y: (B,) int64 class labels; None, or the label num_classes, is the null class.
         context: (B, L, context_dim) tokens; None attends to a learned null token.
         cond: (B, cond_channels, T, H, W), known frames with zeros where unknown, and their mask; None knows nothing.
-        modulation: `modulations(t, y)` made before; t and y are then not read.
+        r: (B,) where the interval up to t starts, with `interval`; t itself where left out.
+        modulation: `modulations(t, y, r)` made before; t, y and r are then not read.
         keys_values: `keys_values(context)` made before; context is then not read.
         returns (B, out_channels, T, H, W) in channels-last memory and x's dtype.
 
@@ -311,9 +315,9 @@ class VideoDiT(Denoiser):
         sizes = {"space": grid[1:], "time": grid[:1], "joint": grid}
         return {cast(Axis, axis): tables(*sizes[axis], device=device) for axis, tables in self.rotary.items()}
 
-    def modulations(self, t: Tensor, y: Tensor | None = None) -> Tensor:
+    def modulations(self, t: Tensor, y: Tensor | None = None, r: Tensor | None = None) -> Tensor:
         """Shift, scale and gate of every branch, then shift and scale of the final layer, (B, W)."""
-        embeddings = [embed(t, y) for embed in self.conditioning]
+        embeddings = [embed(t, y, r) for embed in self.conditioning]
         if isinstance(self.modulation, nn.ModuleList):
             parts = [linear(F.silu(c)) for linear, c in zip(self.modulation, embeddings + embeddings[:1])]
             return torch.cat(parts, dim=1)

@@ -212,7 +212,8 @@ class VideoUNet(Denoiser):
         y: (B,) int64 class labels; None, or the label num_classes, is the null class.
         context: (B, L, context_dim) tokens; None attends to a learned null token.
         cond: (B, cond_channels, T, H, W), known frames with zeros where unknown, and their mask; None knows nothing.
-        modulation: `modulations(t, y)` made before; t and y are then not read.
+        r: (B,) where the interval up to t starts, with `interval`; t itself where left out.
+        modulation: `modulations(t, y, r)` made before; t, y and r are then not read.
         keys_values: `keys_values(context)` made before; context is then not read.
         returns (B, out_channels, T, H, W) in channels-last memory and x's dtype.
 
@@ -232,6 +233,9 @@ class VideoUNet(Denoiser):
         widths, finest = config.channels, config.channels[0]
         embedding = 4 * finest
         self.time_embedding = TimestepEmbedding(finest, embedding, scale=config.time_scale)
+        self.interval_embedding = None
+        if config.interval:
+            self.interval_embedding = TimestepEmbedding(finest, embedding, scale=config.time_scale)
         self.label_embedding = LabelEmbedding(config.num_classes, embedding) if config.num_classes else None
         self.null_context = nn.Parameter(torch.zeros(config.context_dim)) if config.context_dim else None
         self.conv_in = FrameConv2d(config.in_channels, finest, 3, padding=1)
@@ -295,9 +299,11 @@ class VideoUNet(Denoiser):
         parts = [*(level.blocks for level in self.down), self.middle, *(level.blocks for level in self.up)]
         return [block for part in parts for block in cast(Iterable[SpaceTimeBlock], part)]
 
-    def modulations(self, t: Tensor, y: Tensor | None = None) -> Tensor:
+    def modulations(self, t: Tensor, y: Tensor | None = None, r: Tensor | None = None) -> Tensor:
         """The time (and class) embedding's share of every residual block, (B, sum of modulation_widths)."""
         embedding = self.time_embedding(t)
+        if self.interval_embedding is not None:
+            embedding = embedding + self.interval_embedding(torch.zeros_like(t) if r is None else t - r)
         if self.label_embedding is not None:
             labels = labels_or_null(y, self.config.num_classes, t)
             embedding = embedding + self.label_embedding(labels)

@@ -48,6 +48,8 @@ def model_changes(config: TrainConfig, num_classes: int | None) -> dict[str, Any
         changes["cond_channels"] = config.data.channels + 1
     if config.diffusion.continuous_time:
         changes["time_scale"] = 1000.0  # the sinusoids tell steps apart, not thousandths
+    if config.mean_flow.share:
+        changes["interval"] = True
     if config.runtime.activation_checkpointing:
         changes["gradient_checkpointing"] = True
     return changes | {key: tuple(v) if isinstance(v, list) else v for key, v in config.model.changes.items()}

@@ -103,6 +103,15 @@ class DiffusionConfig(_Section):
     _parse_masks = field_validator("masks", mode="before")(parse_masks)
 
 
+class MeanFlowConfig(_Section):
+    """Training of mean velocities, for videos in one step (sampler mean_flow)."""
+
+    share: float = Field(default=0, ge=0, le=1, description="share of samples over an interval; 0: no mean velocities")
+    power: float = Field(
+        default=1.0, ge=0, le=2, description="of the adaptive weight 1 / (error^2 + 0.001)^power; 0 is the square error"
+    )
+
+
 class OptimizerConfig(_Section):
     """AdamW and its learning rate."""
 
@@ -196,6 +205,7 @@ class TrainConfig(_Section):
     data: DataConfig
     model: ModelConfig = Field(default_factory=ModelConfig)
     diffusion: DiffusionConfig = Field(default_factory=DiffusionConfig)
+    mean_flow: MeanFlowConfig = Field(default_factory=MeanFlowConfig)
     optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig)
     ema: EmaConfig = Field(default_factory=EmaConfig)
     runtime: RuntimeConfig = Field(default_factory=RuntimeConfig)
@@ -265,12 +275,29 @@ def from_mapping(values: Mapping[str, Any]) -> TrainConfig:
         config = TrainConfig.model_validate(dict(values))
         if config.diffusion.masks:
             check_masks(config.diffusion.masks, config.data.all_strides)
+        if config.mean_flow.share:
+            _check_mean_flow(config)
     except ValidationError as error:
         problems = dict.fromkeys(_problem(e) for e in error.errors())
         raise ConfigError("configuration: " + "; ".join(problems)) from None
     except ValueError as error:
         raise ConfigError(f"configuration: {error}") from None
     return config
+
+
+def _check_mean_flow(config: TrainConfig) -> None:
+    """Raise ValueError where mean velocities, which are a flow's, would be trained for something else."""
+    diffusion = config.diffusion
+    rules = {
+        "diffusion.schedule": (diffusion.schedule, "flow"),
+        "diffusion.target": (diffusion.target, "flow"),
+        "diffusion.continuous_time": (diffusion.continuous_time, True),
+        "diffusion.weighting": (diffusion.weighting, "uniform"),
+        "runtime.strategy": (config.runtime.strategy, "ddp"),
+    }
+    for key, (value, needed) in rules.items():
+        if value != needed:
+            raise ValueError(f"mean_flow.share {config.mean_flow.share} needs {key} {needed}, got {value}")
 
 
 def with_overrides(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,6 +10,8 @@ from vdiff_fast.ops import noise
 
 # Streams of the counter-based noise; 0 is the noise itself, 1 + i is sampler step i.
 _TIMESTEPS, _LABELS = -1, -2
+# Of logit-normal times, log(s / (1 - s)) ~ N(mean, 1): Geng et al. 2025, "Mean Flows", table 1d.
+_LOGIT_MEAN = -0.4
 
 
 def uniforms(count: int, numbers: int, seed: int, sample_offset: int, stream: int) -> Tensor:
@@ -31,6 +33,18 @@ def timesteps(count: int, steps: int, seed: int, sample_offset: int) -> Tensor:
 def flow_times(count: int, shift: float, seed: int, sample_offset: int) -> Tensor:
     """s = shifted(u), float32 (count,) in [0, 1], on the CPU; sample b's draw depends on sample_offset + b alone."""
     return shifted(_uniform(count, seed, sample_offset, _TIMESTEPS), shift).float()
+
+
+def intervals(count: int, share: float, seed: int, sample_offset: int) -> tuple[Tensor, Tensor]:
+    """(r, t) with r <= t of two logit-normal times, float32 (count,), on the CPU; r = t but for `share` of the samples.
+
+    Source: Geng et al. 2025, "Mean Flows for One-step Generative Modeling", section 4.3.
+    """
+    z = noise((count, 3), seed, sample_offset=sample_offset, stream=_TIMESTEPS, dtype=torch.float32, device="cpu")
+    times = torch.sigmoid(z[:, :2].double() + _LOGIT_MEAN)
+    r, t = times.amin(1), times.amax(1)
+    apart = torch.special.ndtr(z[:, 2].double()) < share
+    return torch.where(apart, r, t).float(), t.float()
 
 
 def dropped_labels(count: int, probability: float, seed: int, sample_offset: int) -> Tensor:

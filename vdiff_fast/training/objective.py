@@ -33,7 +33,7 @@ def resolved_precision(precision: str, device: torch.device) -> str:
 
 @dataclass(frozen=True)
 class Batch:
-    """Clips on the device, their timesteps, and what else the loss needs."""
+    """Clips on the device, their timesteps (of mean velocities with where their intervals start), and the rest."""
 
     x0: Tensor
     t: Tensor
@@ -42,6 +42,7 @@ class Batch:
     files: list[str]
     timesteps: list[float]
     cond: Tensor | None = None
+    r: Tensor | None = None
 
     @property
     def inputs(self) -> dict[str, Tensor]:
@@ -71,10 +72,7 @@ class Objective:
             data.check_range(x0)
             self._range_checked = True
         count, seed, diffusion = len(x0), self.config.seed, self.config.diffusion
-        if diffusion.continuous_time:
-            t = draws.flow_times(count, diffusion.flow_shift, seed, sample_offset)
-        else:
-            t = draws.timesteps(count, diffusion.timesteps, seed, sample_offset)
+        r, t = self._times(count, sample_offset)
         y = None
         if self.num_classes:
             dropped = draws.dropped_labels(count, diffusion.label_dropout, seed, sample_offset)
@@ -82,7 +80,15 @@ class Objective:
         return Batch(
             x0, t.to(self.device), y, torch.full((), sample_offset, dtype=torch.int64, device=self.device),
             list(raw["file"]), t.tolist(), self._known(x0, raw, sample_offset),
+            None if r is None else r.to(self.device),
         )  # fmt: skip
+
+    def _times(self, count: int, sample_offset: int) -> tuple[Tensor | None, Tensor]:
+        """(None, t) of a batch, on the CPU."""
+        diffusion, seed = self.config.diffusion, self.config.seed
+        if diffusion.continuous_time:
+            return None, draws.flow_times(count, diffusion.flow_shift, seed, sample_offset)
+        return None, draws.timesteps(count, diffusion.timesteps, seed, sample_offset)
 
     def _known(self, x0: Tensor, raw: dict[str, Any], sample_offset: int) -> Tensor | None:
         """The condition of each clip under its mask, None where the run trains without masks."""
@@ -93,13 +99,13 @@ class Objective:
         mask = draw_masks(roles, strides, of_clip, x0.shape[2:], self.config.seed, sample_offset)
         return condition(x0, mask.to(self.device))
 
-    def predict(self, model: Callable[..., Tensor], batch: Batch) -> Tensor:
+    def predict(self, model: Callable[..., Tensor], batch: Batch) -> Any:
         """f(x_t, t) in the configured precision."""
         x_t = ops.q_sample(batch.x0, batch.t, self.schedule, seed=self.seed, sample_offset=batch.sample_offset)
         with self.autocast():
             return model(x_t, batch.t, **batch.inputs)
 
-    def loss(self, prediction: Tensor, batch: Batch) -> Tensor:
+    def loss(self, prediction: Any, batch: Batch) -> Tensor:
         """The scalar loss, in fp32."""
         diffusion = self.config.diffusion
         return ops.diffusion_loss(

@@ -26,6 +26,7 @@ from vdiff_fast.training import distributed, draws, nonfinite
 from vdiff_fast.training.build import build_dataset, build_model, build_schedule
 from vdiff_fast.training.ema import Ema
 from vdiff_fast.training.generate import write_samples
+from vdiff_fast.training.mean_flow import MeanFlowObjective
 from vdiff_fast.training.metrics import MetricsLog, Progress, plot_loss, read_metrics
 from vdiff_fast.training.objective import Batch, Objective, resolved_precision
 from vdiff_fast.training.optimizer import build_optimizer, learning_rate, set_learning_rate
@@ -138,11 +139,14 @@ class Trainer:
         torch.manual_seed(config.seed)
         model = build_model(config, num_classes=self.num_classes) if model is None else model
         self.model = plain_module(model).to(self.device)
-        self.called: Any = distributed.wrap(model, runtime.strategy, self.device, compiled=runtime.compile)
+        # Of mean velocities the objective compiles the model together with its derivative.
+        compiled = runtime.compile and not config.mean_flow.share
+        self.called: Any = distributed.wrap(model, runtime.strategy, self.device, compiled=compiled)
         self.optimizer = build_optimizer(self.model, config.optimizer)
         self.ema = Ema(self.model, config.ema.decay, warmup=config.ema.warmup)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=runtime.precision == "fp16")
-        self.objective = Objective(config, build_schedule(config.diffusion), self.device, self.num_classes)
+        objective = MeanFlowObjective if config.mean_flow.share else Objective
+        self.objective = objective(config, build_schedule(config.diffusion), self.device, self.num_classes)
         self.guard = nonfinite.NonFiniteGuard(config.nonfinite.policy, config.nonfinite.limit)
 
     @property
