@@ -9,13 +9,17 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from benchmarks.performance_pages import GENERATED, pages
+from benchmarks.performance_pages import GENERATED, Machine, headline, pages
 from vdiff_fast._doctor import support_table
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 PERFORMANCE = ROOT / "docs" / "performance"
-SUPPORT_TABLE = "support table"
+SUPPORT_TABLE, NUMBERS = "support table", "numbers"
+README_MACHINE = "cpu-amd-epyc-avx512bf16-2"
+README_OPS = (
+    "group_norm_silu", "temporal_attention", "gated_residual_norm_modulate", "qk_norm_rope", "geglu", "gated_residual",
+)  # fmt: skip
 
 
 def between_marks(text: str, name: str, content: str) -> str:
@@ -31,6 +35,9 @@ def generated() -> dict[Path, str]:
     texts = {PERFORMANCE / path: text for path, text in pages(RESULTS).items()}
     backends = ROOT / "docs" / "ops_and_modules.md"
     texts[backends] = between_marks(backends.read_text(), SUPPORT_TABLE, support_table())
+    readme = ROOT / "README.md"
+    numbers = headline(Machine.read(RESULTS / README_MACHINE), README_OPS, "docs/performance/")
+    texts[readme] = between_marks(readme.read_text(), NUMBERS, numbers)
     return texts
 
 

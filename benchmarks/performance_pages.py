@@ -26,9 +26,17 @@ with bfloat16 in brackets where it was measured. Above 1 we are faster; below 1 
 speed-up against any peer in any shape. "{DASH}" means that there is nothing to measure or that it was not measured.
 
 Every op links to its page with every shape, and every machine has a page about whole models. Kernels of different
-commits stand in different tables. Registers and shared memory of the GPU kernels are in
-[kernel_resources.md](kernel_resources.md).
+commits stand in different tables. Registers and shared memory of the GPU kernels have
+[a page of their own](kernel_resources.md).
+
+{{noise}}
 """
+NOISE_OPS = ("noise", "q_sample", "diffusion_loss", "sampler_step")
+NOISE = """The eager and compiled peers of `noise`, `q_sample`, `diffusion_loss` and `sampler_step` compute the same
+counter-based noise in plain torch, as the reference does and as nobody would do otherwise, so their large speed-ups say
+little. The fair figures are those in the columns "x torch.randn" and "x stored noise" of the first three, in the cases
+named "contiguous" (torch's own generator is slow in channels-last memory), and of `sampler_step` the cases named
+"ddim", which draw no noise."""
 NO_GPU = """## NVIDIA GPUs
 
 Nothing has been timed on a GPU yet.
@@ -102,7 +110,7 @@ def facts(document: dict[str, Any]) -> str:
 
 def summary(found: Sequence[Machine]) -> str:
     """docs/performance/index.md: for every machine one table per commit, one row per op."""
-    parts = [SUMMARY]
+    parts = [SUMMARY.format(noise=NOISE)]
     for machine in found:
         parts.append(f"## {machine.title}\n\n[Whole models on this machine]({machine.name}/index.md).\n")
         parts += [_commit_table(machine, commit) for commit in _commits(machine)]
@@ -117,7 +125,8 @@ def _commits(machine: Machine) -> list[str]:
     return sorted(dict.fromkeys(commits), key=lambda commit: -commits.count(commit))
 
 
-def _commit_table(machine: Machine, commit: str) -> str:
+def _commit_table(machine: Machine, commit: str, folder: str = "") -> str:
+    """The ops that were measured at one commit; their pages lie below `folder`."""
     chosen = {op: d for op, d in machine.ops.items() if d["environment"]["commit"] == commit}
     lines = [
         f"{facts(next(iter(chosen.values())))}\n",
@@ -128,9 +137,32 @@ def _commit_table(machine: Machine, commit: str) -> str:
         means = [mean_cell(document["rows"], direction, peer) for direction in DIRECTIONS for peer in (EAGER, COMPILE)]
         groups = by_group(document["rows"])
         shapes = len({case for _, case, _, _ in groups})
-        cells = [f"[`{op}`]({machine.name}/{op}.md)", *means, worst_cell(groups.values()), str(shapes)]
+        cells = [f"[`{op}`]({folder}{machine.name}/{op}.md)", *means, worst_cell(groups.values()), str(shapes)]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
+
+
+def headline(machine: Machine, ops: Sequence[str], folder: str) -> str:
+    """Some ops of a machine, by commit, and what whole models gain; for the README."""
+    some = Machine(machine.name, {op: machine.ops[op] for op in ops})
+    tables = [_commit_table(some, commit, folder) for commit in _commits(some)]
+    return "\n".join([f"On an {machine.title}:\n", *tables, _whole_models(machine)])
+
+
+def _whole_models(machine: Machine) -> str:
+    """The best and the worst training step of a whole model beside the reference backend."""
+    document = machine.others["models"]
+    times: dict[str, dict[str, float]] = {}
+    for row in document["models"]:
+        if row["step"] == "train":
+            times.setdefault(row["model"], {})[row["implementation"]] = row["median_ms"]
+    gains = {model: t["reference"] / t["vdiff_fast"] for model, t in times.items()}
+    best, worst = max(gains, key=lambda m: gains[m]), min(gains, key=lambda m: gains[m])
+    return (
+        "Whole models gain less, since their convolutions and matrix products stay torch's. Against the reference "
+        f"backend a training step of “{best}” is {gains[best]:.2f} times as fast, and one of “{worst}” "
+        f"is {gains[worst]:.2f} times as fast (commit {document['environment']['commit']})."
+    )
 
 
 def mean_cell(rows: Iterable[dict[str, Any]], direction: str, peer: str) -> str:
@@ -156,8 +188,9 @@ def op_page(machine: Machine, op: str) -> str:
     """Every shape of one op on one machine."""
     document = machine.ops[op]
     legend = OP_LEGEND.format(copy=document["environment"]["copy_gb_per_s"])
+    noise = f"{NOISE}\n\n" if op in NOISE_OPS else ""
     return (
-        f"{GENERATED}\n# {op} on {machine.title}\n\n{facts(document)}\n\n{_means_table(document['rows'])}\n"
+        f"{GENERATED}\n# {op} on {machine.title}\n\n{facts(document)}\n\n{noise}{_means_table(document['rows'])}\n"
         f"## Every shape\n{legend}\n{markdown_table(document['rows'])}\n"
     )
 
