@@ -45,11 +45,20 @@ bench-smoke: $(VENV)/.built-test
 gpu-check:
 	$(PYTHON) -m benchmarks.gpu_check
 
+# The pages and tables that are written from results and predicates.
 docs: $(VENV)/.built-test
 	$(BIN)/python -m benchmarks.docs
 
+# The documentation as a site; `python -m http.server -d site` serves it, with its search.
+site: $(VENV)/.built-test
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build
+
+# The site without a warning, its examples and its commands.
+docs-check: $(VENV)/.built-test
+	$(PYTEST) -q tests/docs tests/bench/test_docs.py
+
 clean:
-	rm -rf build dist out *.egg-info vdiff_fast/_lib vdiff_fast/_native*.so
+	rm -rf build dist out site *.egg-info vdiff_fast/_lib vdiff_fast/_native*.so
 
 # --- set-up: each stamp is made once -------------------------------------------------------------------------------
 # An active Python that has torch >= 2.11 lends it to .venv; else torch 2.13.0 is installed.

@@ -23,4 +23,6 @@ def test_the_examples_of_a_page_run(page: Path, tmp_path: Path, monkeypatch: pyt
 
 
 def test_there_are_examples() -> None:
-    assert {"README.md", "index.md", "ops_and_modules.md", "patch.md", "train.md", "sample.md"} <= {p.name for p in PAGES}
+    assert {"README.md", "index.md", "ops_and_modules.md", "patch.md", "train.md", "sample.md"} <= {
+        p.name for p in PAGES
+    }

@@ -14,6 +14,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMAND_LANGUAGES = ("sh", "console")
+_INLINE_COMMAND = re.compile(r"(?<!`)`((?:make|vdiff-fast|python -m|torchrun|pytest|pip) [^`]+)`(?!`)")
 _BLOCK = re.compile(
     r"^```(?P<language>\w*)(?: title=\"(?P<title>[^\"]+)\")?[^\n]*\n(?P<code>.*?)^```$"
     r"|^<!-- setup:\n(?P<setup>.*?)^-->$",
@@ -59,15 +60,18 @@ def example(page: Path) -> list[Block]:
 
 
 def commands(page: Path) -> Iterator[tuple[str, str]]:
-    """(place, command) for every command of a page, without comments, continued lines joined."""
+    """(place, command) for every command of a page: the lines of its shell blocks, and inline code that is one."""
     for block in blocks(page):
         if block.language not in COMMAND_LANGUAGES:
             continue
         joined = block.code.replace("\\\n", " ")
         for offset, line in enumerate(joined.splitlines()):
-            command = " ".join(re.sub(r"(^|\s)#.*$", "", line).removeprefix("$ ").split())
+            command = " ".join(re.sub(r"(^|\s)#.*$", "", line).split())
             if command:
                 yield f"{page.relative_to(ROOT)}:{block.line + offset}", command
+    text = _BLOCK.sub("", page.read_text())
+    for match in _INLINE_COMMAND.finditer(text):
+        yield str(page.relative_to(ROOT)), " ".join(match[1].split())
 
 
 def apply(page: Path, tree: Path) -> list[str]:
