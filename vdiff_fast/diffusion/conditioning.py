@@ -82,7 +82,7 @@ def keep_known(video: Tensor, known: Tensor, mask: Tensor) -> Tensor:
 def require_conditioning(model: Any, channels: int) -> None:
     """Raise `ConditionError` if the model tells by its `config` that it was built without known frames and a mask.
 
-    A model without a config is believed.
+    A model that has no config is taken to be built for them.
     """
     built_for = getattr(getattr(model, "config", None), "cond_channels", None)
     if built_for is None or built_for == channels + 1:

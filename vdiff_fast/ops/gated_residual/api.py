@@ -57,8 +57,8 @@ def gated_residual(residual: Tensor, branch: Tensor, gate: Tensor) -> Tensor:
         gradient is y's own; saved for the backward are branch and gate.
 
     Raises:
-        TypeError: an integer tensor.
-        ValueError: a branch or a gate of the wrong shape or device.
+        TypeError: the residual is not floating point.
+        ValueError: the branch or the gate has the wrong shape or device.
 
     Source: Peebles and Xie 2023, "Scalable Diffusion Models with Transformers", section 3.2 (adaLN-Zero).
     """

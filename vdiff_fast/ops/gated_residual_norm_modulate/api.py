@@ -96,8 +96,8 @@ def gated_residual_norm_modulate(
         activations forward, 6 backward; saved for the backward are h, branch, the vectors, and three numbers per token.
 
     Raises:
-        TypeError: an integer tensor.
-        ValueError: a branch or a vector of the wrong shape or device.
+        TypeError: the residual is not floating point.
+        ValueError: the branch or a vector has the wrong shape or device.
 
     Source: Peebles and Xie 2023, "Scalable Diffusion Models with Transformers", section 3.2 (adaLN-Zero).
     """

@@ -44,11 +44,11 @@ def geglu(x: Tensor, bias: Tensor | None = None) -> Tensor:
         bias: (2H,) of any floating dtype, or None.
 
     Returns:
-        (..., H), contiguous, dtype of x. Moves 3 bytes-of-H forward, 5 backward; saves x and bias.
+        (..., H), contiguous, dtype of x. Moves 3 tensors of the output's size forward and 5 backward; saves x and bias.
 
     Raises:
         TypeError: x is not floating point.
-        ValueError: the last axis is odd, x has no axis, or a bias of the wrong shape or device.
+        ValueError: the last axis is odd, x has no axis, or the bias has the wrong shape or device.
 
     Source: Shazeer 2020, "GLU Variants Improve Transformer", eq. 6.
     """

@@ -48,8 +48,8 @@ def gelu_tanh(x: Tensor, bias: Tensor | None = None) -> Tensor:
         x's shape and dtype, contiguous. Moves 2 activations forward, 3 backward; saves x and bias.
 
     Raises:
-        TypeError: an integer tensor.
-        ValueError: x has no axis, or a bias of the wrong shape or device.
+        TypeError: x is not floating point.
+        ValueError: x has no axis, or the bias has the wrong shape or device.
 
     Source: Hendrycks and Gimpel 2016, "Gaussian Error Linear Units", section 2.
     """

@@ -174,7 +174,7 @@ def group_norm_silu(
         eps: added to the variance.
         x2: (B, C2, ...), normalised as if concatenated behind x's channels, without the copy; a group may
             straddle both.
-        scale, shift: (B, C + C2), one per sample, or (B, T, C + C2), one per frame; x's rank with size-1 space too.
+        scale, shift: (B, C + C2), one per sample, or (B, T, C + C2), one per frame; or x's own rank, space 1.
         add: (B, C + C2), added before the statistics: a time embedding.
         per_frame: statistics over each frame of a 5-D x instead of the clip.
         activation: "silu" or "none".
@@ -184,9 +184,9 @@ def group_norm_silu(
         saved for the backward is x (and x2), the small vectors, and two numbers per group.
 
     Raises:
-        TypeError: an integer tensor, or x2 of another dtype than x.
-        ValueError: num_groups does not divide the channels, a vector has the wrong shape or device, per_frame without
-            frames, an unknown activation.
+        TypeError: x is not floating point, or x2 has another dtype than x.
+        ValueError: num_groups does not divide the channels, a vector has the wrong shape or device, per_frame is
+            asked for without frames, or the activation is unknown.
 
     Source: Wu and He 2018, "Group Normalization"; Dhariwal and Nichol 2021, section 3 (scale and shift).
     """

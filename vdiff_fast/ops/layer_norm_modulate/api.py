@@ -84,8 +84,8 @@ def layer_norm_modulate(
         vectors, and three numbers per token.
 
     Raises:
-        TypeError: an integer tensor.
-        ValueError: a vector of the wrong shape or device.
+        TypeError: x is not floating point.
+        ValueError: a vector has the wrong shape or device.
 
     Source: Ba et al. 2016, "Layer Normalization", eq. 4; Peebles and Xie 2023, "Scalable Diffusion Models with
     Transformers", section 3.2 (adaLN).

@@ -98,7 +98,7 @@ def rms_norm_silu(
             channels-last are read as they are, any other strides cost one copy.
         weight: (C,) of any floating dtype.
         eps: added to the mean square.
-        scale, shift: (B, C), one per sample, or (B, T, C), one per frame; x's rank with size-1 space too.
+        scale, shift: (B, C), one per sample, or (B, T, C), one per frame; or x's own rank with size 1 in space.
         activation: "silu" or "none".
 
     Returns:
@@ -106,8 +106,8 @@ def rms_norm_silu(
         backward are x, the small vectors, and one number per position.
 
     Raises:
-        TypeError: an integer tensor.
-        ValueError: a vector of the wrong shape or device, an unknown activation.
+        TypeError: x is not floating point.
+        ValueError: a vector has the wrong shape or device, or the activation is unknown.
 
     Source: Zhang and Sennrich 2019, "Root Mean Square Layer Normalization", eq. 4.
     """
