@@ -174,7 +174,7 @@ def from_dit(
     Args:
         source: its state_dict, a checkpoint that holds one ({"ema": ...}), or the module; float32, bfloat16 or float16,
             which the model then has, and names of any wrapper ("module.", "_orig_mod."), see `plain_weights`.
-        heads: attention heads; those of DiT's own widths where None.
+        heads: attention heads; None takes those of DiT's own widths.
         attention: over all tokens of a clip ("joint"), or over space with DiT's weights and then over time with new
             ones that start closed ("divided"): where to begin training on video.
 

@@ -124,7 +124,8 @@ class _Attention(nn.Module):
 class TemporalAttention(_Attention):
     """y = x + proj(temporal_attention(qkv(norm(x)))): every position attends over its own frames.
 
-    Identity at the start (`zero_output`), so that it can be added to a trained image model.
+    A new module is the identity (`zero_output`), so that it can be added to a trained image model. Other than
+    `TokenAttention` it takes a video, norms it and adds the residual.
 
     Args:
         channels, heads: width, and heads of channels / heads each (a multiple of 8).

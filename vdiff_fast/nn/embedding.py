@@ -102,8 +102,8 @@ class LabelEmbedding(nn.Embedding):
 class GridEmbedding(nn.Module):
     """e[:, i, j, k] = W_T f(u_i) + W_H f(u_j) + W_W f(u_k): where a pixel lies in its clip, u_i = (2 i + 1) / n - 1.
 
-    f(u) = [u | sin(2^m pi u / 2) | cos(2^m pi u / 2)], m = 0 .. octaves - 1. Convolutions alone learn where they are
-    from the padding only, which is slow where scenes are aligned or there is one.
+    f(u) = [u | sin(2^m pi u / 2) | cos(2^m pi u / 2)], m = 0 .. octaves - 1. Convolutions alone learn the
+    position of a pixel from the padding only, which is slow where all scenes are aligned or there is only one scene.
 
     Args:
         channels: width of e.

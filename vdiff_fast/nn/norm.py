@@ -13,9 +13,9 @@ from vdiff_fast.ops.rms_norm_silu import rms_norm_silu
 
 
 class GroupNormSiLU(nn.GroupNorm):
-    """y = SiLU(GroupNorm([x | x2] + add) * (1 + scale) + shift); `vdiff_fast.ops.group_norm_silu` says the rest.
+    """y = SiLU(GroupNorm([x | x2] + add) * (1 + scale) + shift); see `vdiff_fast.ops.group_norm_silu`.
 
-    Takes the place of `nn.Sequential(nn.GroupNorm(...), nn.SiLU())`; a subclass may set `activation` to "none".
+    It takes the place of `nn.Sequential(nn.GroupNorm(...), nn.SiLU())`; a subclass may set `activation` to "none".
     """
 
     activation: ClassVar[str] = "silu"

@@ -19,6 +19,8 @@ Axis = Literal["space", "time", "joint"]
 class TokenAttention(nn.Module):
     """y = proj(attention(qkv(x))) along one axis of tokens (B, T, S, D): positions, frames, or both.
 
+    Other than `TemporalAttention` and `SpatialAttention` it takes tokens that were normed before, and adds no residual.
+
     Args:
         width, heads: D, and heads of D / heads each (a multiple of 8).
         axis: "space" attends over the positions of a frame, "time" over the frames of a position, "joint" over all
