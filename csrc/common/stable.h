@@ -16,6 +16,7 @@ namespace vdiff {
 
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
+using MaybeTensor = std::optional<Tensor>;
 
 // How many elements a task should hold before a second thread is worth its start.
 constexpr int64_t kGrain = 16384;
@@ -30,7 +31,7 @@ T* mutable_data(const Tensor& t) {
 }
 // nullptr for an absent or empty tensor.
 template <class T>
-const T* data(const std::optional<Tensor>& t) {
+const T* data(const MaybeTensor& t) {
   return t.has_value() && t->numel() > 0 ? data<T>(*t) : nullptr;
 }
 

@@ -30,7 +30,7 @@ T narrowed(double value) {
 }  // namespace detail
 
 // A contiguous tensor's values; empty where it is absent.
-inline std::vector<double> read_vector(const std::optional<Tensor>& t) {
+inline std::vector<double> read_vector(const MaybeTensor& t) {
   std::vector<double> values;
   if (!t.has_value()) return values;
   values.resize(t->numel());
@@ -48,7 +48,7 @@ inline void write_vector(const Tensor& t, const std::vector<double>& values) {
 }
 
 // A gradient for `like` with these values, or a tensor without elements where `like` is absent.
-inline Tensor vector_gradient(const std::optional<Tensor>& like, const Tensor& x, const std::vector<double>& values) {
+inline Tensor vector_gradient(const MaybeTensor& like, const Tensor& x, const std::vector<double>& values) {
   if (!like.has_value()) return torch::stable::new_empty(x, std::vector<int64_t>{0});
   Tensor gradient = torch::stable::empty_like(*like);
   write_vector(gradient, values);

@@ -7,11 +7,10 @@
 
 namespace vdiff {
 
-inline int64_t word(const std::optional<Tensor>& t) { return t.has_value() ? *data<int64_t>(*t) : 0; }
+inline int64_t word(const MaybeTensor& t) { return t.has_value() ? *data<int64_t>(*t) : 0; }
 
-inline NoiseSource noise_source(const std::optional<Tensor>& given, const std::optional<Tensor>& seed,
-                                const std::optional<Tensor>& sample_offset, const std::optional<Tensor>& stream,
-                                const FrameCorrelation& correlation) {
+inline NoiseSource noise_source(const MaybeTensor& given, const MaybeTensor& seed, const MaybeTensor& sample_offset,
+                                const MaybeTensor& stream, const FrameCorrelation& correlation) {
   NoiseSource source;
   if (given.has_value()) {
     source.given = given->data_ptr();

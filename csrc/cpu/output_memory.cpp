@@ -119,8 +119,7 @@ void fill_where_deterministic(const Tensor& t, const std::vector<int64_t>& sizes
 }
 
 // Empty where memory of its own is not worth it, or not to be had.
-std::optional<Tensor> from_block(const Tensor& x, const std::vector<int64_t>& sizes,
-                                 const std::vector<int64_t>& strides) {
+MaybeTensor from_block(const Tensor& x, const std::vector<int64_t>& sizes, const std::vector<int64_t>& strides) {
   size_t bytes = x.element_size();
   for (const int64_t size : sizes) bytes *= static_cast<size_t>(size);
   if (bytes < kSmallest || !own_blocks.load(std::memory_order_relaxed)) return std::nullopt;
@@ -138,9 +137,7 @@ std::optional<Tensor> from_block(const Tensor& x, const std::vector<int64_t>& si
 
 #else
 
-std::optional<Tensor> from_block(const Tensor&, const std::vector<int64_t>&, const std::vector<int64_t>&) {
-  return std::nullopt;
-}
+MaybeTensor from_block(const Tensor&, const std::vector<int64_t>&, const std::vector<int64_t>&) { return std::nullopt; }
 
 #endif
 
@@ -163,14 +160,14 @@ std::vector<int64_t> vector_of(const Array& a) {
 }  // namespace
 
 Tensor output_like(const Tensor& x) {
-  std::optional<Tensor> t = from_block(x, vector_of(x.sizes()), vector_of(x.strides()));
+  MaybeTensor t = from_block(x, vector_of(x.sizes()), vector_of(x.strides()));
   return t.has_value() ? *t : torch::stable::empty_like(x);
 }
 
 Tensor new_output(const Tensor& x, const std::vector<int64_t>& sizes) {
   std::vector<int64_t> strides(sizes.size(), 1);
   for (size_t d = sizes.size(); d-- > 1;) strides[d - 1] = strides[d] * sizes[d];
-  std::optional<Tensor> t = from_block(x, sizes, strides);
+  MaybeTensor t = from_block(x, sizes, strides);
   return t.has_value() ? *t : torch::stable::new_empty(x, sizes);
 }
 

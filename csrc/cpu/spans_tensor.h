@@ -100,7 +100,7 @@ void add_parts(const Tensor& partial, int64_t which, const Tensor& sum) {
 
 // The gradient of a weight or bias: sum number `which` of every part, in the parts' order; no elements where `like` is
 // absent.
-inline Tensor sum_of_parts(const std::optional<Tensor>& like, const Tensor& x, const Tensor& partial, int64_t which) {
+inline Tensor sum_of_parts(const MaybeTensor& like, const Tensor& x, const Tensor& partial, int64_t which) {
   if (!like.has_value()) return torch::stable::new_empty(x, std::vector<int64_t>{0});
   Tensor sum = torch::stable::empty_like(*like);
   (x.scalar_type() == ScalarType::Double ? &add_parts<double> : &add_parts<float>)(partial, which, sum);

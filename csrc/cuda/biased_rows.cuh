@@ -85,7 +85,7 @@ static __global__ void __launch_bounds__(ColumnBlocks::kThreads)
 }
 
 template <class Op>
-Tensor forward(const Tensor& x, const std::optional<Tensor>& bias) {
+Tensor forward(const Tensor& x, const MaybeTensor& bias) {
   std::vector<int64_t> shape(x.sizes().begin(), x.sizes().end());
   shape.back() /= Op::kParts;
   Tensor y = torch::stable::new_empty(x, shape);
@@ -101,7 +101,7 @@ Tensor forward(const Tensor& x, const std::optional<Tensor>& bias) {
 }
 
 template <class Op>
-std::tuple<Tensor, Tensor> backward(const Tensor& dy, const Tensor& x, const std::optional<Tensor>& bias) {
+std::tuple<Tensor, Tensor> backward(const Tensor& dy, const Tensor& x, const MaybeTensor& bias) {
   Tensor dx = torch::stable::empty_like(x);
   Tensor dbias =
       bias.has_value() ? torch::stable::empty_like(*bias) : torch::stable::new_empty(x, std::vector<int64_t>{0});

@@ -10,7 +10,7 @@
 namespace vdiff {
 
 struct DeviceCta {
-  // f of every thread; `threads` waits for all of them, `each` does not.
+  // Calls f(thread) on every thread. `threads` then waits for all threads of the block, `each` does not.
   template <class F>
   static __device__ __forceinline__ void each(F f) {
     f(static_cast<int>(threadIdx.x));
@@ -21,7 +21,7 @@ struct DeviceCta {
     __syncthreads();
   }
 
-  // A variable of each thread that outlives one function of it.
+  // A variable per thread that lives across several calls of `each`.
   template <class V>
   struct Local {
     V v;
@@ -29,23 +29,25 @@ struct DeviceCta {
     __device__ __forceinline__ V& operator[](int) { return v; }
   };
 
-  // A tree over each run of `width` lanes: `done` is called by its first lane.
+  // Combines of(thread) over every `width` neighbouring lanes by a tree of take(a, b); the first lane calls
+  // done(thread, result).
   template <class V, class Of, class Take, class Done>
-  static __device__ __forceinline__ void lanes(int width, Of of, Take take, Done done) {
+  static __device__ __forceinline__ void reduce_lanes(int width, Of of, Take take, Done done) {
     const int t = static_cast<int>(threadIdx.x);
     V v = of(t);
     for (int d = width / 2; d > 0; d /= 2) take(v, shuffle_down(v, d, width));
     if (t % width == 0) done(t, v);
   }
 
-  // 16 bytes on their way to shared memory, in batches; wait(n) leaves at most n batches of this thread under way.
+  // Copies 16 bytes to shared memory asynchronously. commit() closes a group of copies; wait(n) returns once at most n
+  // groups of this thread are under way.
   static __device__ __forceinline__ void copy(void* shared, const void* from) {
     const auto to = static_cast<unsigned>(__cvta_generic_to_shared(shared));
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16;\n" ::"r"(to), "l"(from) : "memory");
   }
   static __device__ __forceinline__ void commit() { asm volatile("cp.async.commit_group;\n" ::: "memory"); }
-  static __device__ __forceinline__ void wait(int batches) {
-    switch (batches) {
+  static __device__ __forceinline__ void wait(int groups) {
+    switch (groups) {
       case 3: asm volatile("cp.async.wait_group 3;\n" ::: "memory"); break;
       case 2: asm volatile("cp.async.wait_group 2;\n" ::: "memory"); break;
       case 1: asm volatile("cp.async.wait_group 1;\n" ::: "memory"); break;
@@ -53,11 +55,11 @@ struct DeviceCta {
     }
   }
   template <class P>
-  static __device__ __forceinline__ void store(void* to, const P& pack) {
-    store_whole(to, pack);
+  static __device__ __forceinline__ void store(void* to, const P& vector) {
+    store_whole(to, vector);
   }
 
-  // All blocks of the cluster; the same address in the shared memory of another of them.
+  // Waits for all blocks of the cluster; peer() is the same address in the shared memory of another block of it.
   static __device__ __forceinline__ void cluster_sync() {
 #if __CUDA_ARCH__ >= 900
     cooperative_groups::this_cluster().sync();
@@ -72,8 +74,8 @@ struct DeviceCta {
 #endif
   }
 
-  // Blocks that all run at once meet at a counter, zero before: what a block wrote before it arrived is read by those
-  // that awaited it.
+  // A barrier of blocks that all run at once, through a counter that is zero before. What a block wrote before it
+  // arrived is visible to every block that has awaited it.
   static __device__ __forceinline__ void arrive(unsigned* counter) {
     __syncthreads();
     if (threadIdx.x == 0) asm volatile("red.release.gpu.global.add.u32 [%0], 1;\n" ::"l"(counter) : "memory");

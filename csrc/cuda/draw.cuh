@@ -20,9 +20,8 @@ struct DeviceNoise {
   FrameCorrelation correlation;  // of drawn noise
 };
 
-inline DeviceNoise device_noise(const std::optional<Tensor>& given, const std::optional<Tensor>& seed,
-                                const std::optional<Tensor>& sample_offset, const std::optional<Tensor>& stream,
-                                const FrameCorrelation& correlation) {
+inline DeviceNoise device_noise(const MaybeTensor& given, const MaybeTensor& seed, const MaybeTensor& sample_offset,
+                                const MaybeTensor& stream, const FrameCorrelation& correlation) {
   return {given.has_value() ? given->data_ptr() : nullptr,
           given.has_value() && given->scalar_type() == ScalarType::Float,
           data<int64_t>(seed),

@@ -8,6 +8,7 @@
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/accelerator.h>
 
+#include "common/integers.h"
 #include "common/stable.h"
 
 namespace vdiff {
@@ -23,8 +24,6 @@ inline void check_launch() {
   const cudaError_t status = cudaGetLastError();
   STD_TORCH_CHECK(status == cudaSuccess, cudaGetErrorString(status));
 }
-
-inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // An op as it is registered, its first tensor's device made current: a launch goes to the current device, whatever its
 // stream and pointers belong to.

@@ -13,23 +13,23 @@ using namespace vdiff::group_norm;
 
 template <class T, bool kLast, bool kBackward, Phase kPhase>
 void run_phase(const Problem<T>& p) {
-  const int cluster = kPhase == Phase::whole ? static_cast<int>(p.shape.shares) : 1;
-  run_grid(p.shape.blocks(), cluster, kThreads, Layout(p.shape, kBackward).bytes,
+  const int cluster = kPhase == Phase::whole ? static_cast<int>(p.plan.slices) : 1;
+  run_grid(p.plan.blocks(), cluster, kThreads, Layout(p.plan, kBackward).bytes,
            [&](HostCta& cta, int64_t block, char* memory) {
-             Block<HostCta, T, kLast, kBackward>(cta, p, block, memory).template run<kPhase>();
+             run_slice<kPhase, HostCta, T, kLast, kBackward>(cta, p, block, memory);
            });
 }
 
 // False where blocks of a grid wait for others in vain.
 template <class T, bool kBackward, bool kLast>
 bool run(const Problem<T>& p, HostGrid& grid) {
-  if (p.shape.way == Way::grid) {
-    return run_at_once(p.shape.blocks(), kThreads, Layout(p.shape, kBackward).bytes, grid,
+  if (p.plan.exchange == Exchange::grid) {
+    return run_at_once(p.plan.blocks(), kThreads, Layout(p.plan, kBackward).bytes, grid,
                        [&](HostCta& cta, int64_t block, char* memory) {
-                         take_turns<HostCta, T, kLast, kBackward>(cta, p, block, memory);
+                         run_iterations<HostCta, T, kLast, kBackward>(cta, p, block, memory);
                        });
   }
-  if (p.shape.way == Way::cluster) {
+  if (p.plan.exchange == Exchange::cluster) {
     run_phase<T, kLast, kBackward, Phase::whole>(p);
   } else {
     run_phase<T, kLast, kBackward, Phase::reduce>(p);
@@ -40,33 +40,34 @@ bool run(const Problem<T>& p, HostGrid& grid) {
 
 struct Call {
   void *x, *x2, *dy, *y, *y2;
-  Vectors vectors;
+  ChannelInputs inputs;
   double eps;
   float *mean, *rstd, *dweight, *dbias, *dscale, *dshift, *dadd;
 };
 
 template <class T>
-bool run(const Call& call, const Shape& s, bool backward, HostGrid& grid) {
-  Problem<T> p{s, call.vectors, call.eps};
+bool run(const Call& call, const Plan& plan, bool backward, HostGrid& grid) {
+  Problem<T> p{plan, call.inputs, call.eps};
   p.x = static_cast<const T*>(call.x), p.x2 = static_cast<const T*>(call.x2), p.dy = static_cast<const T*>(call.dy);
   p.y = static_cast<T*>(call.y), p.y2 = static_cast<T*>(call.y2), p.mean = call.mean, p.rstd = call.rstd;
-  std::vector<double> group_sums(3 * s.all_shares() * s.slab_groups, NAN), sums(3 * s.vectors(), NAN);
-  std::vector<float> channel_sums(3 * s.vectors() * s.cuts, NAN);
-  std::vector<unsigned> arrivals(s.items());
+  std::vector<double> group_sums(3 * plan.all_slices() * plan.tile_groups, NAN), sums(3 * plan.segment_channels(), NAN);
+  std::vector<float> channel_sums(3 * plan.segment_channels() * plan.cuts, NAN);
+  std::vector<unsigned> arrivals(plan.all_tiles());
   p.group_sums = group_sums.data(), p.channel_sums = channel_sums.data(), p.arrivals = arrivals.data();
-  if (!backward) return s.channels_last ? run<T, false, true>(p, grid) : run<T, false, false>(p, grid);
-  if (!(s.channels_last ? run<T, true, true>(p, grid) : run<T, true, false>(p, grid))) return false;
+  if (!backward) return plan.channels_last ? run<T, false, true>(p, grid) : run<T, false, false>(p, grid);
+  if (!(plan.channels_last ? run<T, true, true>(p, grid) : run<T, true, false>(p, grid))) return false;
   const int64_t warps = kThreads / kWarp;
-  run_grid((s.vectors() + warps - 1) / warps, 1, kThreads, 0,
-           [&](HostCta& cta, int64_t block, char*) { fold_cuts(cta, s, block, channel_sums.data(), sums.data()); });
-  const Vectors& v = call.vectors;
-  for (int64_t c = 0; c < s.channels; ++c) {
-    call.dweight[c] = channel_gradient<true>(s, v, sums.data(), c);
-    call.dbias[c] = channel_gradient<false>(s, v, sums.data(), c);
+  run_grid((plan.segment_channels() + warps - 1) / warps, 1, kThreads, 0, [&](HostCta& cta, int64_t block, char*) {
+    fold_cuts(cta, plan, plan.cuts, block, channel_sums.data(), sums.data());
+  });
+  const ChannelInputs& v = call.inputs;
+  for (int64_t c = 0; c < plan.channels; ++c) {
+    call.dweight[c] = channel_gradient<true>(plan, v, sums.data(), c);
+    call.dbias[c] = channel_gradient<false>(plan, v, sums.data(), c);
   }
   const auto framed = [&](Framed which, int64_t frames, float* out) {
-    for (int64_t i = 0; i < s.batch * frames * s.channels; ++i) {
-      out[i] = frame_gradient(s, v, sums.data(), which, frames, i);
+    for (int64_t i = 0; i < plan.batch * frames * plan.channels; ++i) {
+      out[i] = frame_gradient(plan, v, sums.data(), which, frames, i);
     }
   };
   framed(kScale, v.scale_frames, call.dscale), framed(kShift, v.shift_frames, call.dshift);
@@ -74,20 +75,23 @@ bool run(const Call& call, const Shape& s, bool backward, HostGrid& grid) {
   return true;
 }
 
-// sizes: batch, c1, c2, groups, segments, length, unit_segments, scale_frames, shift_frames, channels_last, silu,
-// element, backward. device: multiprocessors, shared bytes, clusters, cooperative. plan gets way, shares, aligned,
-// shared bytes, teams, buffers, turns.
-Shape planned(const int64_t* sizes, const int64_t* device, bool on_packs, int64_t* plan) {
-  Shape s{};
-  s.batch = sizes[0], s.c1 = sizes[1], s.c2 = sizes[2], s.channels = s.c1 + s.c2, s.groups = sizes[3];
-  s.per_group = s.channels / s.groups, s.segments = sizes[4], s.length = sizes[5], s.unit_segments = sizes[6];
-  s.units = s.batch * s.segments / s.unit_segments;
-  s.channels_last = sizes[9] != 0, s.silu = sizes[10] != 0, s.element = static_cast<int>(sizes[11]);
+// sizes: batch, c1, c2, groups, segments, length, segments_per_unit, scale_frames, shift_frames, channels_last, silu,
+// element, backward. device: multiprocessors, shared bytes, clusters, cooperative. numbers gets exchange, slices,
+// aligned, shared bytes, tiles_at_once, buffers, iterations.
+Plan planned(const int64_t* sizes, const int64_t* device, bool on_vectors, int64_t* numbers) {
+  Plan plan{};
+  plan.batch = sizes[0], plan.source_channels[0] = sizes[1], plan.source_channels[1] = sizes[2];
+  plan.channels = sizes[1] + sizes[2], plan.groups = sizes[3], plan.per_group = plan.channels / plan.groups;
+  plan.segments = sizes[4], plan.length = sizes[5], plan.segments_per_unit = sizes[6];
+  plan.units = plan.batch * plan.segments / plan.segments_per_unit;
+  plan.channels_last = sizes[9] != 0, plan.silu = sizes[10] != 0, plan.element = static_cast<int>(sizes[11]);
   const bool backward = sizes[12] != 0;
-  choose(s, {device[0], device[1], device[2] != 0, device[3] != 0}, backward, on_packs);
-  plan[0] = static_cast<int64_t>(s.way), plan[1] = s.shares, plan[2] = s.aligned, plan[3] = Layout(s, backward).bytes;
-  plan[4] = s.teams, plan[5] = s.buffers, plan[6] = s.way == Way::grid ? ceil_of(s.items(), s.teams) : 0;
-  return s;
+  choose(plan, {device[0], device[1], device[2] != 0, device[3] != 0}, backward, on_vectors);
+  const bool grid = plan.exchange == Exchange::grid;
+  numbers[0] = static_cast<int64_t>(plan.exchange), numbers[1] = plan.slices, numbers[2] = plan.aligned;
+  numbers[3] = Layout(plan, backward).bytes, numbers[4] = plan.tiles_at_once, numbers[5] = plan.buffers;
+  numbers[6] = grid ? vdiff::ceil_div(plan.all_tiles(), plan.tiles_at_once) : 0;
+  return plan;
 }
 
 // Blocks that a device runs at once: a multiprocessor has a kilobyte more than one block may ask for, reserves one for
@@ -104,24 +108,24 @@ int64_t held_blocks(const int64_t* device, int64_t bytes) {
 // milliseconds to wait for others, 1 where the second buffer's copies land in the first. Returns 0 where blocks wait in
 // vain.
 extern "C" int group_norm_blocks(void* const* tensors, const int64_t* sizes, double eps, const int64_t* device,
-                                 const int64_t* play, int64_t* plan) {
+                                 const int64_t* play, int64_t* numbers) {
   const auto floats = [&](int i) { return static_cast<float*>(tensors[i]); };
   const Call call{tensors[0], tensors[1], tensors[2],
                   tensors[3], tensors[4], {floats(5), floats(6), floats(7), floats(8), floats(9), sizes[7], sizes[8]},
                   eps,        floats(10), floats(11),
                   floats(12), floats(13), floats(14),
                   floats(15), floats(16)};
-  bool on_packs = true;
-  for (int i = 0; i < 5; ++i) on_packs = on_packs && reinterpret_cast<uintptr_t>(tensors[i]) % kBytesAPack == 0;
-  const Shape s = planned(sizes, device, on_packs, plan);
+  bool on_vectors = true;
+  for (int i = 0; i < 5; ++i) on_vectors = on_vectors && reinterpret_cast<uintptr_t>(tensors[i]) % kVectorBytes == 0;
+  const Plan plan = planned(sizes, device, on_vectors, numbers);
   const bool backward = sizes[12] != 0;
-  HostGrid grid{play[1] > 0 ? play[1] : held_blocks(device, plan[3]), play[0] != 0};
+  HostGrid grid{play[1] > 0 ? play[1] : held_blocks(device, numbers[3]), play[0] != 0};
   grid.patience = std::chrono::milliseconds(play[2]);
-  if (play[3] != 0) grid.from = grid.back = s.data_bytes(backward);
-  return s.element == 4 ? run<float>(call, s, backward, grid) : run<Bfloat16>(call, s, backward, grid);
+  if (play[3] != 0) grid.from = grid.back = plan.data_bytes(backward);
+  return plan.element == 4 ? run<float>(call, plan, backward, grid) : run<Bfloat16>(call, plan, backward, grid);
 }
 
 // The plan alone, of a shape too large to play.
-extern "C" void group_norm_plan(const int64_t* sizes, const int64_t* device, int64_t* plan) {
-  planned(sizes, device, true, plan);
+extern "C" void group_norm_plan(const int64_t* sizes, const int64_t* device, int64_t* numbers) {
+  planned(sizes, device, true, numbers);
 }

@@ -91,7 +91,7 @@ struct HostCta {
   };
 
   template <class V, class Of, class Take, class Done>
-  void lanes(int width, Of of, Take take, Done done) {
+  void reduce_lanes(int width, Of of, Take take, Done done) {
     std::vector<V> values;
     each([&](int t) { values.push_back(of(t)); });
     for (int first = 0; first < count; first += width) {
@@ -105,8 +105,8 @@ struct HostCta {
   }
 
   template <class P>
-  static void store(void* to, const P& pack) {
-    std::memcpy(to, &pack, sizeof(P));
+  static void store(void* to, const P& vector) {
+    std::memcpy(to, &vector, sizeof(P));
   }
   void copy(void* to, const void* from) {
     if (grid != nullptr && grid->back > 0 && static_cast<char*>(to) - cluster.memory(rank) >= grid->from) {

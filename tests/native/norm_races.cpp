@@ -75,7 +75,7 @@ struct ThreadCta {
     V& operator[](int) { return v; }
   };
   template <class V, class Of, class Take, class Done>
-  void lanes(int width, Of of, Take take, Done done) {
+  void reduce_lanes(int width, Of of, Take take, Done done) {
     static_assert(sizeof(V) <= sizeof(uint32_t) * 16);
     Warp& warp = block().warps[thread / kWarp];
     const V own = of(thread);
@@ -98,8 +98,8 @@ struct ThreadCta {
     if (thread % width == 0) done(thread, values[0]);
   }
   template <class P>
-  static void store(void* to, const P& pack) {
-    std::memcpy(to, &pack, sizeof(P));
+  static void store(void* to, const P& vector) {
+    std::memcpy(to, &vector, sizeof(P));
   }
   void copy(void* to, const void* from) { std::memcpy(to, from, 16); }
   void commit() {}
@@ -160,10 +160,10 @@ template <bool kLast, bool kBackward, vdiff::group_norm::Phase kPhase>
 void group_norm_phase(const vdiff::group_norm::Problem<float>& p) {
   using namespace vdiff::group_norm;
   // One unit says what all would.
-  const int size = static_cast<int>(p.shape.shares);
-  const int64_t bytes = Layout(p.shape, kBackward).bytes;
+  const int size = static_cast<int>(p.plan.slices);
+  const int64_t bytes = Layout(p.plan, kBackward).bytes;
   const auto body = [&](ThreadCta& cta, int64_t block, char* memory) {
-    Block<ThreadCta, float, kLast, kBackward>(cta, p, block, memory).template run<kPhase>();
+    run_slice<kPhase, ThreadCta, float, kLast, kBackward>(cta, p, block, memory);
   };
   if (kPhase == Phase::whole) return run_cluster(0, size, bytes, body);
   for (int64_t block = 0; block < 2; ++block) run_cluster(block, 1, bytes, body);
@@ -173,28 +173,28 @@ void group_norm_phase(const vdiff::group_norm::Problem<float>& p) {
 template <bool kLast, bool kBackward>
 void group_norm(const vdiff::group_norm::Device& device, int buffers = 0) {
   using namespace vdiff::group_norm;
-  Shape s{};
+  Plan s{};
   s.batch = s.units = buffers > 0 ? 4 : 1, s.length = buffers > 0 ? 200 : 600;
-  s.segments = 1, s.channels = s.c1 = 24, s.groups = 2, s.per_group = 12;
-  s.unit_segments = 1, s.channels_last = kLast, s.silu = true, s.element = 4;
+  s.segments = 1, s.channels = s.source_channels[0] = 24, s.groups = 2, s.per_group = 12;
+  s.segments_per_unit = 1, s.channels_last = kLast, s.silu = true, s.element = 4;
   choose(s, device, kBackward, true);
   if (buffers > 0) {
-    s.way = Way::grid, s.teams = 1, s.buffers = buffers;
+    s.exchange = Exchange::grid, s.tiles_at_once = 1, s.buffers = buffers;
     cut(s, 2);
   }
   Buffers b(s.batch * s.channels * s.length);
   Problem<float> p{s, {}, 1e-5};
-  p.vectors.add = b.vectors.data(), p.vectors.scale_frames = p.vectors.shift_frames = 1;
+  p.inputs.add = b.vectors.data(), p.inputs.scale_frames = p.inputs.shift_frames = 1;
   p.x = Buffers::aligned(b.x), p.dy = Buffers::aligned(b.dy), p.y = Buffers::aligned(b.y);
   p.mean = b.statistics.data(), p.rstd = b.statistics.data() + 64;
   p.group_sums = b.group_sums.data(), p.channel_sums = b.parts.data(), p.arrivals = b.arrivals.data();
-  std::printf("group_norm_silu last %d backward %d way %d shares %d buffers %d\n", kLast, kBackward,
-              static_cast<int>(s.way), static_cast<int>(s.shares), s.buffers);
-  if (s.way == Way::cluster) return group_norm_phase<kLast, kBackward, Phase::whole>(p);
-  if (s.way == Way::grid) {
+  std::printf("group_norm_silu last %d backward %d exchange %d slices %d buffers %d\n", kLast, kBackward,
+              static_cast<int>(s.exchange), static_cast<int>(s.slices), s.buffers);
+  if (s.exchange == Exchange::cluster) return group_norm_phase<kLast, kBackward, Phase::whole>(p);
+  if (s.exchange == Exchange::grid) {
     return run_cluster(0, static_cast<int>(s.blocks()), Layout(s, kBackward).bytes,
                        [&](ThreadCta& cta, int64_t block, char* memory) {
-                         take_turns<ThreadCta, float, kLast, kBackward>(cta, p, block, memory);
+                         run_iterations<ThreadCta, float, kLast, kBackward>(cta, p, block, memory);
                        });
   }
   group_norm_phase<kLast, kBackward, Phase::reduce>(p);
@@ -204,13 +204,13 @@ void group_norm(const vdiff::group_norm::Device& device, int buffers = 0) {
 template <bool kLast, bool kBackward>
 void rms_norm() {
   using namespace vdiff::rms_norm;
-  Shape s{};
+  Plan s{};
   s.batch = 1, s.segments = 1, s.channels = 200, s.length = 24;
   s.channels_last = kLast, s.silu = true, s.element = 4;
   choose(s, 163 << 10, kBackward, true);
   Buffers b(s.channels * s.length);
   Problem<float> p{s, {}, 1e-6};
-  p.vectors.scale_frames = p.vectors.shift_frames = 1;
+  p.inputs.scale_frames = p.inputs.shift_frames = 1;
   p.x = Buffers::aligned(b.x), p.dy = Buffers::aligned(b.dy), p.y = Buffers::aligned(b.y);
   p.rstd = b.statistics.data(), p.channel_sums = b.parts.data();
   std::printf("rms_norm_silu last %d backward %d tiles %d\n", kLast, kBackward, s.tiles);

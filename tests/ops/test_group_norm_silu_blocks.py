@@ -45,13 +45,13 @@ GRID = Device(12, 64 << 10, cooperative=True)
 
 @dataclass(frozen=True)
 class Plan:
-    way: str
-    shares: int
+    exchange: str
+    slices: int
     aligned: bool
     shared_bytes: int
-    teams: int
+    tiles_at_once: int
     buffers: int
-    turns: int
+    iterations: int
 
 
 def _plan_of(plan: Any) -> Plan:
@@ -223,7 +223,7 @@ GRID_CASES = {
         Device(6, 200 << 10, cooperative=True), (3, 48, 3, 1001), 3, {"frames": 3, "names": EVERYTHING},
     ),
     "ten_per_group": (Device(16, 80 << 10, cooperative=True), (4, 80, 1, 2048), 8, {"names": EVERYTHING}),
-    "one_group_in_the_last_slab": (Device(16, 160 << 10, cooperative=True), (4, 36, 1, 1501), 3, {}),
+    "one_group_in_the_last_tile": (Device(16, 160 << 10, cooperative=True), (4, 36, 1, 1501), 3, {}),
     "one_group": (Device(6, 200 << 10, cooperative=True), (5, 600, 1, 72), 1, {"silu": False}),
     "many_channels_in_a_group": (
         Device(8, 160 << 10, cooperative=True), (3, 1200, 1, 64), 2, {"names": EVERYTHING},
@@ -264,33 +264,33 @@ def test_bfloat16_against_float64(blocks: Any, last: bool, device: Device) -> No
 def test_grids_against_float64(blocks: Any, name: str, last: bool) -> None:
     device, shape, groups, options = GRID_CASES[name]
     plans = _assert_close(_call(shape, groups, last=last, **options), blocks, device, Play(eager=True))
-    assert [plan.way for plan in plans] == ["grid", "grid"]
+    assert [plan.exchange for plan in plans] == ["grid", "grid"]
 
 
 @pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels_last"])
 def test_bfloat16_grids_against_float64(blocks: Any, last: bool) -> None:
     call = _call((4, 40, 1, 5200), 4, channels2=24, names=EVERYTHING, last=last, dtype=BF16)
     plans = _assert_close(call, blocks, Device(16, 120 << 10, cooperative=True), Play(eager=True))
-    assert [(plan.way, plan.aligned) for plan in plans] == [("grid", True)] * 2
+    assert [(plan.exchange, plan.aligned) for plan in plans] == [("grid", True)] * 2
 
 
 @pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels_last"])
 def test_a_grid_of_the_h200_against_float64(blocks: Any, last: bool) -> None:
     plans = _assert_close(_call((3, 16, 1, 40000), 1, last=last), blocks, H200)
-    assert [plan.way for plan in plans] == ["grid", "grid"]
+    assert [plan.exchange for plan in plans] == ["grid", "grid"]
 
 
 def test_grid_cases_reach_every_kind_of_grid(blocks: Any) -> None:
-    """One buffer and two, teams, more turns than buffers, in both layouts and directions."""
+    """One buffer and two, several tiles at once, more iterations than buffers, in both layouts and directions."""
     kinds = set()
     for device, shape, groups, options in GRID_CASES.values():
         for last in (False, True):
             call = _call(shape, groups, last=last, **options)
             for backward in (False, True):
                 plan = _plan(blocks, call.sizes(backward), device)
-                kinds.add((last, backward, plan.buffers, plan.turns > plan.buffers))
-                kinds.add((last, backward, "teams", plan.teams > 1))
-    wanted = itertools.product((False, True), (False, True), ((1, True), (2, True), ("teams", True)))
+                kinds.add((last, backward, plan.buffers, plan.iterations > plan.buffers))
+                kinds.add((last, backward, "tiles_at_once", plan.tiles_at_once > 1))
+    wanted = itertools.product((False, True), (False, True), ((1, True), (2, True), ("tiles_at_once", True)))
     assert {(last, backward, *kind) for last, backward, kind in wanted} <= kinds
 
 
@@ -299,9 +299,9 @@ def test_a_grid_with_too_few_multiprocessors_is_stuck(blocks: Any) -> None:
     device, shape, groups, options = GRID_CASES["one_group"]
     call = _call(shape, groups, **options)
     _, (plan, _) = call.play(blocks, device)
-    assert plan.teams == 1
+    assert plan.tiles_at_once == 1
     with pytest.raises(TimeoutError):
-        call.play(blocks, device, Play(held=plan.shares - 1, patience=500))
+        call.play(blocks, device, Play(held=plan.slices - 1, patience=500))
 
 
 def test_a_buffer_filled_too_early_is_seen(blocks: Any) -> None:
@@ -319,7 +319,7 @@ def test_a_buffer_filled_too_early_is_seen(blocks: Any) -> None:
 def test_mean_10000_and_deviation_one_tenth_keep_their_digits(blocks: Any, last: bool, device: Device) -> None:
     call = _call((1, 16, 1, 2048), 2, names=(), last=last, mean=1e4, deviation=0.1)
     (y, dx), plans = call.play(blocks, device)
-    assert ("grid" in {plan.way for plan in plans}) == (device is GRID)
+    assert ("grid" in {plan.exchange for plan in plans}) == (device is GRID)
     x = call.x.double().requires_grad_()
     units = x.reshape(2, -1)
     centered = units - units.mean(-1, keepdim=True)
@@ -330,13 +330,13 @@ def test_mean_10000_and_deviation_one_tenth_keep_their_digits(blocks: Any, last:
     assert relative_error(dx, exact_dx) < 1e-2  # the mean is saved in float32
 
 
-def test_devices_make_the_three_ways(blocks: Any) -> None:
+def test_devices_make_the_three_exchanges(blocks: Any) -> None:
     """What the tests above are meant to reach: one block, clusters of several sizes, split statistics."""
     call = _call(*CASES["long_rows"][:2])
     plans = [call.play(blocks, device)[1][0] for device in (ONE, Device(1, 200 << 10, True), CLUSTER, SPLIT)]
-    assert [p.way for p in plans] == ["cluster", "cluster", "cluster", "split"]
-    assert plans[0].shares == 1
-    assert 1 < plans[1].shares < plans[2].shares <= 8
+    assert [p.exchange for p in plans] == ["cluster", "cluster", "cluster", "split"]
+    assert plans[0].slices == 1
+    assert 1 < plans[1].slices < plans[2].slices <= 8
     assert all(p.aligned for p in plans)
 
 
@@ -364,23 +364,23 @@ def test_layers_of_models_are_read_once_where_the_chip_holds_a_unit(
     assert on_a100.shared_bytes <= A100.shared_bytes
     for plan, device in ((on_h200, H200), (on_a100, A100)):
         held = (device.shared_bytes + 1024) // (plan.shared_bytes + 1024) * device.multiprocessors
-        assert plan.way != "grid" or plan.shares * plan.teams <= held
-    assert on_a100.way != "cluster" or on_a100.shares == 1
+        assert plan.exchange != "grid" or plan.slices * plan.tiles_at_once <= held
+    assert on_a100.exchange != "cluster" or on_a100.slices == 1
     unit = 2 * channels // layer.num_groups * length * (2 if backward else 1)
     if not last:
-        assert on_h200.way == ("cluster" if unit < 1.75 * 2**20 else "grid")
+        assert on_h200.exchange == ("cluster" if unit < 1.75 * 2**20 else "grid")
         assert on_h200.buffers == 1 or unit < 13 * 2**20
 
 
 @pytest.mark.parametrize("backward", [False, True])
 @pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels_last"])
 def test_units_grow_from_a_block_to_a_cluster_a_grid_and_two_kernels(blocks: Any, last: bool, backward: bool) -> None:
-    """What holds units of 16 bfloat16 channels, each a slab, as they grow; the grid keeps two while it can."""
+    """What holds units of 16 bfloat16 channels, each a group tile, as they grow; the grid keeps two while it can."""
     found = []
     for kilobytes in (64, 1000, 4000, 7000, 16000, 40000):
         sizes = (ctypes.c_int64 * 13)(
             4, 512, 0, 16, 1, (kilobytes << 10) // (128 if backward else 64), 1, 1, 1, int(last), 1, 2, int(backward)
         )
         plan = _plan(blocks, sizes, H200)
-        found.append((plan.way, plan.buffers))
+        found.append((plan.exchange, plan.buffers))
     assert found == [("cluster", 1), ("cluster", 1), ("grid", 2), ("grid", 2), ("grid", 1), ("split", 1)]

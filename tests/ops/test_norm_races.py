@@ -36,11 +36,11 @@ def races(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_blocks_have_every_barrier_they_need(races: Path) -> None:
     played = subprocess.run([str(races)], capture_output=True, text=True)
     assert played.returncode == 0, played.stderr[:4000]
-    ways = re.findall(r"way (\d shares \d+ buffers \d)", played.stdout)
-    assert len(ways) == 20
-    one, cluster, split = "0 shares 1 buffers 1", "0 shares [2-8] buffers 1", r"2 shares \d+ buffers 1"
-    for way in (one, cluster, split, "1 shares 2 buffers 1", "1 shares 2 buffers 2"):
-        assert sum(re.fullmatch(way, each) is not None for each in ways) == 4, ways
+    exchanges = re.findall(r"exchange (\d slices \d+ buffers \d)", played.stdout)
+    assert len(exchanges) == 20
+    one, cluster, split = "0 slices 1 buffers 1", "0 slices [2-8] buffers 1", r"2 slices \d+ buffers 1"
+    for exchange in (one, cluster, split, "1 slices 2 buffers 1", "1 slices 2 buffers 2"):
+        assert sum(re.fullmatch(exchange, each) is not None for each in exchanges) == 4, exchanges
 
 
 @pytest.mark.parametrize("missing", ["barriers", "meetings"])

@@ -6,9 +6,9 @@ namespace {
 
 using vdiff::ContextAttention;
 using vdiff::DType;
+using vdiff::MaybeTensor;
 using vdiff::Tensor;
 using vdiff::Tokens;
-using Optional = std::optional<Tensor>;
 
 // Ranges of tokens with sums of their own: fixed, so that the answer does not depend on the number of threads.
 constexpr int64_t kRanges = 32;
@@ -18,7 +18,7 @@ constexpr int64_t kMinBlock = 16, kMaxBlock = 64;
 
 // Strides of (B, N, heads, d).
 Tokens tokens(const Tensor& x) { return {x.data_ptr(), x.stride(0), x.stride(1), 0, x.stride(2)}; }
-const void* pointer(const Optional& t) { return t.has_value() ? t->data_ptr() : nullptr; }
+const void* pointer(const MaybeTensor& t) { return t.has_value() ? t->data_ptr() : nullptr; }
 std::vector<int64_t> shape_of(const Tensor& x) { return {x.sizes().begin(), x.sizes().end()}; }
 
 struct Call {
@@ -26,8 +26,8 @@ struct Call {
   DType dtype;
   int64_t batch, ranges;  // of every sample
 
-  Call(const Tensor& q, const Tensor& k, const Tensor& v, const Optional& mask, const Optional& q_weight, double scale,
-       double eps)
+  Call(const Tensor& q, const Tensor& k, const Tensor& v, const MaybeTensor& mask, const MaybeTensor& q_weight,
+       double scale, double eps)
       : dtype(vdiff::dtype_of(q)), batch(q.size(0)) {
     args.q = tokens(q), args.k = tokens(k), args.v = tokens(v);
     args.mask = static_cast<const uint8_t*>(pointer(mask));
@@ -55,7 +55,7 @@ struct Call {
   }
 };
 
-Tensor forward(const Tensor& q, const Tensor& k, const Tensor& v, const Optional& mask, const Optional& q_weight,
+Tensor forward(const Tensor& q, const Tensor& k, const Tensor& v, const MaybeTensor& mask, const MaybeTensor& q_weight,
                double scale, double eps) {
   Tensor out = vdiff::new_output(q, shape_of(q));
   if (out.numel() == 0) return out;
@@ -126,8 +126,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> run_backward(Call& call, const Tensor
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Tensor& dout, const Tensor& q, const Tensor& k,
-                                                    const Tensor& v, const Optional& mask, const Optional& q_weight,
-                                                    double scale, double eps) {
+                                                    const Tensor& v, const MaybeTensor& mask,
+                                                    const MaybeTensor& q_weight, double scale, double eps) {
   Tensor dq = vdiff::new_output(q, shape_of(q));
   Call call(q, k, v, mask, q_weight, scale, eps);
   call.args.dout = tokens(dout), call.args.dq = tokens(dq);

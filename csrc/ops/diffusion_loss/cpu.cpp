@@ -8,8 +8,8 @@
 
 namespace {
 
-using std::optional;
 using std::string;
+using vdiff::MaybeTensor;
 using vdiff::ScalarType;
 using vdiff::Tensor;
 
@@ -20,9 +20,9 @@ struct Call {
   int64_t per_sample() const { return args.channels * args.positions; }
 };
 
-Call make_call(const Tensor& prediction, const optional<Tensor>& x0, const optional<Tensor>& noise, const Tensor& t,
-               const Tensor& signal, const Tensor& noise_scale, const optional<Tensor>& seed,
-               const optional<Tensor>& sample_offset, const optional<Tensor>& stream, const vdiff::LossOptions& options,
+Call make_call(const Tensor& prediction, const MaybeTensor& x0, const MaybeTensor& noise, const Tensor& t,
+               const Tensor& signal, const Tensor& noise_scale, const MaybeTensor& seed,
+               const MaybeTensor& sample_offset, const MaybeTensor& stream, const vdiff::LossOptions& options,
                const vdiff::FrameCorrelation& correlation) {
   auto layout = vdiff::sample_layout(prediction);
   auto source = vdiff::noise_source(noise, seed, sample_offset, stream, correlation);
@@ -86,10 +86,10 @@ Tensor finish(const Call& call, const Tensor& prediction, const std::vector<doub
   return loss;
 }
 
-Tensor forward(const Tensor& prediction, optional<Tensor> x0, optional<Tensor> noise, const Tensor& t,
-               const Tensor& signal, const Tensor& noise_scale, optional<Tensor> seed, optional<Tensor> sample_offset,
-               optional<Tensor> stream, string target, string weighting, double gamma, string kind, double delta,
-               int64_t frames, double shared, double own, bool progressive, bool mean) {
+Tensor forward(const Tensor& prediction, MaybeTensor x0, MaybeTensor noise, const Tensor& t, const Tensor& signal,
+               const Tensor& noise_scale, MaybeTensor seed, MaybeTensor sample_offset, MaybeTensor stream,
+               string target, string weighting, double gamma, string kind, double delta, int64_t frames, double shared,
+               double own, bool progressive, bool mean) {
   const auto call = make_call(prediction, x0, noise, t, signal, noise_scale, seed, sample_offset, stream,
                               vdiff::loss_options(target, weighting, gamma, kind, delta),
                               vdiff::frame_correlation(frames, shared, own, progressive));
@@ -98,11 +98,11 @@ Tensor forward(const Tensor& prediction, optional<Tensor> x0, optional<Tensor> n
   return finish(call, prediction, sums, mean);
 }
 
-std::tuple<Tensor, Tensor> forward_and_gradient(const Tensor& prediction, optional<Tensor> x0, optional<Tensor> noise,
+std::tuple<Tensor, Tensor> forward_and_gradient(const Tensor& prediction, MaybeTensor x0, MaybeTensor noise,
                                                 const Tensor& t, const Tensor& signal, const Tensor& noise_scale,
-                                                optional<Tensor> seed, optional<Tensor> sample_offset,
-                                                optional<Tensor> stream, string target, string weighting, double gamma,
-                                                string kind, double delta, int64_t frames, double shared, double own,
+                                                MaybeTensor seed, MaybeTensor sample_offset, MaybeTensor stream,
+                                                string target, string weighting, double gamma, string kind,
+                                                double delta, int64_t frames, double shared, double own,
                                                 bool progressive, bool mean) {
   const auto call = make_call(prediction, x0, noise, t, signal, noise_scale, seed, sample_offset, stream,
                               vdiff::loss_options(target, weighting, gamma, kind, delta),
@@ -113,10 +113,10 @@ std::tuple<Tensor, Tensor> forward_and_gradient(const Tensor& prediction, option
   return {finish(call, prediction, sums, mean), gradient};
 }
 
-Tensor backward(const Tensor& upstream, const Tensor& prediction, optional<Tensor> x0, optional<Tensor> noise,
-                const Tensor& t, const Tensor& signal, const Tensor& noise_scale, optional<Tensor> seed,
-                optional<Tensor> sample_offset, optional<Tensor> stream, string target, string weighting, double gamma,
-                string kind, double delta, int64_t frames, double shared, double own, bool progressive, string of) {
+Tensor backward(const Tensor& upstream, const Tensor& prediction, MaybeTensor x0, MaybeTensor noise, const Tensor& t,
+                const Tensor& signal, const Tensor& noise_scale, MaybeTensor seed, MaybeTensor sample_offset,
+                MaybeTensor stream, string target, string weighting, double gamma, string kind, double delta,
+                int64_t frames, double shared, double own, bool progressive, string of) {
   auto options = vdiff::loss_options(target, weighting, gamma, kind, delta);
   options.of = vdiff::loss_input(of);
   const auto call = make_call(prediction, x0, noise, t, signal, noise_scale, seed, sample_offset, stream, options,

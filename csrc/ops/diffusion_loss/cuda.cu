@@ -5,8 +5,8 @@
 
 namespace {
 
-using std::optional;
 using std::string;
+using vdiff::MaybeTensor;
 using vdiff::ScalarType;
 using vdiff::Tensor;
 constexpr int kThreads = vdiff::kDrawThreads;
@@ -81,10 +81,10 @@ __global__ void __launch_bounds__(kThreads) sum_kernel(const double* sums, float
   if (threadIdx.x == 0) loss[blockIdx.x] = static_cast<float>(total * share);
 }
 
-Arguments make_arguments(const Tensor& prediction, const optional<Tensor>& x0, const optional<Tensor>& noise,
-                         const Tensor& t, const Tensor& signal, const Tensor& noise_scale, const optional<Tensor>& seed,
-                         const optional<Tensor>& sample_offset, const optional<Tensor>& stream,
-                         const vdiff::LossOptions& options, const vdiff::FrameCorrelation& correlation) {
+Arguments make_arguments(const Tensor& prediction, const MaybeTensor& x0, const MaybeTensor& noise, const Tensor& t,
+                         const Tensor& signal, const Tensor& noise_scale, const MaybeTensor& seed,
+                         const MaybeTensor& sample_offset, const MaybeTensor& stream, const vdiff::LossOptions& options,
+                         const vdiff::FrameCorrelation& correlation) {
   Arguments args{};
   args.prediction = prediction.data_ptr(), args.x0 = x0.has_value() ? x0->data_ptr() : nullptr;
   if (vdiff::needs_noise(options.target)) {
@@ -112,12 +112,12 @@ void launch(const Arguments& args, const Tensor& prediction, bool other_is_float
   vdiff::check_launch();
 }
 
-bool is_float(const optional<Tensor>& t) { return t.has_value() && t->scalar_type() == ScalarType::Float; }
+bool is_float(const MaybeTensor& t) { return t.has_value() && t->scalar_type() == ScalarType::Float; }
 
-Tensor forward(const Tensor& prediction, optional<Tensor> x0, optional<Tensor> noise, const Tensor& t,
-               const Tensor& signal, const Tensor& noise_scale, optional<Tensor> seed, optional<Tensor> sample_offset,
-               optional<Tensor> stream, string target, string weighting, double gamma, string kind, double delta,
-               int64_t frames, double shared, double own, bool progressive, bool mean) {
+Tensor forward(const Tensor& prediction, MaybeTensor x0, MaybeTensor noise, const Tensor& t, const Tensor& signal,
+               const Tensor& noise_scale, MaybeTensor seed, MaybeTensor sample_offset, MaybeTensor stream,
+               string target, string weighting, double gamma, string kind, double delta, int64_t frames, double shared,
+               double own, bool progressive, bool mean) {
   std::vector<int64_t> shape;
   if (!mean) shape.push_back(prediction.size(0));
   Tensor loss = torch::stable::new_empty(prediction, shape, ScalarType::Float);
@@ -138,10 +138,10 @@ Tensor forward(const Tensor& prediction, optional<Tensor> x0, optional<Tensor> n
   return loss;
 }
 
-Tensor backward(const Tensor& upstream, const Tensor& prediction, optional<Tensor> x0, optional<Tensor> noise,
-                const Tensor& t, const Tensor& signal, const Tensor& noise_scale, optional<Tensor> seed,
-                optional<Tensor> sample_offset, optional<Tensor> stream, string target, string weighting, double gamma,
-                string kind, double delta, int64_t frames, double shared, double own, bool progressive, string of) {
+Tensor backward(const Tensor& upstream, const Tensor& prediction, MaybeTensor x0, MaybeTensor noise, const Tensor& t,
+                const Tensor& signal, const Tensor& noise_scale, MaybeTensor seed, MaybeTensor sample_offset,
+                MaybeTensor stream, string target, string weighting, double gamma, string kind, double delta,
+                int64_t frames, double shared, double own, bool progressive, string of) {
   Tensor gradient = torch::stable::empty_like(prediction);
   if (gradient.numel() == 0) return gradient;
   auto options = vdiff::loss_options(target, weighting, gamma, kind, delta);

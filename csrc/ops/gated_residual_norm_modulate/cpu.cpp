@@ -4,6 +4,7 @@
 namespace {
 
 using vdiff::LayerNormKernels;
+using vdiff::MaybeTensor;
 using vdiff::Runs;
 using vdiff::Tensor;
 
@@ -27,8 +28,8 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& residual, const Tensor&
   return {h, y, statistics};
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> backward(const Tensor& dy, const std::optional<Tensor>& dh,
-                                                            const Tensor& h, const Tensor& branch, const Tensor& gate,
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> backward(const Tensor& dy, const MaybeTensor& dh, const Tensor& h,
+                                                            const Tensor& branch, const Tensor& gate,
                                                             const Tensor& scale, const Tensor& statistics) {
   const Runs runs = vdiff::runs_of(h, gate);
   Tensor dresidual = vdiff::output_like(h), dbranch = vdiff::output_like(h);

@@ -3,6 +3,7 @@
 
 namespace {
 
+using vdiff::MaybeTensor;
 using vdiff::Tensor;
 
 std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& residual, const Tensor& branch, const Tensor& gate,
@@ -23,8 +24,8 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& residual, const Tensor&
   return {h, y, statistics};
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> backward(const Tensor& dy, const std::optional<Tensor>& dh,
-                                                            const Tensor& h, const Tensor& branch, const Tensor& gate,
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> backward(const Tensor& dy, const MaybeTensor& dh, const Tensor& h,
+                                                            const Tensor& branch, const Tensor& gate,
                                                             const Tensor& scale, const Tensor& statistics) {
   const std::vector<int64_t> vectors{gate.size(0), gate.size(1), gate.size(2)};
   Tensor dresidual = torch::stable::empty_like(h), dbranch = torch::stable::empty_like(h);

@@ -5,6 +5,7 @@ namespace {
 
 using vdiff::BiasedRows;
 using vdiff::BiasedRowsKernels;
+using vdiff::MaybeTensor;
 using vdiff::Runs;
 using vdiff::Tensor;
 
@@ -14,7 +15,7 @@ BiasedRowsKernels kernels_for(const Tensor& x) {
   return table;
 }
 
-Tensor forward(const Tensor& x, const std::optional<Tensor>& bias) {
+Tensor forward(const Tensor& x, const MaybeTensor& bias) {
   std::vector<int64_t> shape(x.sizes().begin(), x.sizes().end());
   shape.back() /= 2;
   Tensor y = vdiff::new_output(x, shape);
@@ -23,7 +24,7 @@ Tensor forward(const Tensor& x, const std::optional<Tensor>& bias) {
   return y;
 }
 
-std::tuple<Tensor, Tensor> backward(const Tensor& dy, const Tensor& x, const std::optional<Tensor>& bias) {
+std::tuple<Tensor, Tensor> backward(const Tensor& dy, const Tensor& x, const MaybeTensor& bias) {
   const Runs runs = vdiff::rows_of(x);
   Tensor dx = vdiff::output_like(x);
   const Tensor partial = vdiff::partial_sums(x, bias.has_value() ? runs.parts() : 0, 1);

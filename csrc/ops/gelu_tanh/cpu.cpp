@@ -5,6 +5,7 @@ namespace {
 
 using vdiff::BiasedRows;
 using vdiff::BiasedRowsKernels;
+using vdiff::MaybeTensor;
 using vdiff::Runs;
 using vdiff::Tensor;
 
@@ -14,14 +15,14 @@ BiasedRowsKernels kernels_for(const Tensor& x) {
   return table;
 }
 
-Tensor forward(const Tensor& x, const std::optional<Tensor>& bias) {
+Tensor forward(const Tensor& x, const MaybeTensor& bias) {
   Tensor y = vdiff::output_like(x);
   const BiasedRows a{vdiff::rows_of(x), nullptr, x.data_ptr(), vdiff::data<void>(bias), y.data_ptr(), nullptr};
   vdiff::run_forward(kernels_for(x), a);
   return y;
 }
 
-std::tuple<Tensor, Tensor> backward(const Tensor& dy, const Tensor& x, const std::optional<Tensor>& bias) {
+std::tuple<Tensor, Tensor> backward(const Tensor& dy, const Tensor& x, const MaybeTensor& bias) {
   const Runs runs = vdiff::rows_of(x);
   Tensor dx = vdiff::output_like(x);
   const Tensor partial = vdiff::partial_sums(x, bias.has_value() ? runs.parts() : 0, 1);

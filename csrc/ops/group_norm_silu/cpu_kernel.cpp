@@ -5,8 +5,9 @@
 namespace vdiff::VDIFF_ISA {
 namespace {
 
-// Elements between flushes of a run's sums to double, and bytes of a block of rows: both stay in cache for pass two.
-constexpr int64_t kRunChunk = 4096, kBlockBytes = 128 << 10;
+// Elements between two flushes of a channel's sums to double, and bytes of a block of rows: both stay in cache for the
+// second pass.
+constexpr int64_t kChunk = 4096, kBlockBytes = 128 << 10;
 
 template <class T>
 struct Kernels : Columns<T> {
@@ -17,7 +18,7 @@ struct Kernels : Columns<T> {
   static constexpr bool kNarrow = sizeof(T) == 2;
   static constexpr int kDigits = digits<T>;
 
-  // --- statistics: mean of a chunk, then the deviations from it while it is in cache, then Chan's combination
+  // --- statistics: the mean of a chunk, then the deviations from it while it is in the cache, then Chan's combination
 
   static void moments_chunk(const T* x, int64_t n, double& mean, double& squares) {
     V sums[4] = {};
@@ -46,16 +47,16 @@ struct Kernels : Columns<T> {
     squares = sum_lanes((second[0] + second[1]) + (second[2] + second[3])) - rest * rest / count;
   }
 
-  static void moments_run(const void* data, int64_t n, double* moments) {
+  static void moments_contiguous(const void* data, int64_t n, double* moments) {
     const T* x = static_cast<const T*>(data);
     double mean = 0, squares = 0;
-    for (int64_t done = 0; done < n; done += kRunChunk) {
-      const int64_t count = n - done < kRunChunk ? n - done : kRunChunk;
+    for (int64_t done = 0; done < n; done += kChunk) {
+      const int64_t count = n - done < kChunk ? n - done : kChunk;
       double chunk_mean, chunk_squares;
       moments_chunk(x + done, count, chunk_mean, chunk_squares);
-      const double delta = chunk_mean - mean, share = static_cast<double>(count) / static_cast<double>(done + count);
-      mean += delta * share;
-      squares += chunk_squares + delta * delta * share * static_cast<double>(done);
+      const double delta = chunk_mean - mean, fraction = static_cast<double>(count) / static_cast<double>(done + count);
+      mean += delta * fraction;
+      squares += chunk_squares + delta * delta * fraction * static_cast<double>(done);
     }
     moments[0] = mean;
     moments[1] = squares;
@@ -66,7 +67,8 @@ struct Kernels : Columns<T> {
     return rows < 16 ? 16 : rows > 256 ? 256 : rows;
   }
 
-  // body(row) for four rows at a time, then one: accumulators in cache are read and written once per four.
+  // Calls four(row) for every four rows, then one(row) for the rest: sums in the cache are read and written once per
+  // four rows.
   template <class Four, class One>
   static inline void each_row(int64_t rows, Four four, One one) {
     int64_t row = 0;
@@ -115,8 +117,8 @@ struct Kernels : Columns<T> {
         });
   }
 
-  static void moments_columns(const void* data, int64_t stride, int64_t rows, int64_t n, double* mean, double* squares,
-                              Real* scratch) {
+  static void moments_channels_last(const void* data, int64_t stride, int64_t rows, int64_t n, double* mean,
+                                    double* squares, Real* scratch) {
     const int64_t padded = n + 16, step = block_rows(n);
     Real *center = scratch, *first = scratch + padded, *second = first + padded;
     for (int64_t c = 0; c < n; ++c) mean[c] = squares[c] = 0;
@@ -127,11 +129,11 @@ struct Kernels : Columns<T> {
       each_vector(n, [&](int64_t c, int) { store(center + c, load(center + c) / static_cast<Real>(count)); });
       block_deviations(x, stride, count, n, center, first, second);
       const double inverse = 1.0 / static_cast<double>(count);
-      const double share = static_cast<double>(count) / static_cast<double>(done + count);
+      const double fraction = static_cast<double>(count) / static_cast<double>(done + count);
       for (int64_t c = 0; c < n; ++c) {
         const double rest = first[c], block_mean = center[c] + rest * inverse, delta = block_mean - mean[c];
-        mean[c] += delta * share;
-        squares[c] += second[c] - rest * rest * inverse + delta * delta * share * static_cast<double>(done);
+        mean[c] += delta * fraction;
+        squares[c] += second[c] - rest * rest * inverse + delta * delta * fraction * static_cast<double>(done);
       }
     }
   }
@@ -143,8 +145,8 @@ struct Kernels : Columns<T> {
   }
 
   template <bool kSilu, bool kPast>
-  static void apply_runs_as(const T* x, T* y, int64_t stride, int64_t rows, int64_t n, Affine<Real> affine,
-                            int64_t ahead) {
+  static void apply_contiguous_as(const T* x, T* y, int64_t stride, int64_t rows, int64_t n, AffineArrays<Real> affine,
+                                  int64_t ahead) {
     for (int64_t row = 0; row < rows; ++row, x += stride, y += stride) {
       const V center = V{} + affine.center[row], slope = V{} + affine.slope[row], offset = V{} + affine.offset[row];
       transform<kPast>(y, n, [&](int64_t i, int lanes) {
@@ -154,21 +156,21 @@ struct Kernels : Columns<T> {
     }
     if constexpr (kPast) stores_done();
   }
-  static void apply_runs(const void* x, void* y, int64_t stride, int64_t rows, int64_t n, Affine<Real> affine,
-                         bool silu, int64_t ahead, bool past_cache) {
+  static void apply_contiguous(const void* x, void* y, int64_t stride, int64_t rows, int64_t n,
+                               AffineArrays<Real> affine, bool silu, int64_t ahead, bool past_cache) {
     const bool past = past_cache && whole_vectors((const T*)y, n) && whole_vectors((const T*)y, stride);
-    (silu ? past ? apply_runs_as<true, true> : apply_runs_as<true, false>
-          : apply_runs_as<false, false>)((const T*)x, (T*)y, stride, rows, n, affine, ahead);
+    (silu ? past ? apply_contiguous_as<true, true> : apply_contiguous_as<true, false>
+          : apply_contiguous_as<false, false>)((const T*)x, (T*)y, stride, rows, n, affine, ahead);
   }
 
-  static inline V preactivation(V x, Affine<Real> affine, int64_t c, int lanes, V& centered) {
+  static inline V preactivation(V x, AffineArrays<Real> affine, int64_t c, int lanes, V& centered) {
     centered = x - get(affine.center + c, lanes);
     return fma(centered, get(affine.slope + c, lanes), get(affine.offset + c, lanes));
   }
 
   template <bool kSilu, bool kPast>
-  static void apply_columns_as(const T* x, int64_t stride, T* y, int64_t y_stride, int64_t rows, int64_t n,
-                               Affine<Real> affine) {
+  static void apply_channels_last_as(const T* x, int64_t stride, T* y, int64_t y_stride, int64_t rows, int64_t n,
+                                     AffineArrays<Real> affine) {
     for (int64_t row = 0; row < rows; ++row) {
       const T* from = x + row * stride;
       transform<kPast>(y + row * y_stride, n, [&](int64_t c, int lanes) {
@@ -178,17 +180,17 @@ struct Kernels : Columns<T> {
     }
     if constexpr (kPast) stores_done();
   }
-  static void apply_columns(const void* x, int64_t stride, void* y, int64_t y_stride, int64_t rows, int64_t n,
-                            Affine<Real> affine, bool silu, bool past_cache) {
+  static void apply_channels_last(const void* x, int64_t stride, void* y, int64_t y_stride, int64_t rows, int64_t n,
+                                  AffineArrays<Real> affine, bool silu, bool past_cache) {
     const bool past = past_cache && whole_vectors((const T*)y, n) && whole_vectors((const T*)y, y_stride);
-    (silu ? past ? apply_columns_as<true, true> : apply_columns_as<true, false>
-          : apply_columns_as<false, false>)((const T*)x, stride, (T*)y, y_stride, rows, n, affine);
+    (silu ? past ? apply_channels_last_as<true, true> : apply_channels_last_as<true, false>
+          : apply_channels_last_as<false, false>)((const T*)x, stride, (T*)y, y_stride, rows, n, affine);
   }
 
   // --- backward
 
-  // Where g of the second pass comes from: dy itself, dy times the slope of a SiLU, or dx, where the first pass left
-  // it.
+  // Where g comes from in the second pass: it is dy itself (no SiLU), it is computed again, or the first pass kept it
+  // in dx.
   enum Source { kPlain, kComputed, kKept };
   template <class Function>
   static Function pick(Function plain, Function computed, Function kept, bool silu, bool keep) {
@@ -208,10 +210,10 @@ struct Kernels : Columns<T> {
   }
 
   template <Source kSource>
-  static void sums_run(const T* dy, const T* x, T* dx, int64_t n, V center, V slope, V offset, double* sums) {
-    for (int64_t done = 0; done < n; done += kRunChunk) {
+  static void sums_of_channel(const T* dy, const T* x, T* dx, int64_t n, V center, V slope, V offset, double* sums) {
+    for (int64_t done = 0; done < n; done += kChunk) {
       V g_sum{}, gx_sum{}, x_sum{};
-      each_vector(n - done < kRunChunk ? n - done : kRunChunk, [&](int64_t i, int lanes) {
+      each_vector(n - done < kChunk ? n - done : kChunk, [&](int64_t i, int lanes) {
         const V centered = Base::first(get(x + done + i, lanes) - center, lanes);
         const V g = incoming<kSource>(dy + done + i, dx + done + i, fma(centered, slope, offset), lanes);
         g_sum += g;
@@ -224,23 +226,23 @@ struct Kernels : Columns<T> {
     }
   }
   template <Source kSource>
-  static void sums_runs_as(const T* dy, const T* x, T* dx, int64_t stride, int64_t rows, int64_t n, Affine<Real> affine,
-                           double* sums) {
+  static void sums_contiguous_as(const T* dy, const T* x, T* dx, int64_t stride, int64_t rows, int64_t n,
+                                 AffineArrays<Real> affine, double* sums) {
     for (int64_t row = 0; row < rows; ++row) {
-      sums_run<kSource>(dy + row * stride, x + row * stride, dx + row * stride, n, V{} + affine.center[row],
-                        V{} + affine.slope[row], V{} + affine.offset[row], sums + 3 * row);
+      sums_of_channel<kSource>(dy + row * stride, x + row * stride, dx + row * stride, n, V{} + affine.center[row],
+                               V{} + affine.slope[row], V{} + affine.offset[row], sums + 3 * row);
     }
   }
-  static void sums_runs(const void* dy, const void* x, void* dx, int64_t stride, int64_t rows, int64_t n,
-                        Affine<Real> affine, bool silu, bool keep, double* sums) {
-    pick(sums_runs_as<kPlain>, sums_runs_as<kComputed>, sums_runs_as<kKept>, silu, keep)(
+  static void sums_contiguous(const void* dy, const void* x, void* dx, int64_t stride, int64_t rows, int64_t n,
+                              AffineArrays<Real> affine, bool silu, bool keep, double* sums) {
+    pick(sums_contiguous_as<kPlain>, sums_contiguous_as<kComputed>, sums_contiguous_as<kKept>, silu, keep)(
         (const T*)dy, (const T*)x, (T*)dx, stride, rows, n, affine, sums);
   }
 
-  // Adds kRows rows to the sums, in pairs: fewer roundings and fewer stores.
+  // Adds kRows rows to the sums, in pairs, which takes fewer roundings and fewer stores than row by row.
   template <Source kSource, int kRows>
   static inline void sums_rows(const T* dy, int64_t dy_stride, const T* x, T* dx, int64_t stride, int64_t n,
-                               Affine<Real> affine, Real* g_sum, Real* gx_sum, Real* x_sum) {
+                               AffineArrays<Real> affine, Real* g_sum, Real* gx_sum, Real* x_sum) {
     each_vector(n, [&](int64_t c, int lanes) {
       const V center = get(affine.center + c, lanes), slope = get(affine.slope + c, lanes);
       const V offset = get(affine.offset + c, lanes);
@@ -262,7 +264,7 @@ struct Kernels : Columns<T> {
 
   template <Source kSource>
   static void sums_block(const T* dy, int64_t dy_stride, const T* x, T* dx, int64_t stride, int64_t rows, int64_t n,
-                         Affine<Real> affine, Real* g_sum, Real* gx_sum, Real* x_sum) {
+                         AffineArrays<Real> affine, Real* g_sum, Real* gx_sum, Real* x_sum) {
     each_vector(n, [&](int64_t c, int) { store(g_sum + c, V{}), store(gx_sum + c, V{}), store(x_sum + c, V{}); });
     const auto add = [&]<int kRows>(int64_t row) {
       sums_rows<kSource, kRows>(dy + row * dy_stride, dy_stride, x + row * stride, dx + row * stride, stride, n, affine,
@@ -272,9 +274,9 @@ struct Kernels : Columns<T> {
         rows, [&](int64_t row) { add.template operator()<4>(row); },
         [&](int64_t row) { add.template operator()<1>(row); });
   }
-  static void sums_columns(const void* dy, int64_t dy_stride, const void* x, void* dx, int64_t stride, int64_t rows,
-                           int64_t n, Affine<Real> affine, bool silu, bool keep, double* g, double* gx, double* xs,
-                           Real* scratch) {
+  static void sums_channels_last(const void* dy, int64_t dy_stride, const void* x, void* dx, int64_t stride,
+                                 int64_t rows, int64_t n, AffineArrays<Real> affine, bool silu, bool keep, double* g,
+                                 double* gx, double* xs, Real* scratch) {
     const auto block = pick(sums_block<kPlain>, sums_block<kComputed>, sums_block<kKept>, silu, keep);
     const int64_t padded = n + 16, step = 256;
     Real *g_sum = scratch, *gx_sum = scratch + padded, *x_sum = gx_sum + padded;
@@ -287,8 +289,8 @@ struct Kernels : Columns<T> {
   }
 
   template <Source kSource>
-  static void gradient_runs_as(const T* dy, const T* x, T* dx, int64_t stride, int64_t rows, int64_t n,
-                               Affine<Real> affine, Gradient<Real> gradient, int64_t ahead) {
+  static void gradient_contiguous_as(const T* dy, const T* x, T* dx, int64_t stride, int64_t rows, int64_t n,
+                                     AffineArrays<Real> affine, GradientArrays<Real> gradient, int64_t ahead) {
     for (int64_t row = 0; row < rows; ++row, dy += stride, x += stride, dx += stride) {
       const V center = V{} + affine.center[row], slope = V{} + affine.slope[row], offset = V{} + affine.offset[row];
       const V gain = V{} + gradient.gain[row], tilt = V{} + gradient.tilt[row], level = V{} + gradient.level[row];
@@ -301,15 +303,16 @@ struct Kernels : Columns<T> {
       });
     }
   }
-  static void gradient_runs(const void* dy, const void* x, void* dx, int64_t stride, int64_t rows, int64_t n,
-                            Affine<Real> affine, Gradient<Real> gradient, bool silu, bool keep, int64_t ahead) {
-    pick(gradient_runs_as<kPlain>, gradient_runs_as<kComputed>, gradient_runs_as<kKept>, silu, keep)(
+  static void gradient_contiguous(const void* dy, const void* x, void* dx, int64_t stride, int64_t rows, int64_t n,
+                                  AffineArrays<Real> affine, GradientArrays<Real> gradient, bool silu, bool keep,
+                                  int64_t ahead) {
+    pick(gradient_contiguous_as<kPlain>, gradient_contiguous_as<kComputed>, gradient_contiguous_as<kKept>, silu, keep)(
         (const T*)dy, (const T*)x, (T*)dx, stride, rows, n, affine, gradient, ahead);
   }
 
   template <Source kSource>
-  static void gradient_columns_as(const T* dy, int64_t dy_stride, const T* x, T* dx, int64_t stride, int64_t rows,
-                                  int64_t n, Affine<Real> affine, Gradient<Real> gradient) {
+  static void gradient_channels_last_as(const T* dy, int64_t dy_stride, const T* x, T* dx, int64_t stride, int64_t rows,
+                                        int64_t n, AffineArrays<Real> affine, GradientArrays<Real> gradient) {
     for (int64_t row = 0; row < rows; ++row) {
       const T* from = x + row * stride;
       T* to = dx + row * stride;
@@ -322,15 +325,16 @@ struct Kernels : Columns<T> {
       });
     }
   }
-  static void gradient_columns(const void* dy, int64_t dy_stride, const void* x, void* dx, int64_t stride, int64_t rows,
-                               int64_t n, Affine<Real> affine, Gradient<Real> gradient, bool silu, bool keep) {
-    pick(gradient_columns_as<kPlain>, gradient_columns_as<kComputed>, gradient_columns_as<kKept>, silu, keep)(
-        (const T*)dy, dy_stride, (const T*)x, (T*)dx, stride, rows, n, affine, gradient);
+  static void gradient_channels_last(const void* dy, int64_t dy_stride, const void* x, void* dx, int64_t stride,
+                                     int64_t rows, int64_t n, AffineArrays<Real> affine, GradientArrays<Real> gradient,
+                                     bool silu, bool keep) {
+    pick(gradient_channels_last_as<kPlain>, gradient_channels_last_as<kComputed>, gradient_channels_last_as<kKept>,
+         silu, keep)((const T*)dy, dy_stride, (const T*)x, (T*)dx, stride, rows, n, affine, gradient);
   }
 
   static GroupNormKernels<Real> table() {
-    return {moments_run, moments_columns, apply_runs,    apply_columns,
-            sums_runs,   sums_columns,    gradient_runs, gradient_columns};
+    return {moments_contiguous, moments_channels_last, apply_contiguous,    apply_channels_last,
+            sums_contiguous,    sums_channels_last,    gradient_contiguous, gradient_channels_last};
   }
 };
 

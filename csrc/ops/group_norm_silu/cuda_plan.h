@@ -1,242 +1,270 @@
-// What a CUDA block of group_norm_silu holds, and how many blocks share a unit: the statistics of one sample, or of one
-// frame. Plain arithmetic for host and device, tested without a GPU.
+// How the CUDA blocks of group_norm_silu divide the work. Plain arithmetic for host and device, tested without a GPU.
+//
+//   group tile   `tile_groups` groups of one unit
+//   block slice  what one block holds of a group tile, as vectors of 16 bytes in its shared memory
+//   exchange     how the slices of a group tile add up their sums
 #pragma once
 
 #include "cuda/norm.h"
+#include "ops/group_norm_silu/math.h"
 
 namespace vdiff::group_norm {
 
 using namespace norm;
 
-constexpr int kMostChannels = 512, kMostRows = 128;  // that a block takes of channels-last rows, of contiguous ones
-constexpr int kMostShares = 8;                       // the largest portable cluster
-constexpr int kDepth = 4;                            // packs of a lane between two reductions over a contiguous row
-constexpr int64_t kReservedBytes = 1 << 10;          // of shared memory, that the chip takes for every block
-constexpr int64_t kSplitBytes = 32 << 10;            // of x that a block takes where no cluster holds the unit
-constexpr int64_t kFewBytes = 16 << 10;              // a block with less is cut no further
-constexpr int kHeldBlocks = 2;           // of a multiprocessor; the kernels' launch bounds keep registers for it
-constexpr int64_t kTurnBytes = 8 << 10;  // of x, that a block of H200 could read and write in a microsecond
+// Channels of a block slice at most: of a channels-last row, and of contiguous memory, where each is a row.
+constexpr int kMaxChannels = 512, kMaxRows = 128;
+constexpr int kMaxClusterBlocks = 8;   // the largest portable cluster
+constexpr int kMaxVectorsPerLane = 4;  // of a contiguous row, between two reductions over its lanes
+// Two blocks fit on a multiprocessor: the kernels' launch bounds leave registers for both.
+constexpr int kBlocksPerMultiprocessor = 2;
+constexpr int64_t kReservedBytes = 1 << 10;   // shared memory that the chip takes from every block
+constexpr int64_t kSplitBytes = 32 << 10;     // bytes of x per block with Exchange::split
+constexpr int64_t kMinSliceBytes = 16 << 10;  // a slice with less is cut no further
+// Bytes of x per block and iteration: about 1 us of one block's memory traffic on an H200.
+constexpr int64_t kIterationBytes = 8 << 10;
 
-// How the shares of a unit's slab meet: in a cluster's shared memory (or one block's), at a counter of a grid whose
-// blocks all run at once, or in a second kernel.
-enum class Way { cluster, grid, split };
+// Where the slices of a group tile add up their sums: in the shared memory of a cluster (or of the one block), in
+// global memory behind a counter of a grid whose blocks all run at once, or in a second kernel.
+enum class Exchange { cluster, grid, split };
 
-// x is batch x segments x length x channels: a segment is a frame where anything is per frame, else the sample. A share
-// is `cut_length` positions of one segment in `part` channels (`slab_groups` groups, or a part of one), held by a block
-// in packs of 16 bytes; `shares` of them make a unit's slab.
-struct Shape : Segments {
-  int64_t length, c1, c2, groups, per_group, unit_segments, units;
-  bool channels_last, silu, aligned;  // aligned: every pack is one access
-  int element;
+// A block slice is `slice_length` positions of one segment in `slice_channels` channels: those of `tile_groups` groups,
+// or some channels of one group. A segment's length is cut into `cuts`, the channels of a tile into `channel_cuts`, and
+// the tile into `slices`.
+struct Plan : Geometry {
+  bool aligned;  // every vector is one access
+  int64_t tile_groups, tiles, slice_channels, channel_cuts, slice_length, cuts, slices;
+  // Contiguous: a row is cut into `row_pieces`, each of which `lanes` neighbouring threads read, `vectors_per_lane`
+  // each.
+  int lanes, vectors_per_lane, row_pieces;
+  // Channels-last: vectors of a row, and rows that the block reads at once.
+  int columns, rows_at_once;
+  int vectors_per_thread;
+  Exchange exchange;
+  int64_t tiles_at_once;  // Exchange::grid: each by `slices` blocks, which then go on to the next tile
+  int buffers;            // slices that a block holds: with two, one waits for its sums while the next is loaded
 
-  int64_t slab_groups, slabs, part, channel_cuts, cut_length, shares;
-  int lanes, depth, pieces;  // contiguous: a row's packs go to teams of lanes, `depth` to each, in `pieces`
-  int columns, row_lanes;    // channels-last: packs of a row, rows at a time
-  int slots;                 // packs of a thread
-  Way way;
-  int64_t teams;  // grid: of `shares` blocks, which take the slabs of all units in turn
-  int buffers;    // shares that a block holds: with two, one waits for its sums while the next is loaded
-
-  VDIFF_HOST_DEVICE int pack() const { return kBytesAPack / element; }
-  VDIFF_HOST_DEVICE int64_t count() const { return unit_segments * length * per_group; }
-  VDIFF_HOST_DEVICE int64_t items() const { return units * slabs; }
-  VDIFF_HOST_DEVICE int64_t all_shares() const { return items() * shares; }
-  VDIFF_HOST_DEVICE int64_t blocks() const { return (way == Way::grid ? teams : items()) * shares; }
-  VDIFF_HOST_DEVICE bool empty() const { return vectors() * length == 0; }
+  VDIFF_HOST_DEVICE int vector_elements() const { return kVectorBytes / element; }
+  VDIFF_HOST_DEVICE int64_t all_tiles() const { return units * tiles; }
+  VDIFF_HOST_DEVICE int64_t all_slices() const { return all_tiles() * slices; }
+  VDIFF_HOST_DEVICE int64_t blocks() const {
+    return (exchange == Exchange::grid ? tiles_at_once : all_tiles()) * slices;
+  }
   VDIFF_HOST_DEVICE int64_t data_bytes(bool backward) const {
-    return int64_t{slots} * kThreads * kBytesAPack * (backward ? 2 : 1);
+    return int64_t{vectors_per_thread} * kThreads * kVectorBytes * (backward ? 2 : 1);
   }
 };
 
-// Byte offsets into a block's shared memory: packs of x (and dy) of every buffer, sums of threads, of entries, numbers
-// of channels and of groups.
+// Byte offsets into a block's shared memory: vectors of x (and, from `second` on, of dy) in every buffer, sums of the
+// threads, entries (sums of a warp, of a channel or of a piece of a row), tables of the channels and of the groups.
 struct Layout {
   int64_t second, threads, entries, tables, groups, bytes;
 
-  VDIFF_HOST_DEVICE Layout(const Shape& s, bool backward) {
-    const int64_t sums = backward ? 3 : 2, entry = s.channels_last ? s.part
-                                                   : backward      ? s.part * s.pieces
-                                                                   : kThreads / kWarp;
-    second = int64_t{s.slots} * kThreads * kBytesAPack;
-    threads = s.buffers * s.data_bytes(backward);
-    entries = threads + (s.channels_last ? sums * s.pack() * kThreads * 4 : 0);
-    tables = entries + ceil_of(entry * (backward ? 12 : 24), 16) * 16;
-    groups = tables + ceil_of(s.part * (backward ? 36 : 12), 16) * 16;
-    bytes = groups + 2 * s.slab_groups * 24;
+  VDIFF_HOST_DEVICE Layout(const Plan& plan, bool backward) {
+    const int64_t sums = backward ? 3 : 2;
+    const int64_t count = plan.channels_last ? plan.slice_channels
+                          : backward         ? plan.slice_channels * plan.row_pieces
+                                             : kThreads / kWarp;
+    second = int64_t{plan.vectors_per_thread} * kThreads * kVectorBytes;
+    threads = plan.buffers * plan.data_bytes(backward);
+    entries = threads + (plan.channels_last ? sums * plan.vector_elements() * kThreads * 4 : 0);
+    tables = entries + ceil_div(count * (backward ? 12 : 24), 16) * 16;
+    groups = tables + ceil_div(plan.slice_channels * (backward ? 36 : 12), 16) * 16;
+    bytes = groups + 2 * plan.tile_groups * 24;
   }
 };
 
-struct Share {
-  int64_t unit, sample, segment, begin, slab, channel, group;
+// A block slice: `channels` from `channel` on and `positions` from `begin` on, of one segment. The tile's groups begin
+// at `group`; `rank` counts the slices of the tile.
+struct Slice {
+  int64_t unit, sample, segment, begin, tile, channel, group;
   int channels, groups, positions, rank;
 };
 
-VDIFF_HOST_DEVICE Share share_of(const Shape& s, int64_t index) {
-  Share r;
-  r.rank = static_cast<int>(index % s.shares);
-  r.slab = index / s.shares % s.slabs, r.unit = index / s.shares / s.slabs;
-  const int64_t row = r.rank / s.cuts, first = r.slab * s.slab_groups * s.per_group;
-  r.segment = r.unit * s.unit_segments + row / s.channel_cuts, r.sample = r.segment / s.segments;
-  r.begin = r.rank % s.cuts * s.cut_length;
-  r.positions = static_cast<int>(least(s.cut_length, s.length - r.begin));
-  r.group = r.slab * s.slab_groups;
-  r.groups = static_cast<int>(least(s.slab_groups, s.groups - r.group));
-  const int64_t offset = row % s.channel_cuts * s.part;
+VDIFF_HOST_DEVICE Slice slice_of(const Plan& plan, int64_t index) {
+  Slice r;
+  r.rank = static_cast<int>(index % plan.slices);
+  r.tile = index / plan.slices % plan.tiles, r.unit = index / plan.slices / plan.tiles;
+  const int64_t row = r.rank / plan.cuts, first = r.tile * plan.tile_groups * plan.per_group;
+  r.segment = r.unit * plan.segments_per_unit + row / plan.channel_cuts, r.sample = r.segment / plan.segments;
+  r.begin = r.rank % plan.cuts * plan.slice_length;
+  r.positions = static_cast<int>(min_of(plan.slice_length, plan.length - r.begin));
+  r.group = r.tile * plan.tile_groups;
+  r.groups = static_cast<int>(min_of(plan.tile_groups, plan.groups - r.group));
+  const int64_t offset = row % plan.channel_cuts * plan.slice_channels;
   r.channel = first + offset;
-  r.channels = static_cast<int>(least(s.part, r.groups * s.per_group - offset));
+  r.channels = static_cast<int>(min_of(plan.slice_channels, r.groups * plan.per_group - offset));
   return r;
 }
 
-// Packs of one thread in one round: from local channel c and local position on, `step` positions apart; all of one
-// channel in contiguous memory, all of the same channels in channels-last.
-struct Spot {
-  int c, position, step, packs, slot, item;
+// The `count` vectors that one thread reads in one round. They begin at channel `c` and position `position` of the
+// slice and lie `step` positions apart. In contiguous memory a vector is positions of one channel, in channels-last it
+// is channels of one position. `slot` is where the first one lies among the thread's vectors, `entry` the piece of a
+// row that they belong to.
+struct ThreadVectors {
+  int c, position, step, count, slot, entry;
 };
 
-VDIFF_HOST_DEVICE int rounds_of(const Shape& s) {
-  return s.channels_last ? 1 : static_cast<int>(ceil_of(s.part * s.pieces, kThreads / s.lanes));
+VDIFF_HOST_DEVICE int rounds_of(const Plan& plan) {
+  return plan.channels_last ? 1
+                            : static_cast<int>(ceil_div(plan.slice_channels * plan.row_pieces, kThreads / plan.lanes));
 }
 
-VDIFF_HOST_DEVICE Spot spot_of(const Shape& s, const Share& r, int thread, int round) {
-  Spot p;
-  if (s.channels_last) {
-    const int row = thread / s.columns, left = r.positions - row;
-    p.item = p.slot = 0, p.c = (thread - row * s.columns) * s.pack(), p.position = row, p.step = s.row_lanes;
-    p.packs = row < s.row_lanes && p.c < r.channels && left > 0 ? (left + s.row_lanes - 1) / s.row_lanes : 0;
-    return p;
+VDIFF_HOST_DEVICE ThreadVectors thread_vectors(const Plan& plan, const Slice& slice, int thread, int round) {
+  ThreadVectors v;
+  if (plan.channels_last) {
+    const int row = thread / plan.columns, left = slice.positions - row;
+    v.entry = v.slot = 0, v.c = (thread - row * plan.columns) * plan.vector_elements();
+    v.position = row, v.step = plan.rows_at_once;
+    v.count = row < plan.rows_at_once && v.c < slice.channels && left > 0
+                  ? (left + plan.rows_at_once - 1) / plan.rows_at_once
+                  : 0;
+    return v;
   }
-  const int team = thread / s.lanes, lane = thread - team * s.lanes;
-  p.item = round * (kThreads / s.lanes) + team, p.c = p.item / s.pieces, p.slot = round * s.depth;
-  p.step = s.lanes * s.pack();
-  p.position = (p.item - p.c * s.pieces) * s.depth * p.step + lane * s.pack();
-  const int left = r.positions - p.position;
-  p.packs = p.c < r.channels && left > 0 ? static_cast<int>(least((left + p.step - 1) / p.step, s.depth)) : 0;
-  return p;
+  const int piece = thread / plan.lanes, lane = thread - piece * plan.lanes;
+  v.entry = round * (kThreads / plan.lanes) + piece, v.c = v.entry / plan.row_pieces;
+  v.slot = round * plan.vectors_per_lane;
+  v.step = plan.lanes * plan.vector_elements();
+  v.position = (v.entry - v.c * plan.row_pieces) * plan.vectors_per_lane * v.step + lane * plan.vector_elements();
+  const int left = slice.positions - v.position;
+  v.count = v.c < slice.channels && left > 0
+                ? static_cast<int>(min_of((left + v.step - 1) / v.step, plan.vectors_per_lane))
+                : 0;
+  return v;
 }
 
-// --- the choice of shares, on the host -----------------------------------------------------------------------------
+// --- the choice of slices, on the host
+// ---------------------------------------------------------------------------------
 
 struct Device {
   int64_t multiprocessors, shared_bytes;  // shared memory that one block may ask for
   bool clusters, cooperative;             // cooperative: a grid can be sure that all its blocks run at once
 };
 
-inline bool two_fit(const Shape& s, const Device& device, bool backward) {
-  return kHeldBlocks * Layout(s, backward).bytes + kReservedBytes <= device.shared_bytes;
+inline bool two_fit(const Plan& plan, const Device& device, bool backward) {
+  return kBlocksPerMultiprocessor * Layout(plan, backward).bytes + kReservedBytes <= device.shared_bytes;
 }
 
-// Groups of a block: one in contiguous memory, in channels-last as many as make rows of whole 32-byte sectors, 64 at
-// least and 512 at most.
-inline int64_t groups_of_slab(const Shape& s) {
-  if (!s.channels_last || s.per_group > kMostChannels) return 1;
-  const int64_t row = s.per_group * s.element, fit = least(s.groups, most(512 / row, 1));
+// Groups of a tile. In contiguous memory one; in channels-last as many as make rows of whole 32-byte sectors, of at
+// least 64 and at most 512 bytes.
+inline int64_t choose_tile_groups(const Plan& plan) {
+  if (!plan.channels_last || plan.per_group > kMaxChannels) return 1;
+  const int64_t row = plan.per_group * plan.element, fit = min_of(plan.groups, max_of(512 / row, 1));
   for (int64_t k = 1; k <= fit; ++k) {
     if (k * row >= 64 && k * row % 32 == 0) return k;
   }
   for (int64_t k = fit; k > 1; --k) {
-    if (k * row % kBytesAPack == 0) return k;
+    if (k * row % kVectorBytes == 0) return k;
   }
   return fit;
 }
 
-// No pack of a row belongs to two blocks, or to both of x and x2.
-inline bool whole_packs_of_channels(const Shape& s) {
-  const int64_t pack = s.pack();
-  return s.c1 % pack == 0 && s.c2 % pack == 0 && (s.slabs == 1 || s.slab_groups * s.per_group % pack == 0) &&
-         (s.channel_cuts == 1 || s.part % pack == 0);
+// Whether no vector of a row belongs to two blocks, or to both of x and x2.
+inline bool whole_vectors_of_channels(const Plan& plan) {
+  const int64_t elements = plan.vector_elements();
+  return plan.source_channels[0] % elements == 0 && plan.source_channels[1] % elements == 0 &&
+         (plan.tiles == 1 || plan.tile_groups * plan.per_group % elements == 0) &&
+         (plan.channel_cuts == 1 || plan.slice_channels % elements == 0);
 }
 
-inline void cut(Shape& s, int64_t cuts) {
-  const int64_t pack = s.pack(), packs = ceil_of(ceil_of(s.length, cuts), pack);
-  s.cut_length = s.channels_last ? ceil_of(s.length, cuts) : packs * pack;
-  s.cuts = ceil_of(s.length, s.cut_length), s.shares = s.unit_segments * s.channel_cuts * s.cuts;
-  s.lanes = 1, s.depth = 1, s.pieces = 1, s.columns = 1, s.row_lanes = 1;
-  if (s.channels_last) {
-    s.columns = static_cast<int>(ceil_of(s.part, pack)), s.row_lanes = kThreads / s.columns;
-    s.slots = static_cast<int>(ceil_of(s.cut_length, s.row_lanes));
+// Cuts the length of a segment into `cuts` slices (or fewer, where they are rounded up to whole vectors).
+inline void cut(Plan& plan, int64_t cuts) {
+  const int64_t elements = plan.vector_elements(), vectors = ceil_div(ceil_div(plan.length, cuts), elements);
+  plan.slice_length = plan.channels_last ? ceil_div(plan.length, cuts) : vectors * elements;
+  plan.cuts = ceil_div(plan.length, plan.slice_length);
+  plan.slices = plan.segments_per_unit * plan.channel_cuts * plan.cuts;
+  plan.lanes = 1, plan.vectors_per_lane = 1, plan.row_pieces = 1, plan.columns = 1, plan.rows_at_once = 1;
+  if (plan.channels_last) {
+    plan.columns = static_cast<int>(ceil_div(plan.slice_channels, elements));
+    plan.rows_at_once = kThreads / plan.columns;
+    plan.vectors_per_thread = static_cast<int>(ceil_div(plan.slice_length, plan.rows_at_once));
     return;
   }
-  while (s.lanes < kWarp && s.lanes < packs) s.lanes *= 2;
-  s.pieces = static_cast<int>(ceil_of(packs, s.lanes * kDepth));
-  s.depth = static_cast<int>(ceil_of(packs, s.lanes * s.pieces));
-  s.slots = rounds_of(s) * s.depth;
+  while (plan.lanes < kWarp && plan.lanes < vectors) plan.lanes *= 2;
+  plan.row_pieces = static_cast<int>(ceil_div(vectors, plan.lanes * kMaxVectorsPerLane));
+  plan.vectors_per_lane = static_cast<int>(ceil_div(vectors, plan.lanes * plan.row_pieces));
+  plan.vectors_per_thread = rounds_of(plan) * plan.vectors_per_lane;
 }
 
-// Blocks of half to all of kSplitBytes of x, those that leave the fewest threads idle.
-inline void split(Shape& s, const Device& device, bool backward) {
+// Exchange::split: slices of half to all of kSplitBytes, in the number that leaves the fewest threads idle.
+inline void split(Plan& plan, const Device& device, bool backward) {
   for (int64_t bytes = kSplitBytes;; bytes /= 2) {
-    const int64_t fewest = most(ceil_of(s.length * s.part * s.element, bytes), 1);
-    Shape best{};
+    const int64_t fewest = max_of(ceil_div(plan.length * plan.slice_channels * plan.element, bytes), 1);
+    Plan best{};
     for (int64_t i = 0; i < 16; ++i) {
-      Shape one = s;
-      cut(one, least(fewest + fewest * i / 16, s.length));
-      if (i == 0 || one.cuts * one.slots < best.cuts * best.slots) best = one;
+      Plan one = plan;
+      cut(one, min_of(fewest + fewest * i / 16, plan.length));
+      if (i == 0 || one.cuts * one.vectors_per_thread < best.cuts * best.vectors_per_thread) best = one;
     }
-    if (Layout(best, backward).bytes > device.shared_bytes && bytes > kFewBytes / 8) continue;
-    s = best, s.way = Way::split;
+    if (Layout(best, backward).bytes > device.shared_bytes && bytes > kMinSliceBytes / 8) continue;
+    plan = best, plan.exchange = Exchange::split;
     return;
   }
 }
 
-// As many teams as make a block's work least: in every turn the bytes of a share and kTurnBytes for reading the others'
-// sums; twice that for every meeting that no load hides. False where the chip does not hold one unit's slab.
-inline bool persist(Shape& s, const Device& device, bool backward) {
-  const int64_t held = kHeldBlocks * device.multiprocessors, rows = s.unit_segments * s.channel_cuts;
-  const int64_t position = s.part * s.element * (backward ? 2 : 1);
-  const int64_t most_cuts = most(ceil_of(s.length * position, kFewBytes), 1);
+// Exchange::grid: as many tiles at once as make the work of one block least. An iteration costs the bytes of a slice,
+// and kIterationBytes for reading the sums of the other slices; an exchange that no load hides costs twice that. False
+// where the chip does not hold one group tile.
+inline bool persist(Plan& plan, const Device& device, bool backward) {
+  const int64_t held = kBlocksPerMultiprocessor * device.multiprocessors;
+  const int64_t rows = plan.segments_per_unit * plan.channel_cuts;
+  const int64_t position = plan.slice_channels * plan.element * (backward ? 2 : 1);
+  const int64_t most_cuts = max_of(ceil_div(plan.length * position, kMinSliceBytes), 1);
   int64_t least_work = 0;
-  Shape best{};
+  Plan best{};
   for (int buffers = 1; buffers <= 2; ++buffers) {
-    for (int64_t teams = 1; teams <= s.items() && teams * rows <= held; ++teams) {
-      const int64_t turns = ceil_of(s.items(), teams);
-      if (turns < buffers) break;
-      Shape one = s;
-      one.way = Way::grid, one.teams = teams, one.buffers = buffers;
-      cut(one, least(held / (teams * rows), most_cuts));
+    for (int64_t at_once = 1; at_once <= plan.all_tiles() && at_once * rows <= held; ++at_once) {
+      const int64_t iterations = ceil_div(plan.all_tiles(), at_once);
+      if (iterations < buffers) break;
+      Plan one = plan;
+      one.exchange = Exchange::grid, one.tiles_at_once = at_once, one.buffers = buffers;
+      cut(one, min_of(held / (at_once * rows), most_cuts));
       if (!two_fit(one, device, backward)) break;
-      const int64_t bare = buffers == 1 ? turns : 1;
-      const int64_t work = turns * (one.cut_length * position + kTurnBytes) + bare * 2 * kTurnBytes;
-      if (best.teams == 0 || work <= least_work) best = one, least_work = work;
+      const int64_t bare = buffers == 1 ? iterations : 1;
+      const int64_t work = iterations * (one.slice_length * position + kIterationBytes) + bare * 2 * kIterationBytes;
+      if (best.tiles_at_once == 0 || work <= least_work) best = one, least_work = work;
     }
   }
-  if (best.teams > 0) s = best;
-  return best.teams > 0;
+  if (best.tiles_at_once > 0) plan = best;
+  return best.tiles_at_once > 0;
 }
 
-// The table of sizes; no threshold in it is measured yet. Bytes count x, in the backward x and dy; channels-last leaves
-// less room, for the sums of threads.
-//   a unit's slab in one block, two of them to a multiprocessor        one block
-//   more, or fewer blocks than multiprocessors                         a cluster of 2 to 8, two blocks to each again
-//   more than half a multiprocessor's shared memory times 8            a cluster of 8, or as few as hold it
-//   more than all of it times 8 (H200: 1.8 MB), or no clusters         a grid, two blocks to each multiprocessor
-//   more than half of all shared memory (H200: 10 to 14 MB)            a grid that holds one slab at a time
-//   more than all of it (H200: 20 to 28 MB), or no cooperative launch  split statistics, 32 KB a block
-// `on_packs`: all tensors begin at a multiple of 16 bytes.
-inline void choose(Shape& s, const Device& device, bool backward, bool on_packs) {
-  s.slab_groups = groups_of_slab(s), s.slabs = ceil_of(s.groups, s.slab_groups);
-  const int64_t slab = s.slab_groups * s.per_group, limit = s.channels_last ? kMostChannels : kMostRows;
-  s.channel_cuts = ceil_of(slab, limit);
-  s.part = ceil_of(ceil_of(slab, s.channel_cuts), s.pack()) * s.pack();
-  if (s.part > slab) s.part = slab;
-  s.channel_cuts = ceil_of(slab, s.part);
-  s.aligned = on_packs && (s.channels_last ? whole_packs_of_channels(s) : s.length % s.pack() == 0);
-  s.way = Way::cluster, s.teams = 0, s.buffers = 1;
-  Shape best{};
-  for (int64_t cuts = 1; s.unit_segments * s.channel_cuts * cuts <= (device.clusters ? kMostShares : 1); ++cuts) {
-    Shape one = s;
+// Chooses by size; no threshold is measured yet. Bytes count x, in the backward x and dy. Channels-last leaves less
+// room, as the sums of the threads lie in shared memory too.
+//   a group tile that fits one block, with two blocks on a multiprocessor  one block
+//   more, or fewer blocks than multiprocessors                             a cluster of 2 to 8, with two blocks on each
+//   more than half a multiprocessor's shared memory times 8                a cluster of 8, or as few as hold it
+//   more than all of it times 8 (H200: 1.8 MB), or no clusters             a grid, with two blocks on each
+//   multiprocessor more than half of all shared memory (H200: 10 to 14 MB)                a grid that holds one tile at
+//   a time more than all of it (H200: 20 to 28 MB), or no cooperative launch      Exchange::split, 32 KB per block
+// `on_vectors`: all tensors begin at a multiple of 16 bytes.
+inline void choose(Plan& plan, const Device& device, bool backward, bool on_vectors) {
+  plan.tile_groups = choose_tile_groups(plan), plan.tiles = ceil_div(plan.groups, plan.tile_groups);
+  const int64_t tile = plan.tile_groups * plan.per_group, limit = plan.channels_last ? kMaxChannels : kMaxRows;
+  plan.channel_cuts = ceil_div(tile, limit);
+  plan.slice_channels = ceil_div(ceil_div(tile, plan.channel_cuts), plan.vector_elements()) * plan.vector_elements();
+  if (plan.slice_channels > tile) plan.slice_channels = tile;
+  plan.channel_cuts = ceil_div(tile, plan.slice_channels);
+  plan.aligned =
+      on_vectors && (plan.channels_last ? whole_vectors_of_channels(plan) : plan.length % plan.vector_elements() == 0);
+  plan.exchange = Exchange::cluster, plan.tiles_at_once = 0, plan.buffers = 1;
+  const int64_t most_slices = device.clusters ? kMaxClusterBlocks : 1;
+  Plan best{};
+  for (int64_t cuts = 1; plan.segments_per_unit * plan.channel_cuts * cuts <= most_slices; ++cuts) {
+    Plan one = plan;
     cut(one, cuts);
     if (one.cuts != cuts || Layout(one, backward).bytes > device.shared_bytes) continue;
-    const bool fills = one.blocks() >= device.multiprocessors, few = one.data_bytes(backward) <= kFewBytes;
+    const bool fills = one.blocks() >= device.multiprocessors, few = one.data_bytes(backward) <= kMinSliceBytes;
     if (!device.clusters && !fills && !few) break;
     best = one;
     if (few || (fills && two_fit(one, device, backward))) break;
   }
-  if (best.shares > 0) {
-    s = best;
+  if (best.slices > 0) {
+    plan = best;
     return;
   }
-  if (device.cooperative && persist(s, device, backward)) return;
-  split(s, device, backward);
+  if (device.cooperative && persist(plan, device, backward)) return;
+  split(plan, device, backward);
 }
 
 }  // namespace vdiff::group_norm

@@ -4,9 +4,9 @@
 namespace {
 
 using vdiff::LayerNormKernels;
+using vdiff::MaybeTensor;
 using vdiff::Runs;
 using vdiff::Tensor;
-using MaybeTensor = std::optional<Tensor>;
 
 LayerNormKernels kernels_for(const Tensor& x, const MaybeTensor& weight, const MaybeTensor& bias) {
   LayerNormKernels table;

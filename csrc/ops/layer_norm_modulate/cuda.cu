@@ -4,9 +4,9 @@
 namespace {
 
 using vdiff::DeviceVectors;
-using vdiff::Tensor;
-using MaybeTensor = std::optional<Tensor>;
 using vdiff::kSumThreads;
+using vdiff::MaybeTensor;
+using vdiff::Tensor;
 
 std::tuple<Tensor, Tensor> forward(const Tensor& x, const Tensor& shift, const Tensor& scale, const MaybeTensor& weight,
                                    const MaybeTensor& bias, double eps) {

@@ -3,10 +3,11 @@
 
 namespace {
 
+using vdiff::MaybeTensor;
 using vdiff::Tensor;
 
-Tensor noise(const Tensor& seed, std::optional<Tensor> sample_offset, std::optional<Tensor> stream, int64_t batch,
-             int64_t per_sample, vdiff::ScalarType dtype, int64_t frames, double shared, double own, bool progressive) {
+Tensor noise(const Tensor& seed, MaybeTensor sample_offset, MaybeTensor stream, int64_t batch, int64_t per_sample,
+             vdiff::ScalarType dtype, int64_t frames, double shared, double own, bool progressive) {
   Tensor y = torch::stable::new_empty(seed, {batch, per_sample}, dtype);
   if (y.numel() == 0) return y;
   const auto source = vdiff::noise_source(std::nullopt, seed, sample_offset, stream,

@@ -2,6 +2,7 @@
 
 namespace {
 
+using vdiff::MaybeTensor;
 using vdiff::Tensor;
 
 template <class T, bool kFrames>
@@ -14,8 +15,8 @@ __global__ void __launch_bounds__(vdiff::kDrawThreads)
                                    [&](const vdiff::Quad& quad, const float (&n)[4]) { vdiff::write(y, quad, n); });
 }
 
-Tensor noise(const Tensor& seed, std::optional<Tensor> sample_offset, std::optional<Tensor> stream, int64_t batch,
-             int64_t per_sample, vdiff::ScalarType dtype, int64_t frames, double shared, double own, bool progressive) {
+Tensor noise(const Tensor& seed, MaybeTensor sample_offset, MaybeTensor stream, int64_t batch, int64_t per_sample,
+             vdiff::ScalarType dtype, int64_t frames, double shared, double own, bool progressive) {
   Tensor y = torch::stable::new_empty(seed, {batch, per_sample}, dtype);
   if (y.numel() == 0) return y;
   const auto source = vdiff::device_noise(std::nullopt, seed, sample_offset, stream,

@@ -3,11 +3,12 @@
 
 namespace {
 
+using vdiff::MaybeTensor;
 using vdiff::Tensor;
 
-Tensor q_sample(const Tensor& x0, const Tensor& t, const Tensor& signal, const Tensor& noise_scale,
-                std::optional<Tensor> noise, std::optional<Tensor> seed, std::optional<Tensor> sample_offset,
-                std::optional<Tensor> stream, int64_t frames, double shared, double own, bool progressive) {
+Tensor q_sample(const Tensor& x0, const Tensor& t, const Tensor& signal, const Tensor& noise_scale, MaybeTensor noise,
+                MaybeTensor seed, MaybeTensor sample_offset, MaybeTensor stream, int64_t frames, double shared,
+                double own, bool progressive) {
   Tensor out = torch::stable::empty_like(x0);
   if (out.numel() == 0) return out;
   auto layout = vdiff::sample_layout(x0);

@@ -2,7 +2,7 @@
 
 namespace {
 
-using std::optional;
+using vdiff::MaybeTensor;
 using vdiff::Tensor;
 
 template <class T, bool kFrames>
@@ -23,9 +23,9 @@ __global__ void __launch_bounds__(vdiff::kDrawThreads)
                                    });
 }
 
-Tensor q_sample(const Tensor& x0, const Tensor& t, const Tensor& signal, const Tensor& noise_scale,
-                optional<Tensor> noise, optional<Tensor> seed, optional<Tensor> sample_offset, optional<Tensor> stream,
-                int64_t frames, double shared, double own, bool progressive) {
+Tensor q_sample(const Tensor& x0, const Tensor& t, const Tensor& signal, const Tensor& noise_scale, MaybeTensor noise,
+                MaybeTensor seed, MaybeTensor sample_offset, MaybeTensor stream, int64_t frames, double shared,
+                double own, bool progressive) {
   Tensor out = torch::stable::empty_like(x0);
   if (out.numel() == 0) return out;
   auto layout = vdiff::sample_layout(x0);

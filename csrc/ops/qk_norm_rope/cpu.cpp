@@ -5,23 +5,24 @@
 
 namespace {
 
+using vdiff::MaybeTensor;
 using vdiff::QkNormRope;
 using vdiff::Tensor;
 using vdiff::Tokens;
-using Optional = std::optional<Tensor>;
 
 // Ranges with weight gradients of their own: fixed, so that the answer does not depend on the number of threads.
 constexpr int64_t kRanges = 32;
 
 Tokens tokens(const Tensor& x) { return {x.data_ptr(), x.stride(0), x.stride(1), x.stride(2), x.stride(3)}; }
-const void* pointer(const Optional& t) { return t.has_value() ? t->data_ptr() : nullptr; }
+const void* pointer(const MaybeTensor& t) { return t.has_value() ? t->data_ptr() : nullptr; }
 int64_t positions(const Tensor& x) { return x.size(0) * x.size(1) * x.size(2); }
 
 Tensor contiguous_output(const Tensor& x) {
   return vdiff::new_output(x, std::vector<int64_t>(x.sizes().begin(), x.sizes().end()));
 }
 
-QkNormRope arguments(const Tensor& x, const Optional& weight, const Optional& cos, const Optional& sin, double eps) {
+QkNormRope arguments(const Tensor& x, const MaybeTensor& weight, const MaybeTensor& cos, const MaybeTensor& sin,
+                     double eps) {
   QkNormRope a{};
   a.weight = pointer(weight), a.cos = pointer(cos), a.sin = pointer(sin);
   a.eps = eps;
@@ -30,8 +31,8 @@ QkNormRope arguments(const Tensor& x, const Optional& weight, const Optional& co
 }
 
 // y = RoPE(RMSNorm(x)); y may be x.
-void run_forward(const Tensor& x, const Tensor& y, const Optional& weight, const Optional& cos, const Optional& sin,
-                 double eps) {
+void run_forward(const Tensor& x, const Tensor& y, const MaybeTensor& weight, const MaybeTensor& cos,
+                 const MaybeTensor& sin, double eps) {
   if (y.numel() == 0) return;
   QkNormRope a = arguments(x, weight, cos, sin, eps);
   a.x = tokens(x), a.y = tokens(y);
@@ -41,22 +42,23 @@ void run_forward(const Tensor& x, const Tensor& y, const Optional& weight, const
                               [&](int64_t begin, int64_t end) { kernel(dtype, a, begin, end); });
 }
 
-std::tuple<Tensor, Tensor> forward(const Tensor& q, const Tensor& k, const Optional& q_weight, const Optional& k_weight,
-                                   const Optional& cos, const Optional& sin, double eps) {
+std::tuple<Tensor, Tensor> forward(const Tensor& q, const Tensor& k, const MaybeTensor& q_weight,
+                                   const MaybeTensor& k_weight, const MaybeTensor& cos, const MaybeTensor& sin,
+                                   double eps) {
   const Tensor q_out = contiguous_output(q), k_out = contiguous_output(k);
   run_forward(q, q_out, q_weight, cos, sin, eps);
   run_forward(k, k_out, k_weight, cos, sin, eps);
   return {q_out, k_out};
 }
 
-void inplace(Tensor q, Tensor k, const Optional& q_weight, const Optional& k_weight, const Optional& cos,
-             const Optional& sin, double eps) {
+void inplace(Tensor q, Tensor k, const MaybeTensor& q_weight, const MaybeTensor& k_weight, const MaybeTensor& cos,
+             const MaybeTensor& sin, double eps) {
   run_forward(q, q, q_weight, cos, sin, eps);
   run_forward(k, k, k_weight, cos, sin, eps);
 }
 
-std::tuple<Tensor, Tensor> backward_one(const Tensor& dy, const Optional& x, const Optional& weight,
-                                        const Optional& cos, const Optional& sin, double eps) {
+std::tuple<Tensor, Tensor> backward_one(const Tensor& dy, const MaybeTensor& x, const MaybeTensor& weight,
+                                        const MaybeTensor& cos, const MaybeTensor& sin, double eps) {
   const Tensor dx = contiguous_output(dy);
   std::vector<double> dweight(weight.has_value() ? dy.size(4) : 0);
   if (dx.numel() > 0) {
@@ -79,10 +81,10 @@ std::tuple<Tensor, Tensor> backward_one(const Tensor& dy, const Optional& x, con
   return {dx, vdiff::vector_gradient(weight, dy, dweight)};
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Tensor& dq, const Tensor& dk, const Optional& q,
-                                                    const Optional& k, const Optional& q_weight,
-                                                    const Optional& k_weight, const Optional& cos, const Optional& sin,
-                                                    double eps) {
+std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Tensor& dq, const Tensor& dk, const MaybeTensor& q,
+                                                    const MaybeTensor& k, const MaybeTensor& q_weight,
+                                                    const MaybeTensor& k_weight, const MaybeTensor& cos,
+                                                    const MaybeTensor& sin, double eps) {
   auto [q_gradient, dq_weight] = backward_one(dq, q, q_weight, cos, sin, eps);
   auto [k_gradient, dk_weight] = backward_one(dk, k, k_weight, cos, sin, eps);
   return {q_gradient, k_gradient, dq_weight, dk_weight};

@@ -6,9 +6,9 @@
 
 namespace {
 
+using vdiff::MaybeTensor;
 using vdiff::Tensor;
 using vdiff::Tokens;
-using Optional = std::optional<Tensor>;
 
 // A thread holds kPack neighbouring elements of a row, so the lanes that share a row are d / kPack of them, padded to a
 // power of two for the shuffles.
@@ -192,7 +192,7 @@ bool is_aligned(const Tokens& x) {
   return reinterpret_cast<uintptr_t>(x.data) % 16 == 0 && strides % kPack == 0;
 }
 
-Rows make_rows(const Tensor& x, const Optional& weight, const Optional& cos, const Optional& sin, double eps) {
+Rows make_rows(const Tensor& x, const MaybeTensor& weight, const MaybeTensor& cos, const MaybeTensor& sin, double eps) {
   Rows r{};
   r.weight = vdiff::data<float>(weight), r.cos = vdiff::data<float>(cos), r.sin = vdiff::data<float>(sin);
   r.eps = static_cast<float>(eps);
@@ -238,22 +238,23 @@ void run_forward(const Tensor& q, const Tensor& k, Rows& rq, Rows& rk) {
   vdiff::check_launch();
 }
 
-void run_into(const Tensor& q, const Tensor& k, const Tensor& q_out, const Tensor& k_out, const Optional& q_weight,
-              const Optional& k_weight, const Optional& cos, const Optional& sin, double eps) {
+void run_into(const Tensor& q, const Tensor& k, const Tensor& q_out, const Tensor& k_out, const MaybeTensor& q_weight,
+              const MaybeTensor& k_weight, const MaybeTensor& cos, const MaybeTensor& sin, double eps) {
   Rows rq = make_rows(q, q_weight, cos, sin, eps), rk = make_rows(k, k_weight, cos, sin, eps);
   rq.x = tokens(q), rk.x = tokens(k), rq.y = tokens(q_out), rk.y = tokens(k_out);
   run_forward(q, k, rq, rk);
 }
 
-std::tuple<Tensor, Tensor> forward(const Tensor& q, const Tensor& k, const Optional& q_weight, const Optional& k_weight,
-                                   const Optional& cos, const Optional& sin, double eps) {
+std::tuple<Tensor, Tensor> forward(const Tensor& q, const Tensor& k, const MaybeTensor& q_weight,
+                                   const MaybeTensor& k_weight, const MaybeTensor& cos, const MaybeTensor& sin,
+                                   double eps) {
   Tensor q_out = output_like(q), k_out = output_like(k);
   run_into(q, k, q_out, k_out, q_weight, k_weight, cos, sin, eps);
   return {q_out, k_out};
 }
 
-void inplace(Tensor q, Tensor k, const Optional& q_weight, const Optional& k_weight, const Optional& cos,
-             const Optional& sin, double eps) {
+void inplace(Tensor q, Tensor k, const MaybeTensor& q_weight, const MaybeTensor& k_weight, const MaybeTensor& cos,
+             const MaybeTensor& sin, double eps) {
   run_into(q, k, q, k, q_weight, k_weight, cos, sin, eps);
 }
 
@@ -267,15 +268,15 @@ void sum_partials(const Tensor& partial, const Tensor& to, cudaStream_t stream) 
                    stream);
 }
 
-Tensor weight_like(const Optional& weight, const Tensor& x) {
+Tensor weight_like(const MaybeTensor& weight, const Tensor& x) {
   return torch::stable::new_empty(x, std::vector<int64_t>{weight.has_value() ? weight->numel() : 0},
                                   vdiff::ScalarType::Float);
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Tensor& dq, const Tensor& dk, const Optional& q,
-                                                    const Optional& k, const Optional& q_weight,
-                                                    const Optional& k_weight, const Optional& cos, const Optional& sin,
-                                                    double eps) {
+std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Tensor& dq, const Tensor& dk, const MaybeTensor& q,
+                                                    const MaybeTensor& k, const MaybeTensor& q_weight,
+                                                    const MaybeTensor& k_weight, const MaybeTensor& cos,
+                                                    const MaybeTensor& sin, double eps) {
   Tensor q_out = output_like(dq), k_out = output_like(dk);
   Tensor dq_weight = weight_like(q_weight, dq), dk_weight = weight_like(k_weight, dk);
   Rows rq = make_rows(dq, q_weight, cos, sin, eps), rk = make_rows(dk, k_weight, cos, sin, eps);

@@ -1,5 +1,6 @@
 #include <algorithm>
 
+#include "common/norm_tensor.h"
 #include "cpu/channel_vectors.h"
 #include "cpu/output_memory.h"
 #include "cpu/tensor.h"
@@ -7,10 +8,10 @@
 
 namespace {
 
+using vdiff::MaybeTensor;
 using vdiff::RmsNormKernels;
-using vdiff::RmsNormSlab;
+using vdiff::RmsNormPart;
 using vdiff::Tensor;
-using MaybeTensor = std::optional<Tensor>;
 
 RmsNormKernels<float> kernels_for(const Tensor& x, float) {
   RmsNormKernels<float> table;
@@ -23,28 +24,23 @@ RmsNormKernels<double> kernels_for(const Tensor&, double) {
   return table;
 }
 
-// x is samples x segments x length positions; a segment is a frame where scale or shift is per frame, else the sample.
-struct Plan {
-  bool channels_last, silu;
-  int64_t batch, channels, segments, length, cuts, element;
+// A segment's positions are cut into `cuts` parts, each for one thread.
+struct Plan : vdiff::NormGeometry {
+  int64_t cuts;
 
-  Plan(const Tensor& x, const MaybeTensor& scale, const MaybeTensor& shift, bool silu) : silu(silu) {
-    channels_last = !x.is_contiguous();
-    batch = x.size(0), channels = x.size(1), element = x.element_size();
-    int64_t positions = 1;
-    for (int64_t d = 2; d < x.dim(); ++d) positions *= x.size(d);
-    const int64_t frames = std::max(scale.has_value() ? scale->size(1) : 1, shift.has_value() ? shift->size(1) : 1);
-    segments = frames > 1 ? frames : 1;
-    length = positions / segments;
-    // Enough parts for the threads, none smaller than a grain; the same cut for the same shape.
-    const int64_t wanted = (4 * static_cast<int64_t>(torch::stable::get_num_threads())) / std::max<int64_t>(slabs(), 1);
+  Plan(const Tensor& x, const MaybeTensor& scale, const MaybeTensor& shift, bool silu)
+      : NormGeometry(vdiff::norm_geometry(x, x.size(1),
+                                          std::max<int64_t>({vdiff::frames_of(scale), vdiff::frames_of(shift), 1}),
+                                          !x.is_contiguous(), silu)) {
+    // Enough parts for the threads, none smaller than a grain.
+    const int64_t threads = torch::stable::get_num_threads();
+    const int64_t wanted = 4 * threads / std::max<int64_t>(all_segments(), 1);
     cuts = std::clamp<int64_t>(wanted, 1, std::max<int64_t>(length * channels / vdiff::kGrain, 1));
   }
 
-  int64_t slabs() const { return batch * segments; }
-  bool empty() const { return slabs() * length * channels == 0; }
+  int64_t all_segments() const { return batch * segments; }
 
-  RmsNormSlab slab(int64_t cut) const {
+  RmsNormPart part(int64_t cut) const {
     return {channels,
             cut * length / cuts,
             (cut + 1) * length / cuts,
@@ -61,7 +57,7 @@ struct Plan {
   template <class Body>
   void each_part(Body body) const {
     const int64_t grain = 1 + vdiff::kGrain * cuts / std::max<int64_t>(length * channels, 1);
-    torch::stable::parallel_for(0, slabs() * cuts, grain, [&](int64_t begin, int64_t end) {
+    torch::stable::parallel_for(0, all_segments() * cuts, grain, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) body(i / cuts, i % cuts);
     });
   }
@@ -82,9 +78,9 @@ struct Coefficients {
         shift(vdiff::read_vector(o)),
         scale_frames(s.has_value() ? s->size(1) : 1),
         shift_frames(o.has_value() ? o->size(1) : 1),
-        slope(plan.slabs() * plan.channels),
-        offset(plan.slabs() * plan.channels) {
-    for (int64_t segment = 0; segment < plan.slabs(); ++segment) {
+        slope(plan.all_segments() * plan.channels),
+        offset(plan.all_segments() * plan.channels) {
+    for (int64_t segment = 0; segment < plan.all_segments(); ++segment) {
       for (int64_t c = 0; c < plan.channels; ++c) {
         const int64_t i = segment * plan.channels + c;
         slope[i] = static_cast<Real>(gamma(c) * factor(segment, c));
@@ -109,7 +105,7 @@ void run_forward(const Plan& plan, const Tensor& x, const MaybeTensor& weight, d
   const auto kernels = kernels_for(x, Real{});
   plan.each_part([&](int64_t segment, int64_t cut) {
     const int64_t bytes = plan.offset(segment) * plan.element, i = segment * plan.channels;
-    kernels.forward(plan.slab(cut), vdiff::data<char>(x) + bytes, vdiff::mutable_data<char>(y) + bytes,
+    kernels.forward(plan.part(cut), vdiff::data<char>(x) + bytes, vdiff::mutable_data<char>(y) + bytes,
                     vdiff::mutable_data<Real>(rstd) + segment * plan.length, k.slope.data() + i, k.offset.data() + i,
                     eps, nullptr);
   });
@@ -136,19 +132,19 @@ Gradients run_backward(const Plan& plan, const Tensor& dy, const Tensor& x, cons
   const Coefficients<Real> k(plan, weight, scale, shift);
   const auto kernels = kernels_for(x, Real{});
   const int64_t channels = plan.channels;
-  std::vector<double> sums(plan.slabs() * plan.cuts * 2 * channels);
+  std::vector<double> sums(plan.all_segments() * plan.cuts * 2 * channels);
   if (!plan.empty()) {
     plan.each_part([&](int64_t segment, int64_t cut) {
       std::vector<Real> scratch(vdiff::rms_norm_scratch(channels));
       const int64_t bytes = plan.offset(segment) * plan.element, i = segment * channels;
       double* g = sums.data() + (segment * plan.cuts + cut) * 2 * channels;
-      kernels.backward(plan.slab(cut), vdiff::data<char>(dy) + bytes, vdiff::data<char>(x) + bytes,
+      kernels.backward(plan.part(cut), vdiff::data<char>(dy) + bytes, vdiff::data<char>(x) + bytes,
                        vdiff::mutable_data<char>(dx) + bytes, vdiff::data<Real>(rstd) + segment * plan.length,
                        k.slope.data() + i, k.offset.data() + i, g, g + channels, scratch.data());
     });
   }
   std::vector<double> dweight(weight.has_value() ? channels : 0), dscale(k.scale.size()), dshift(k.shift.size());
-  for (int64_t i = 0; i < plan.slabs() * plan.cuts; ++i) {
+  for (int64_t i = 0; i < plan.all_segments() * plan.cuts; ++i) {
     const int64_t segment = i / plan.cuts;
     const double *g = sums.data() + i * 2 * channels, *gn = g + channels;
     for (int64_t c = 0; c < channels; ++c) {

@@ -67,13 +67,13 @@ struct Kernels : Columns<T> {
   }
 
   template <bool kSilu>
-  static void backward_rows(const RmsNormSlab& slab, const T* dy, const T* x, T* dx, const Real* rstd,
+  static void backward_rows(const RmsNormPart& part, const T* dy, const T* x, T* dx, const Real* rstd,
                             const Real* slope, const Real* offset, double* g, double* gn, Real* scratch) {
-    const int64_t n = slab.channels, padded = n + 16;
+    const int64_t n = part.channels, padded = n + 16;
     Real *held = scratch, *g_sum = scratch + padded, *gn_sum = g_sum + padded;
-    for (int64_t done = slab.begin; done < slab.end;) {
+    for (int64_t done = part.begin; done < part.end;) {
       // A sum of 64 rows in float32 was 1.5 times as far from float64 as eager's, which adds in pairs.
-      const int64_t stop = slab.end - done < 16 ? slab.end : done + 16;
+      const int64_t stop = part.end - done < 16 ? part.end : done + 16;
       each_vector(n, [&](int64_t c, int) { store(g_sum + c, V{}), store(gn_sum + c, V{}); });
       for (; done < stop; ++done) {
         const int64_t at = done * n;
@@ -92,27 +92,27 @@ struct Kernels : Columns<T> {
   }
 
   template <int kVectors, bool kSilu>
-  static void forward_block(const RmsNormSlab& slab, const T* x, T* y, Real* rstd, const Real* slope,
+  static void forward_block(const RmsNormPart& part, const T* x, T* y, Real* rstd, const Real* slope,
                             const Real* offset, Real eps, int lanes) {
     V squares[kVectors] = {};
-    each_chain(slab.channels, [&](int64_t first, int64_t last) {
-      V part[kVectors] = {};
+    each_chain(part.channels, [&](int64_t first, int64_t last) {
+      V sums[kVectors] = {};
       for (int64_t c = first; c < last; ++c) {
         for (int j = 0; j < kVectors; ++j) {
-          const V v = get(x + c * slab.channel_stride + j * kCount, lanes);
-          part[j] = fma(v, v, part[j]);
+          const V v = get(x + c * part.channel_stride + j * kCount, lanes);
+          sums[j] = fma(v, v, sums[j]);
         }
       }
-      for (int j = 0; j < kVectors; ++j) squares[j] += part[j];
+      for (int j = 0; j < kVectors; ++j) squares[j] += sums[j];
     });
     for (int j = 0; j < kVectors; ++j) {
-      squares[j] = 1 / root(squares[j] / (V{} + static_cast<Real>(slab.channels)) + eps);
+      squares[j] = 1 / root(squares[j] / (V{} + static_cast<Real>(part.channels)) + eps);
       put(rstd + j * kCount, squares[j], lanes);
     }
-    for (int64_t c = 0; c < slab.channels; ++c) {
+    for (int64_t c = 0; c < part.channels; ++c) {
       const V s = V{} + slope[c], o = V{} + offset[c];
       for (int j = 0; j < kVectors; ++j) {
-        const int64_t at = c * slab.channel_stride + j * kCount;
+        const int64_t at = c * part.channel_stride + j * kCount;
         put(y + at, activate<kSilu, kDigits>(fma(get(x + at, lanes) * squares[j], s, o)), lanes);
       }
     }
@@ -123,34 +123,34 @@ struct Kernels : Columns<T> {
   static constexpr bool kKeep = kSilu && !kNarrow;
 
   template <int kVectors, bool kSilu>
-  static void backward_block(const RmsNormSlab& slab, const T* dy, const T* x, T* dx, const Real* rstd,
+  static void backward_block(const RmsNormPart& part, const T* dy, const T* x, T* dx, const Real* rstd,
                              const Real* slope, const Real* offset, double* g_sums, double* gn_sums, int lanes) {
     V dot[kVectors] = {}, inverse[kVectors];
     for (int j = 0; j < kVectors; ++j) inverse[j] = get(rstd + j * kCount, lanes);
-    each_chain(slab.channels, [&](int64_t first, int64_t last) {
-      V part[kVectors] = {};
+    each_chain(part.channels, [&](int64_t first, int64_t last) {
+      V sums[kVectors] = {};
       for (int64_t c = first; c < last; ++c) {
         const V s = V{} + slope[c], o = V{} + offset[c];
         V g_sum{}, gn_sum{};
         for (int j = 0; j < kVectors; ++j) {
-          const int64_t at = c * slab.channel_stride + j * kCount;
+          const int64_t at = c * part.channel_stride + j * kCount;
           const V normed = get(x + at, lanes) * inverse[j];
           const V g = get(dy + at, lanes) * activation_slope<kSilu, kDigits>(fma(normed, s, o));
           if constexpr (kKeep<kSilu>) put(dx + at, g, lanes);
           g_sum += g;
           gn_sum = fma(g, normed, gn_sum);
-          part[j] = fma(g * s, normed, part[j]);
+          sums[j] = fma(g * s, normed, sums[j]);
         }
         g_sums[c] += sum_lanes(g_sum);
         gn_sums[c] += sum_lanes(gn_sum);
       }
-      for (int j = 0; j < kVectors; ++j) dot[j] += part[j];
+      for (int j = 0; j < kVectors; ++j) dot[j] += sums[j];
     });
-    for (int j = 0; j < kVectors; ++j) dot[j] = dot[j] / (V{} + static_cast<Real>(slab.channels));
-    for (int64_t c = 0; c < slab.channels; ++c) {
+    for (int j = 0; j < kVectors; ++j) dot[j] = dot[j] / (V{} + static_cast<Real>(part.channels));
+    for (int64_t c = 0; c < part.channels; ++c) {
       const V s = V{} + slope[c], o = V{} + offset[c];
       for (int j = 0; j < kVectors; ++j) {
-        const int64_t at = c * slab.channel_stride + j * kCount;
+        const int64_t at = c * part.channel_stride + j * kCount;
         const V normed = get(x + at, lanes) * inverse[j];
         V g;
         if constexpr (kKeep<kSilu>) {
@@ -165,51 +165,51 @@ struct Kernels : Columns<T> {
 
   // Calls wide(position) for kWide whole vectors, then narrow(position, lanes) for one.
   template <class WideBody, class NarrowBody>
-  static inline void each_block(const RmsNormSlab& slab, WideBody wide, NarrowBody narrow) {
-    int64_t p = slab.begin;
-    for (; p + kWide * kCount <= slab.end; p += kWide * kCount) wide(p);
-    each_vector(slab.end - p, [&](int64_t i, int lanes) { narrow(p + i, lanes); });
+  static inline void each_block(const RmsNormPart& part, WideBody wide, NarrowBody narrow) {
+    int64_t p = part.begin;
+    for (; p + kWide * kCount <= part.end; p += kWide * kCount) wide(p);
+    each_vector(part.end - p, [&](int64_t i, int lanes) { narrow(p + i, lanes); });
   }
 
   template <bool kSilu>
-  static void forward_as(RmsNormSlab slab, const T* x, T* y, Real* rstd, const Real* slope, const Real* offset,
+  static void forward_as(RmsNormPart part, const T* x, T* y, Real* rstd, const Real* slope, const Real* offset,
                          Real eps) {
-    if (slab.position_stride != 1) {
-      for (int64_t p = slab.begin; p < slab.end; ++p) {
-        forward_row<kSilu>(x + p * slab.channels, y + p * slab.channels, slab.channels, rstd + p, slope, offset, eps);
+    if (part.position_stride != 1) {
+      for (int64_t p = part.begin; p < part.end; ++p) {
+        forward_row<kSilu>(x + p * part.channels, y + p * part.channels, part.channels, rstd + p, slope, offset, eps);
       }
       return;
     }
     each_block(
-        slab, [&](int64_t p) { forward_block<kWide, kSilu>(slab, x + p, y + p, rstd + p, slope, offset, eps, kCount); },
+        part, [&](int64_t p) { forward_block<kWide, kSilu>(part, x + p, y + p, rstd + p, slope, offset, eps, kCount); },
         [&](int64_t p, int lanes) {
-          forward_block<1, kSilu>(slab, x + p, y + p, rstd + p, slope, offset, eps, lanes);
+          forward_block<1, kSilu>(part, x + p, y + p, rstd + p, slope, offset, eps, lanes);
         });
   }
-  static void forward(RmsNormSlab slab, const void* x, void* y, Real* rstd, const Real* slope, const Real* offset,
+  static void forward(RmsNormPart part, const void* x, void* y, Real* rstd, const Real* slope, const Real* offset,
                       double eps, Real*) {
-    (slab.silu ? forward_as<true> : forward_as<false>)(slab, (const T*)x, (T*)y, rstd, slope, offset,
+    (part.silu ? forward_as<true> : forward_as<false>)(part, (const T*)x, (T*)y, rstd, slope, offset,
                                                        static_cast<Real>(eps));
   }
 
   template <bool kSilu>
-  static void backward_as(RmsNormSlab slab, const T* dy, const T* x, T* dx, const Real* rstd, const Real* slope,
+  static void backward_as(RmsNormPart part, const T* dy, const T* x, T* dx, const Real* rstd, const Real* slope,
                           const Real* offset, double* g, double* gn, Real* scratch) {
-    if (slab.position_stride != 1) {
-      return backward_rows<kSilu>(slab, dy, x, dx, rstd, slope, offset, g, gn, scratch);
+    if (part.position_stride != 1) {
+      return backward_rows<kSilu>(part, dy, x, dx, rstd, slope, offset, g, gn, scratch);
     }
     each_block(
-        slab,
+        part,
         [&](int64_t p) {
-          backward_block<kWide, kSilu>(slab, dy + p, x + p, dx + p, rstd + p, slope, offset, g, gn, kCount);
+          backward_block<kWide, kSilu>(part, dy + p, x + p, dx + p, rstd + p, slope, offset, g, gn, kCount);
         },
         [&](int64_t p, int lanes) {
-          backward_block<1, kSilu>(slab, dy + p, x + p, dx + p, rstd + p, slope, offset, g, gn, lanes);
+          backward_block<1, kSilu>(part, dy + p, x + p, dx + p, rstd + p, slope, offset, g, gn, lanes);
         });
   }
-  static void backward(RmsNormSlab slab, const void* dy, const void* x, void* dx, const Real* rstd, const Real* slope,
+  static void backward(RmsNormPart part, const void* dy, const void* x, void* dx, const Real* rstd, const Real* slope,
                        const Real* offset, double* g, double* gn, Real* scratch) {
-    (slab.silu ? backward_as<true> : backward_as<false>)(slab, (const T*)dy, (const T*)x, (T*)dx, rstd, slope, offset,
+    (part.silu ? backward_as<true> : backward_as<false>)(part, (const T*)dy, (const T*)x, (T*)dx, rstd, slope, offset,
                                                          g, gn, scratch);
   }
 };

@@ -9,7 +9,7 @@ namespace vdiff {
 
 // Positions [begin, end) of one segment (a frame, or a sample) of x. Neighbouring channels lie `channel_stride` apart,
 // neighbouring positions `position_stride`: one of the two is 1.
-struct RmsNormSlab {
+struct RmsNormPart {
   int64_t channels, begin, end, channel_stride, position_stride;
   bool silu;
 };
@@ -17,10 +17,10 @@ struct RmsNormSlab {
 // z = x * rstd * slope + offset, per channel.
 template <class Real>
 struct RmsNormKernels {
-  void (*forward)(RmsNormSlab slab, const void* x, void* y, Real* rstd, const Real* slope, const Real* offset,
+  void (*forward)(RmsNormPart part, const void* x, void* y, Real* rstd, const Real* slope, const Real* offset,
                   double eps, Real* scratch);
   // Adds to g and gn, per channel: sum of g = dy * act'(z), and of g * x * rstd.
-  void (*backward)(RmsNormSlab slab, const void* dy, const void* x, void* dx, const Real* rstd, const Real* slope,
+  void (*backward)(RmsNormPart part, const void* dy, const void* x, void* dx, const Real* rstd, const Real* slope,
                    const Real* offset, double* g, double* gn, Real* scratch);
 };
 

@@ -1,17 +1,18 @@
-#include "cuda/norm_vectors.cuh"
+#include "cuda/norm_inputs.cuh"
 #include "ops/rms_norm_silu/cuda_block.h"
 
 namespace {
 
 using namespace vdiff::norm;
+using vdiff::MaybeTensor;
 using vdiff::Tensor;
 using vdiff::rms_norm::Layout;
+using vdiff::rms_norm::Plan;
 using vdiff::rms_norm::Problem;
-using vdiff::rms_norm::Shape;
 
-// Two blocks a multiprocessor: one loads while the other computes.
+// With two blocks on a multiprocessor one loads while the other computes.
 template <class T, bool kLast, bool kBackward>
-__global__ void __launch_bounds__(kThreads, 2) tile_kernel(const __grid_constant__ Problem<T> p) {
+__global__ void __launch_bounds__(kThreads, 2) block_kernel(const __grid_constant__ Problem<T> p) {
   extern __shared__ __align__(16) char memory[];
   vdiff::DeviceCta cta;
   const vdiff::rms_norm::Block<vdiff::DeviceCta, T, kLast, kBackward> block(cta, p, blockIdx.x, memory);
@@ -22,20 +23,15 @@ __global__ void __launch_bounds__(kThreads, 2) tile_kernel(const __grid_constant
   }
 }
 
-Shape shape_of(const Tensor& x, const MaybeTensor& scale, const MaybeTensor& shift, bool silu) {
-  Shape s{};
-  s.channels_last = !x.is_contiguous(), s.silu = silu, s.element = static_cast<int>(x.element_size());
-  s.batch = x.size(0), s.channels = x.size(1);
-  int64_t positions = 1;
-  for (int64_t d = 2; d < x.dim(); ++d) positions *= x.size(d);
-  s.segments = std::max(frames_of(scale), frames_of(shift)), s.length = positions / std::max<int64_t>(s.segments, 1);
-  return s;
+Plan plan_of(const Tensor& x, const MaybeTensor& scale, const MaybeTensor& shift, bool silu) {
+  const int64_t segments = std::max(vdiff::frames_of(scale), vdiff::frames_of(shift));
+  return Plan{vdiff::norm_geometry(x, x.size(1), segments, !x.is_contiguous(), silu)};
 }
 
 template <bool kBackward, class T>
 void launch(const Problem<T>& p, cudaStream_t stream) {
-  const int64_t bytes = Layout(p.shape, kBackward).bytes;
-  start(p.shape.channels_last ? tile_kernel<T, true, kBackward> : tile_kernel<T, false, kBackward>, p, p.shape.blocks(),
+  const int64_t bytes = Layout(p.plan, kBackward).bytes;
+  start(p.plan.channels_last ? block_kernel<T, true, kBackward> : block_kernel<T, false, kBackward>, p, p.plan.blocks(),
         bytes, stream);
 }
 
@@ -43,15 +39,15 @@ int64_t shared_bytes(const Tensor& x) { return device_attribute(x, cudaDevAttrMa
 
 std::tuple<Tensor, Tensor> forward(const Tensor& x, const MaybeTensor& weight, double eps, const MaybeTensor& scale,
                                    const MaybeTensor& shift, bool silu) {
-  Shape s = shape_of(x, scale, shift, silu);
+  Plan plan = plan_of(x, scale, shift, silu);
   Tensor y = torch::stable::empty_like(x);
-  const std::vector<int64_t> shape{s.batch, s.segments * s.length};
+  const std::vector<int64_t> shape{plan.batch, plan.segments * plan.length};
   Tensor rstd = torch::stable::new_empty(x, shape, vdiff::ScalarType::Float);
-  if (s.empty()) return {y, torch::stable::zero_(rstd)};
-  choose(s, shared_bytes(x), false, on_packs({x.data_ptr(), y.data_ptr()}));
-  const FloatVectors vectors(weight, std::nullopt, scale, shift, std::nullopt);
+  if (plan.empty()) return {y, torch::stable::zero_(rstd)};
+  choose(plan, shared_bytes(x), false, on_vectors({x.data_ptr(), y.data_ptr()}));
+  const FloatChannelInputs inputs(weight, std::nullopt, scale, shift, std::nullopt);
   VDIFF_CUDA_DISPATCH(x.scalar_type(), T, {
-    Problem<T> p{s, vectors.view(), eps};
+    Problem<T> p{plan, inputs.view(), eps};
     p.x = vdiff::data<T>(x), p.y = vdiff::mutable_data<T>(y), p.rstd = vdiff::mutable_data<float>(rstd);
     launch<false>(p, vdiff::current_stream(x));
   });
@@ -61,20 +57,20 @@ std::tuple<Tensor, Tensor> forward(const Tensor& x, const MaybeTensor& weight, d
 std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Tensor& dy, const Tensor& x, const MaybeTensor& weight,
                                                     const Tensor& rstd, const MaybeTensor& scale,
                                                     const MaybeTensor& shift, bool silu) {
-  Shape s = shape_of(x, scale, shift, silu);
+  Plan plan = plan_of(x, scale, shift, silu);
   const Tensor dx = torch::stable::empty_like(x);
-  const VectorGradients d(x, weight, std::nullopt, scale, shift, std::nullopt);
-  if (!s.empty()) {
-    choose(s, shared_bytes(x), true, on_packs({dy.data_ptr(), x.data_ptr(), dx.data_ptr()}));
-    const FloatVectors vectors(weight, std::nullopt, scale, shift, std::nullopt);
-    const Tensor parts = scratch(x, 3 * s.vectors() * s.cuts);
+  const ChannelGradients d(x, weight, std::nullopt, scale, shift, std::nullopt);
+  if (!plan.empty()) {
+    choose(plan, shared_bytes(x), true, on_vectors({dy.data_ptr(), x.data_ptr(), dx.data_ptr()}));
+    const FloatChannelInputs inputs(weight, std::nullopt, scale, shift, std::nullopt);
+    const Tensor parts = scratch(x, 3 * plan.segment_channels() * plan.cuts);
     VDIFF_CUDA_DISPATCH(x.scalar_type(), T, {
-      Problem<T> p{s, vectors.view(), 0.0};
+      Problem<T> p{plan, inputs.view(), 0.0};
       p.x = vdiff::data<T>(x), p.dy = vdiff::data<T>(dy), p.y = vdiff::mutable_data<T>(dx);
       p.rstd = vdiff::mutable_data<float>(rstd), p.channel_sums = vdiff::mutable_data<float>(parts);
       launch<true>(p, vdiff::current_stream(x));
     });
-    d.launch(s, vectors.view(), vdiff::data<float>(parts), vdiff::current_stream(x));
+    d.launch(plan, plan.cuts, inputs.view(), vdiff::data<float>(parts), vdiff::current_stream(x));
   }
   return {dx, d.weight(), d.scale(), d.shift()};
 }

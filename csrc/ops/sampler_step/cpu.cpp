@@ -10,6 +10,7 @@
 namespace {
 
 using namespace vdiff::sampler;
+using vdiff::MaybeTensor;
 using vdiff::SamplerStep;
 using vdiff::Tensor;
 
@@ -84,12 +85,11 @@ std::vector<double> dynamic_limits(const SamplerStep& args, int64_t batch, doubl
 }
 
 std::tuple<Tensor, Tensor> sampler_step(const Tensor& x, const Tensor& prediction, const Tensor& table,
-                                        const Tensor& step, std::optional<Tensor> uncond,
-                                        std::optional<Tensor> previous, std::optional<Tensor> previous2,
-                                        std::optional<Tensor> noise, std::optional<Tensor> seed,
-                                        std::optional<Tensor> sample_offset, std::optional<Tensor> stream,
-                                        double guidance_rescale, int64_t clip_mode, double clip, double clip_max,
-                                        int64_t frames, double shared, double own, bool progressive) {
+                                        const Tensor& step, MaybeTensor uncond, MaybeTensor previous,
+                                        MaybeTensor previous2, MaybeTensor noise, MaybeTensor seed,
+                                        MaybeTensor sample_offset, MaybeTensor stream, double guidance_rescale,
+                                        int64_t clip_mode, double clip, double clip_max, int64_t frames, double shared,
+                                        double own, bool progressive) {
   Tensor x_prev = torch::stable::empty_like(x), x0 = torch::stable::empty_like(x);
   if (x.numel() == 0) return {x_prev, x0};
   SamplerStep args{};

@@ -7,7 +7,7 @@
 namespace {
 
 using namespace vdiff::sampler;
-using std::optional;
+using vdiff::MaybeTensor;
 using vdiff::Tensor;
 
 constexpr int kThreads = vdiff::kDrawThreads;
@@ -241,11 +241,11 @@ void launch(Step<T, P> step, vdiff::SampleLayout layout, const Options& options,
 }
 
 std::tuple<Tensor, Tensor> sampler_step(const Tensor& x, const Tensor& prediction, const Tensor& table,
-                                        const Tensor& step, optional<Tensor> uncond, optional<Tensor> previous,
-                                        optional<Tensor> previous2, optional<Tensor> noise, optional<Tensor> seed,
-                                        optional<Tensor> sample_offset, optional<Tensor> stream,
-                                        double guidance_rescale, int64_t clip_mode, double clip, double clip_max,
-                                        int64_t frames, double shared, double own, bool progressive) {
+                                        const Tensor& step, MaybeTensor uncond, MaybeTensor previous,
+                                        MaybeTensor previous2, MaybeTensor noise, MaybeTensor seed,
+                                        MaybeTensor sample_offset, MaybeTensor stream, double guidance_rescale,
+                                        int64_t clip_mode, double clip, double clip_max, int64_t frames, double shared,
+                                        double own, bool progressive) {
   Tensor x_prev = torch::stable::empty_like(x), x0 = torch::stable::empty_like(x);
   if (x.numel() == 0) return {x_prev, x0};
   const auto fill = [&]<class T, class P>() {

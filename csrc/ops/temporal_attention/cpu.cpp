@@ -8,12 +8,12 @@ using vdiff::arithmetic;
 using vdiff::arithmetic_bytes;
 using vdiff::can_stream;
 using vdiff::DType;
+using vdiff::MaybeTensor;
 using vdiff::ScalarType;
 using vdiff::TemporalAttention;
 using vdiff::Tensor;
 using vdiff::thread_scratch;
 using vdiff::Tokens;
-using Optional = std::optional<Tensor>;
 
 // One buffer's matrices; two buffers, the outputs and what is computed stay in a small L2. 64 KiB to 256 KiB measured
 // alike with AVX-512; with AVX2 less than 128 is slower, and so is taking apart heads that fit 256 (T = 32: 1.15x).
@@ -24,7 +24,7 @@ constexpr int64_t kRunBytes = 8 * 1024;
 constexpr int64_t kRanges = 32;
 
 struct Options {
-  const Optional &bias, &mask, &q_weight, &k_weight, &cos, &sin;
+  const MaybeTensor &bias, &mask, &q_weight, &k_weight, &cos, &sin;
   bool causal;
   double scale, eps;
 };
@@ -69,15 +69,15 @@ Tensor make_table(const Tensor& like, const Options& o, int64_t heads, int64_t f
   return table;
 }
 
-std::optional<Tensor> table_of(const Tensor& like, const Options& o, int64_t heads, int64_t frames, DType dtype) {
+MaybeTensor table_of(const Tensor& like, const Options& o, int64_t heads, int64_t frames, DType dtype) {
   if (!o.bias && !o.causal) return std::nullopt;
   return dtype == DType::f64 ? make_table<double>(like, o, heads, frames, arithmetic(dtype))
                              : make_table<float>(like, o, heads, frames, arithmetic(dtype));
 }
 
-const void* pointer(const Optional& t) { return t.has_value() ? t->data_ptr() : nullptr; }
+const void* pointer(const MaybeTensor& t) { return t.has_value() ? t->data_ptr() : nullptr; }
 
-void set_options(TemporalAttention& a, const Options& o, const Optional& table) {
+void set_options(TemporalAttention& a, const Options& o, const MaybeTensor& table) {
   a.table = pointer(table);
   a.table_head = o.bias ? a.frames * vdiff::padded_frames(a.frames) : 0;
   a.mask = static_cast<const uint8_t*>(pointer(o.mask));
@@ -98,8 +98,8 @@ Tensor contiguous_output(const Tensor& x) {
   return vdiff::new_output(x, std::vector<int64_t>(x.sizes().begin(), x.sizes().end()));
 }
 
-Tensor forward(const Tensor& q, const Tensor& k, const Tensor& v, const Optional& bias, const Optional& mask,
-               const Optional& q_weight, const Optional& k_weight, const Optional& cos, const Optional& sin,
+Tensor forward(const Tensor& q, const Tensor& k, const Tensor& v, const MaybeTensor& bias, const MaybeTensor& mask,
+               const MaybeTensor& q_weight, const MaybeTensor& k_weight, const MaybeTensor& cos, const MaybeTensor& sin,
                bool causal, double scale, double eps) {
   Tensor out = contiguous_output(q);
   if (out.numel() == 0) return out;
@@ -107,7 +107,7 @@ Tensor forward(const Tensor& q, const Tensor& k, const Tensor& v, const Optional
   const Options options{bias, mask, q_weight, k_weight, cos, sin, causal, scale, eps};
   TemporalAttention a{};
   set_sizes(a, q);
-  const Optional table = table_of(q, options, a.heads, a.frames, dtype);
+  const MaybeTensor table = table_of(q, options, a.heads, a.frames, dtype);
   set_options(a, options, table);
   a.q = tokens(q), a.k = tokens(k), a.v = tokens(v), a.out = tokens(out);
   a.streamed = can_stream(out);
@@ -169,7 +169,7 @@ ParameterGradients run_backward(TemporalAttention a, const Tensor& like, DType d
 
 ParameterGradients backward_into(TemporalAttention& a, const Tensor& like, const Tensor& dout, const Options& o) {
   const DType dtype = vdiff::dtype_of(like);
-  const Optional table = table_of(like, o, a.heads, a.frames, dtype);
+  const MaybeTensor table = table_of(like, o, a.heads, a.frames, dtype);
   set_options(a, o, table);
   a.dout = tokens(dout);
   a.wants_bias_gradient = o.bias.has_value();
@@ -177,12 +177,10 @@ ParameterGradients backward_into(TemporalAttention& a, const Tensor& like, const
   return dtype == DType::f64 ? run_backward<double>(a, like, dtype, o) : run_backward<float>(a, like, dtype, o);
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> backward(const Tensor& dout, const Tensor& q,
-                                                                    const Tensor& k, const Tensor& v,
-                                                                    const Optional& bias, const Optional& mask,
-                                                                    const Optional& q_weight, const Optional& k_weight,
-                                                                    const Optional& cos, const Optional& sin,
-                                                                    bool causal, double scale, double eps) {
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> backward(
+    const Tensor& dout, const Tensor& q, const Tensor& k, const Tensor& v, const MaybeTensor& bias,
+    const MaybeTensor& mask, const MaybeTensor& q_weight, const MaybeTensor& k_weight, const MaybeTensor& cos,
+    const MaybeTensor& sin, bool causal, double scale, double eps) {
   Tensor dq = contiguous_output(q), dk = contiguous_output(q), dv = contiguous_output(q);
   const Options options{bias, mask, q_weight, k_weight, cos, sin, causal, scale, eps};
   TemporalAttention a{};
@@ -194,10 +192,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> backward(const Tensor
   return {dq, dk, dv, g.bias, g.q_weight, g.k_weight};
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> backward_packed(const Tensor& dout, const Tensor& qkv, const Optional& bias,
-                                                           const Optional& mask, const Optional& q_weight,
-                                                           const Optional& k_weight, const Optional& cos,
-                                                           const Optional& sin, bool causal, double scale, double eps) {
+std::tuple<Tensor, Tensor, Tensor, Tensor> backward_packed(const Tensor& dout, const Tensor& qkv,
+                                                           const MaybeTensor& bias, const MaybeTensor& mask,
+                                                           const MaybeTensor& q_weight, const MaybeTensor& k_weight,
+                                                           const MaybeTensor& cos, const MaybeTensor& sin, bool causal,
+                                                           double scale, double eps) {
   Tensor dqkv = contiguous_output(qkv);
   const Options options{bias, mask, q_weight, k_weight, cos, sin, causal, scale, eps};
   TemporalAttention a{};

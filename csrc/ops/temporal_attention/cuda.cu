@@ -8,11 +8,11 @@
 
 namespace {
 
+using vdiff::MaybeTensor;
 using vdiff::ScalarType;
 using vdiff::Tensor;
 using vdiff::Tokens;
 using vdiff::WarpProblem;
-using Optional = std::optional<Tensor>;
 
 constexpr int kWarps = 4, kThreads = 32 * kWarps;
 // Blocks of a backward that sums over positions: more of them mean more partial sums to write and to read again.
@@ -226,7 +226,7 @@ __global__ void __launch_bounds__(kThreads, 3)
 }
 
 struct Options {
-  const Optional &bias, &mask, &q_weight, &k_weight, &cos, &sin;
+  const MaybeTensor &bias, &mask, &q_weight, &k_weight, &cos, &sin;
   bool causal;
   double scale, eps;
 };
@@ -307,9 +307,9 @@ void launch_backward(const WarpProblem& p, const Units& units, const Partials& p
     __VA_ARGS__;                                                                          \
   }
 
-Tensor forward(const Tensor& q_in, const Tensor& k_in, const Tensor& v_in, const Optional& bias, const Optional& mask,
-               const Optional& q_weight, const Optional& k_weight, const Optional& cos, const Optional& sin,
-               bool causal, double scale, double eps) {
+Tensor forward(const Tensor& q_in, const Tensor& k_in, const Tensor& v_in, const MaybeTensor& bias,
+               const MaybeTensor& mask, const MaybeTensor& q_weight, const MaybeTensor& k_weight,
+               const MaybeTensor& cos, const MaybeTensor& sin, bool causal, double scale, double eps) {
   Tensor out = torch::stable::new_empty(q_in, shape_of(q_in));
   if (out.numel() == 0) return out;
   const Tensor q = in_packs(q_in), k = in_packs(k_in), v = in_packs(v_in);
@@ -360,12 +360,10 @@ Tensor weight_gradient(const ParameterGradients& g, int64_t which) {
   return copy;
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> backward(const Tensor& dout_in, const Tensor& q_in,
-                                                                    const Tensor& k_in, const Tensor& v_in,
-                                                                    const Optional& bias, const Optional& mask,
-                                                                    const Optional& q_weight, const Optional& k_weight,
-                                                                    const Optional& cos, const Optional& sin,
-                                                                    bool causal, double scale, double eps) {
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> backward(
+    const Tensor& dout_in, const Tensor& q_in, const Tensor& k_in, const Tensor& v_in, const MaybeTensor& bias,
+    const MaybeTensor& mask, const MaybeTensor& q_weight, const MaybeTensor& k_weight, const MaybeTensor& cos,
+    const MaybeTensor& sin, bool causal, double scale, double eps) {
   const Tensor dout = in_packs(dout_in), q = in_packs(q_in), k = in_packs(k_in), v = in_packs(v_in);
   Tensor dq = torch::stable::new_empty(q, shape_of(q)), dk = torch::stable::new_empty(q, shape_of(q));
   Tensor dv = torch::stable::new_empty(q, shape_of(q));
@@ -378,9 +376,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> backward(const Tensor
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> backward_packed(const Tensor& dout_in, const Tensor& qkv_in,
-                                                           const Optional& bias, const Optional& mask,
-                                                           const Optional& q_weight, const Optional& k_weight,
-                                                           const Optional& cos, const Optional& sin, bool causal,
+                                                           const MaybeTensor& bias, const MaybeTensor& mask,
+                                                           const MaybeTensor& q_weight, const MaybeTensor& k_weight,
+                                                           const MaybeTensor& cos, const MaybeTensor& sin, bool causal,
                                                            double scale, double eps) {
   const Tensor dout = in_packs(dout_in), qkv = in_packs(qkv_in);
   Tensor dqkv = torch::stable::new_empty(qkv, shape_of(qkv));

@@ -8,8 +8,8 @@
 
 namespace {
 
-using std::optional;
 using vdiff::DType;
+using vdiff::MaybeTensor;
 using vdiff::Tensor;
 
 // Widest vector, so that a kernel reads zeros past the end of a row, not past the buffer.
@@ -47,8 +47,8 @@ std::vector<A> sinusoids(const Tensor& t, int64_t dim, DType dtype, const Embedd
 }
 
 template <class A>
-std::tuple<Tensor, Tensor> forward(const Tensor& t, const Tensor& w1, const optional<Tensor>& b1, const Tensor& w2,
-                                   const optional<Tensor>& b2, const Embedding& embedding, vdiff::ScalarType wide) {
+std::tuple<Tensor, Tensor> forward(const Tensor& t, const Tensor& w1, const MaybeTensor& b1, const Tensor& w2,
+                                   const MaybeTensor& b2, const Embedding& embedding, vdiff::ScalarType wide) {
   const int64_t batch = t.numel(), dim = w1.size(1), hidden = w1.size(0), out = w2.size(0);
   Tensor y = torch::stable::new_empty(w1, {batch, out}), pre = torch::stable::new_empty(w1, {batch, hidden}, wide);
   if (batch == 0) return {y, pre};
@@ -71,8 +71,8 @@ std::tuple<Tensor, Tensor> forward(const Tensor& t, const Tensor& w1, const opti
 }
 
 // y, and the hidden layer before its activation in float32 (float64 for float64): what the backward needs.
-std::tuple<Tensor, Tensor> timestep_mlp(const Tensor& t, const Tensor& w1, optional<Tensor> b1, const Tensor& w2,
-                                        optional<Tensor> b2, double max_period, double shift, bool flip_sin_to_cos,
+std::tuple<Tensor, Tensor> timestep_mlp(const Tensor& t, const Tensor& w1, MaybeTensor b1, const Tensor& w2,
+                                        MaybeTensor b2, double max_period, double shift, bool flip_sin_to_cos,
                                         double scale) {
   const Embedding embedding{max_period, shift, flip_sin_to_cos, scale};
   if (vdiff::dtype_of(w1) == DType::f64) {

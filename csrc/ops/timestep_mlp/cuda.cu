@@ -7,6 +7,7 @@
 
 namespace {
 
+using vdiff::MaybeTensor;
 using vdiff::Tensor;
 
 // A warp takes a row of weights, reads it once and keeps the sums of kSamples samples in registers.
@@ -113,8 +114,8 @@ void launch(Arguments<T> args, const Tensor& t) {
 }
 
 // y, and the hidden layer before its activation in float32: what the backward needs.
-std::tuple<Tensor, Tensor> timestep_mlp(const Tensor& t, const Tensor& w1, std::optional<Tensor> b1, const Tensor& w2,
-                                        std::optional<Tensor> b2, double max_period, double shift, bool flip_sin_to_cos,
+std::tuple<Tensor, Tensor> timestep_mlp(const Tensor& t, const Tensor& w1, MaybeTensor b1, const Tensor& w2,
+                                        MaybeTensor b2, double max_period, double shift, bool flip_sin_to_cos,
                                         double scale) {
   const int64_t batch = t.numel(), dim = w1.size(1), hidden = w1.size(0), out = w2.size(0);
   Tensor y = torch::stable::new_empty(w1, {batch, out});

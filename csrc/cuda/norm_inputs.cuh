@@ -1,18 +1,15 @@
-// Per-channel vectors of the norms on their way into a kernel, and their gradients out of it.
+// Host side of the norms' inputs per channel: conversion to float32, launches, and the kernels of their gradients.
 #pragma once
 
 #include <algorithm>
 #include <initializer_list>
 
+#include "common/norm_tensor.h"
 #include "cuda/cta.cuh"
 #include "cuda/launch.h"
 #include "cuda/norm.h"
 
 namespace vdiff::norm {
-
-using MaybeTensor = std::optional<Tensor>;
-
-inline int64_t frames_of(const MaybeTensor& t) { return t.has_value() ? t->size(1) : 1; }
 
 inline MaybeTensor as_float(const MaybeTensor& t) {
   if (!t.has_value() || t->scalar_type() == ScalarType::Float) return t;
@@ -20,17 +17,17 @@ inline MaybeTensor as_float(const MaybeTensor& t) {
 }
 
 // Owns the float32 copies that `view` points at.
-struct FloatVectors {
+struct FloatChannelInputs {
   MaybeTensor weight, bias, scale, shift, add;
 
-  FloatVectors(const MaybeTensor& weight, const MaybeTensor& bias, const MaybeTensor& scale, const MaybeTensor& shift,
-               const MaybeTensor& add)
+  FloatChannelInputs(const MaybeTensor& weight, const MaybeTensor& bias, const MaybeTensor& scale,
+                     const MaybeTensor& shift, const MaybeTensor& add)
       : weight(as_float(weight)),
         bias(as_float(bias)),
         scale(as_float(scale)),
         shift(as_float(shift)),
         add(as_float(add)) {}
-  Vectors view() const {
+  ChannelInputs view() const {
     return {data<float>(weight), data<float>(bias), data<float>(scale), data<float>(shift),
             data<float>(add),    frames_of(scale),  frames_of(shift)};
   }
@@ -40,9 +37,10 @@ inline Tensor scratch(const Tensor& x, int64_t n, ScalarType dtype = ScalarType:
   return torch::stable::new_empty(x, std::vector<int64_t>{n}, dtype);
 }
 
-inline bool on_packs(std::initializer_list<const void*> pointers) {
+// Whether all pointers are aligned to a vector.
+inline bool on_vectors(std::initializer_list<const void*> pointers) {
   return std::all_of(pointers.begin(), pointers.end(),
-                     [](const void* p) { return reinterpret_cast<uintptr_t>(p) % kBytesAPack == 0; });
+                     [](const void* p) { return reinterpret_cast<uintptr_t>(p) % kVectorBytes == 0; });
 }
 
 inline int device_attribute(const Tensor& x, cudaDeviceAttr which) {
@@ -51,7 +49,7 @@ inline int device_attribute(const Tensor& x, cudaDeviceAttr which) {
   return value;
 }
 
-// How the blocks of a launch belong together: in clusters, or as one grid that all runs at once.
+// Launch attributes: blocks in clusters, or a grid whose blocks all run at once.
 inline cudaLaunchAttribute in_clusters(int64_t blocks) {
   cudaLaunchAttribute attribute{};
   if (blocks == 1) return attribute;
@@ -65,8 +63,8 @@ inline cudaLaunchAttribute at_once() {
   return attribute;
 }
 
-// Lets `kernel` ask for all shared memory that a block can have: were it each launch's own bytes, host threads that
-// launch at the same time would lower each other's limit.
+// Raises the kernel's limit of shared memory to all that a block can have. A limit of each launch's own bytes could be
+// lowered by another host thread before the launch.
 template <class Problem>
 void allow_shared_memory(void (*kernel)(Problem)) {
   int device = 0, bytes = 0;
@@ -90,32 +88,34 @@ void start(void (*kernel)(Problem), const Problem& p, int64_t blocks, int64_t by
   check_launch();
 }
 
-static __global__ void __launch_bounds__(kThreads, 4) fold_kernel(Segments s, const float* parts, double* sums) {
+static __global__ void __launch_bounds__(kThreads, 4)
+    fold_kernel(NormGeometry s, int64_t cuts, const float* parts, double* sums) {
   DeviceCta cta;
-  fold_cuts(cta, s, blockIdx.x, parts, sums);
+  fold_cuts(cta, s, cuts, blockIdx.x, parts, sums);
 }
 
-// Gradients of weight and bias, a thread per channel.
+// Gradients of weight and bias, one thread per channel.
 static __global__ void __launch_bounds__(kThreads, 4)
-    channel_gradient_kernel(Segments s, Vectors v, const double* sums, float* dweight, float* dbias) {
+    channel_gradient_kernel(NormGeometry s, ChannelInputs v, const double* sums, float* dweight, float* dbias) {
   const int64_t c = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   if (c >= s.channels) return;
   if (dweight != nullptr) dweight[c] = channel_gradient<true>(s, v, sums, c);
   if (dbias != nullptr) dbias[c] = channel_gradient<false>(s, v, sums, c);
 }
 
-// Gradients of scale, shift or add, a thread per element of the (batch, frames, channels) output.
+// Gradients of scale, shift or add, one thread per element of the (batch, frames, channels) output.
 static __global__ void __launch_bounds__(kThreads, 4)
-    frame_gradient_kernel(Segments s, Vectors v, const double* sums, Framed which, int64_t frames, float* out) {
+    frame_gradient_kernel(NormGeometry s, ChannelInputs v, const double* sums, Framed which, int64_t frames,
+                          float* out) {
   const int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   if (i < s.batch * frames * s.channels) out[i] = frame_gradient(s, v, sums, which, frames, i);
 }
 
-// Gradients of the vectors that are there, in float32, then in their own dtype.
-class VectorGradients {
+// Gradients of the inputs that are given: computed in float32, returned in the input's dtype.
+class ChannelGradients {
  public:
-  VectorGradients(const Tensor& x, const MaybeTensor& weight, const MaybeTensor& bias, const MaybeTensor& scale,
-                  const MaybeTensor& shift, const MaybeTensor& add)
+  ChannelGradients(const Tensor& x, const MaybeTensor& weight, const MaybeTensor& bias, const MaybeTensor& scale,
+                   const MaybeTensor& shift, const MaybeTensor& add)
       : x_(x), like_{weight, bias, scale, shift, add} {
     for (const MaybeTensor& like : like_) {
       if (!like.has_value()) {
@@ -127,15 +127,16 @@ class VectorGradients {
     }
   }
 
-  // From the sums of every (segment, cut, channel).
-  void launch(const Segments& s, const Vectors& v, const float* parts, cudaStream_t stream) const {
+  // `parts` holds the three sums of every (segment, cut, channel).
+  void launch(const NormGeometry& s, int64_t cuts, const ChannelInputs& v, const float* parts,
+              cudaStream_t stream) const {
     bool wanted = false;
     for (int i = 0; i < 5; ++i) wanted = wanted || target(i) != nullptr;
     if (!wanted) return;
     const auto blocks = [](int64_t threads) { return ceil_div(threads, kThreads); };
-    const Tensor folded = scratch(x_, 3 * s.vectors(), ScalarType::Double);
+    const Tensor folded = scratch(x_, 3 * s.segment_channels(), ScalarType::Double);
     double* sums = mutable_data<double>(folded);
-    fold_kernel<<<blocks(s.vectors() * kWarp), kThreads, 0, stream>>>(s, parts, sums);
+    fold_kernel<<<blocks(s.segment_channels() * kWarp), kThreads, 0, stream>>>(s, cuts, parts, sums);
     if (target(0) != nullptr || target(1) != nullptr) {
       channel_gradient_kernel<<<blocks(s.channels), kThreads, 0, stream>>>(s, v, sums, target(0), target(1));
     }
