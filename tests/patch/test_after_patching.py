@@ -142,7 +142,9 @@ def test_adapters_before_and_after(name: str, first: str) -> None:
     )
     assert fused[1].keys() == eager[1].keys() == expected[1].keys()
     errors = [distance(result, expected) for result in (fused, eager)]
-    assert errors[0] <= 1.5 * errors[1]
+    # One draw of roundings through a whole network: 0.9 to 2.7 times eager's over three seeds and two thread counts. An
+    # adapter that is passed by is off by its whole contribution.
+    assert errors[0] <= 4 * errors[1]
 
 
 def tensors(given: dict[str, Any]) -> dict[str, Tensor]:
