@@ -17,7 +17,7 @@ test: $(VENV)/.built-test $(TRITON_PINNED)/.ready
 	$(BIN)/python -m gpu_emulator
 	$(PYTEST) -q -n 2 --dist worksteal
 
-# Every op's contract with its compiled kernels, in full: hours on two cores. `make test` runs a choice of it.
+# Every op's contract with its compiled kernels, in full: hours on two cores, so no part of `make test`.
 emulate: $(VENV)/.built-test $(TRITON_PINNED)/.ready
 	$(BIN)/python -m tests.emulated cuda
 	$(BIN)/python -m tests.emulated triton

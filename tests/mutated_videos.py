@@ -242,7 +242,7 @@ def _serve(paths: Iterable[str], bases: Path) -> None:
         print(json.dumps({"begins": name}), flush=True)
         try:
             result = examine(path, wholes[base])
-        except Exception as error:
+        except Exception as error:  # of any type, and a fault: a damaged file may raise a VideoError alone
             result = {"verdict": "error", "reason": f"{type(error).__name__}: {error}"}
         result["mib"] = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
         print(json.dumps(result | {"path": name}), flush=True)

@@ -2,7 +2,7 @@
 
     python -m tests.emulated cuda                                     every op, dtype and device
     python -m tests.emulated cuda --ops group_norm_silu --groups extra,large --devices h200 --dtypes float32
-    python -m tests.emulated triton --quick                           the short run of `make test`
+    python -m tests.emulated triton --quick                           the cases that --select listed
 
 A case passes where its values and gradients are as close to float64 as the op's spec asks, two orders of warps and
 blocks give the same bits, and no launch was refused or found at fault. Prints a row for each op, dtype and device, all
@@ -30,20 +30,25 @@ from tests.emulated.samples import GROUPS
 DEFAULT_GROUPS = {"cuda": ["contract", "strided", "offset", "extra"], "triton": ["contract"]}
 
 
+def _listed(text: str) -> list[str]:
+    return [part for part in text.split(",") if part]
+
+
 def _parse() -> argparse.Namespace:
     parse = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    listed = lambda text: [part for part in text.split(",") if part]  # noqa: E731 - used below alone
     parse.add_argument("backend", choices=list(BACKENDS))
-    parse.add_argument("--ops", type=listed, default=[])
-    parse.add_argument("--dtypes", type=listed, default=list(DTYPES))
+    parse.add_argument("--ops", type=_listed, default=[])
+    parse.add_argument("--dtypes", type=_listed, default=list(DTYPES))
     parse.add_argument(
-        "--devices", type=listed, default=[], help="cuda: h200,a100,small,small80,plain; triton: sm_90,sm_80"
+        "--devices", type=_listed, default=[], help="cuda: h200,a100,small,small80,plain; triton: sm_90,sm_80"
     )
-    parse.add_argument("--groups", type=listed, default=[], help=", ".join(GROUPS))
+    parse.add_argument("--groups", type=_listed, default=[], help=", ".join(GROUPS))
     parse.add_argument("--sample", default="", help="only samples whose name contains this")
-    parse.add_argument("--quick", action="store_true", help="the listed cases of `make test`, races in one order")
+    parse.add_argument("--quick", action="store_true", help="the cases that --select listed, races in one order")
     parse.add_argument("--share", default="0/1", help="i/n: the i-th of n parts of the cases")
-    parse.add_argument("--select", action="store_true", help="choose the cases of --quick from these and list them")
+    parse.add_argument(
+        "--select", action="store_true", help="choose few of these that run every kernel, and list them for --quick"
+    )
     parse.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     parse.add_argument("--json", type=Path, help="write every result here")
     parse.add_argument("--keep", type=Path, help="keep the results, with what they executed, for a later look")
@@ -55,6 +60,10 @@ def _parse() -> argparse.Namespace:
 
 def _cases(options: argparse.Namespace) -> list[Case]:
     if options.quick:
+        if not quick_list(options.backend).exists():
+            raise SystemExit(
+                f"no cases are listed for --quick: run python -m tests.emulated {options.backend} --select"
+            )
         cases = [c for c in read_cases(quick_list(options.backend)) if c.device in options.devices]
         cases = [c for c in cases if not options.ops or c.op in options.ops]
     else:

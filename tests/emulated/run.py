@@ -202,7 +202,7 @@ def run_case(vf: ModuleType, backend: Any, case: Case, *, thorough: bool = True,
     except EmulatorError as error:
         if not result.problems:
             result.raised = str(error)
-    except Exception:
+    except Exception:  # of any type: a failure of this case, told with the others
         result.raised = traceback.format_exc(limit=-4)
     result.seconds = time.monotonic() - start
     if coverage:

@@ -35,6 +35,10 @@ def _plain(module: nn.Module, *inputs: Tensor) -> Tensor:
     return module(*inputs)
 
 
+def _projected(module: nn.Module, x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    return modulated_linear(modulated(x, shift, scale), module)
+
+
 def _of_modulated(module: nn.Module, x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     return module(modulated(x, shift, scale))
 
@@ -67,8 +71,7 @@ def _cases() -> Iterator[Case]:
         attention = vf.nn.TokenAttention(16, 2, axis, qk_norm=True)
         yield Case(f"TokenAttention-{axis}", attention, _of_modulated, (tokens, *vectors))
     yield Case("GELUMLP", vf.nn.GELUMLP(16, 32), _of_modulated, (tokens, *vectors))
-    projected = lambda m, x, *v: modulated_linear(modulated(x, *v), m)  # noqa: E731 - used once
-    yield Case("modulated_linear", nn.Linear(16, 8), projected, (tokens, *vectors))
+    yield Case("modulated_linear", nn.Linear(16, 8), _projected, (tokens, *vectors))
     yield Case("TimestepEmbedding", vf.nn.TimestepEmbedding(16, 32), _plain, (9 * torch.rand(2, dtype=torch.float64),))
     yield Case("FrameConv2d", vf.nn.FrameConv2d(16, 8, 3, padding=1), _plain, (video,))
     yield Case("TemporalConv", vf.nn.TemporalConv(16, 8), _plain, (video,))
