@@ -66,8 +66,8 @@ def test_columns_of_the_sampler_table_have_one_order() -> None:
 
 def test_limits_of_attention_are_the_kernels() -> None:
     room = "csrc/ops/temporal_attention"
-    rows = int(re.sub(r"\D", "", _constant(f"{room}/cuda_four_warps.h", "kTallKeys")))
-    assert _constant(f"{room}/cuda_four_warps.h", "kMaxTallFrames") == "8 * kTallKeys"
+    rows = int(re.sub(r"\D", "", _constant(f"{room}/cuda_four_warps.h", "kKeyOctets")))
+    assert _constant(f"{room}/cuda_four_warps.h", "kMaxFrames") == "8 * kKeyOctets"
     assert 8 * rows == MAX_FRAMES
     for path, name in ((f"{room}/cuda_tile.h", "kMaxWarpDim"), ("csrc/common/tokens.h", "kMaxHeadDim")):
         assert int(_constant(path, name)) == tokens.MAX_HEAD_DIM

@@ -1,5 +1,6 @@
 // Philox4x32-10 and Box-Muller with fixed fp32 polynomials: the numbers of vdiff_fast/_philox.py, for host and device.
-// Multiply and add are rounded apart on every target, so normals are bit-equal; the CPU's vectors are in cpu/philox.h.
+// Products and sums are rounded separately on every target, so that the normals have the same bits everywhere. The
+// CPU's vectorised version is in cpu/philox.h.
 #pragma once
 
 #include <stdint.h>
@@ -33,12 +34,12 @@ constexpr int32_t kTwoThirds = 0x3F2AAAAB;
 #if defined(__CUDACC__)
 namespace vdiff::philox {
 
-// What every element of one sample shares: the key, and the counter's upper words.
+// What all elements of a sample have in common: the key, and the two upper words of the counter.
 struct Stream {
   uint32_t key0, key1, sample, stream;
 };
 
-// Null sample_offset or stream stands for 0.
+// b is the number of the sample in the batch. A null sample_offset or stream means 0.
 __device__ __forceinline__ Stream make_stream(const int64_t* seed, const int64_t* sample_offset, const int64_t* stream,
                                               int64_t b) {
   const uint64_t key = static_cast<uint64_t>(*seed);
@@ -46,6 +47,7 @@ __device__ __forceinline__ Stream make_stream(const int64_t* seed, const int64_t
           static_cast<uint32_t>((sample_offset ? *sample_offset : 0) + b), static_cast<uint32_t>(stream ? *stream : 0)};
 }
 
+// The four random words of counter `quad`.
 __device__ __forceinline__ void words(const Stream& s, uint64_t quad, uint32_t (&c)[4]) {
   c[0] = static_cast<uint32_t>(quad), c[1] = static_cast<uint32_t>(quad >> 32), c[2] = s.sample, c[3] = s.stream;
   uint32_t key0 = s.key0, key1 = s.key1;
@@ -58,10 +60,10 @@ __device__ __forceinline__ void words(const Stream& s, uint64_t quad, uint32_t (
   }
 }
 
-// value * x + c in two roundings.
+// value * x + c, rounded twice.
 __device__ __forceinline__ float step(float value, float x, float c) { return __fadd_rn(__fmul_rn(value, x), c); }
 
-// Device code has no constexpr arrays, but it has their elements.
+// Device code cannot read a constexpr array of the host, but it can use constexpr variables.
 template <int I>
 constexpr float kLogTerm = kLog[I];
 template <int I>
@@ -77,7 +79,7 @@ __device__ __forceinline__ float log_polynomial(float f) {
   return step(value, f, kLogTerm<0>);
 }
 
-// sqrt(-2 log u), u = word / 2^32 + 2^-33.
+// The radius of Box and Muller: sqrt(-2 log u), u = word / 2^32 + 2^-33.
 __device__ __forceinline__ float radius(uint32_t word) {
   const float u = __fadd_rn(__fmul_rn(__uint2float_rn(word), 0x1p-32f), 0x1p-33f);
   const int32_t bits = __float_as_int(u), exponent = (bits - kTwoThirds) >> 23;
@@ -85,7 +87,7 @@ __device__ __forceinline__ float radius(uint32_t word) {
   return __fsqrt_rn(__fadd_rn(__fmul_rn(f, log_polynomial(f)), __fmul_rn(__int2float_rn(exponent), kMinus2Ln2)));
 }
 
-// r cos and r sin of 2 pi word / 2^32.
+// The two normals of Box and Muller: r cos(a) and r sin(a), a = 2 pi word / 2^32.
 __device__ __forceinline__ void polar(float r, uint32_t word, float& first, float& second) {
   const uint32_t quadrant = (word + (1u << 29)) >> 30;
   const float x = __fmul_rn(__int2float_rn(static_cast<int32_t>(word - (quadrant << 30))), kAngle), z = __fmul_rn(x, x);
@@ -98,7 +100,7 @@ __device__ __forceinline__ void polar(float r, uint32_t word, float& first, floa
   first = __fmul_rn(r, __uint_as_float(a)), second = __fmul_rn(r, __uint_as_float(b));
 }
 
-// The four normals of one counter, elements 4 quad ... 4 quad + 3 of the sample.
+// The four normals of counter `quad`: elements 4 quad to 4 quad + 3 of the sample.
 __device__ __forceinline__ void normals(const Stream& s, uint64_t quad, float (&n)[4]) {
   uint32_t w[4];
   words(s, quad, w);

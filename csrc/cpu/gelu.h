@@ -1,7 +1,7 @@
 // GELU on vectors: by the normal distribution function, and by tanh.
 #pragma once
 
-#include "cpu/lanes.h"
+#include "cpu/vec.h"
 
 namespace vdiff::VDIFF_ISA {
 
@@ -14,8 +14,8 @@ struct Normal {
 // cancels.
 template <int kDigits>
 inline Normal<vfloat> normal(vfloat x) {
-  const vfloat t = vmin(vmax(x, -x), splat(14.0f));
-  const vfloat e = exp_minus<kDigits>(t * t * 0.5f);
+  const vfloat t = min(max(x, -x), splat(14.0f));
+  const vfloat e = exp_neg<kDigits>(t * t * 0.5f);
   const vfloat u = divide<kDigits>(splat(1.0f), fma(t, splat(0.35f), splat(1.0f)));
   vfloat p = splat(-0.02911511943f);
   p = fma(p, u, splat(0.1438189085f));
@@ -52,12 +52,12 @@ struct TanhGelu {
   inline V exponent() const { return clamped * fma(square, V{} + kCubic, V{} + kLinear); }
   template <int kDigits>
   inline V value() const {
-    return divide<kDigits>(z, 1 + exp_minus<kDigits>(exponent()));
+    return divide<kDigits>(z, 1 + exp_neg<kDigits>(exponent()));
   }
   // s + z s (1 - s) v', s = 1 / (1 + e^-v), with 1 - s = e^-v s; a NaN stays one.
   template <int kDigits>
   inline V slope() const {
-    const V e = exp_minus<kDigits>(exponent()), s = divide<kDigits>(V{} + 1, 1 + e);
+    const V e = exp_neg<kDigits>(exponent()), s = divide<kDigits>(V{} + 1, 1 + e);
     const V dv = fma(square, V{} + 3 * kCubic, V{} + kLinear);
     const V slope = s * fma(clamped * dv, e * s, V{} + 1);
     return z == z ? slope : z;

@@ -2,15 +2,15 @@
 // cache. Included by cpu_kernel.cpp files only.
 #pragma once
 
-#include "cpu/columns.h"
 #include "cpu/layer_norm_rows.h"
+#include "cpu/row_vectors.h"
 
 namespace vdiff::VDIFF_ISA {
 
 template <class T, bool kGated, bool kAffine>
-struct LayerNorm : Columns<T> {
-  using Base = Columns<T>;
-  using Base::each_vector, Base::each_vector_of_four, Base::first, Base::get, Base::kCount, Base::put, Base::total;
+struct LayerNorm : RowVectors<T> {
+  using Base = RowVectors<T>;
+  using Base::each_vector, Base::each_vector_unrolled, Base::kCount, Base::reduce_sum4;
   using typename Base::Real;
   using typename Base::V;
   // Rows that share a pass over the column sums.
@@ -27,27 +27,28 @@ struct LayerNorm : Columns<T> {
 
   static Statistics statistics(const T* x, int64_t n, Real eps) {
     V sum[4] = {}, square[4] = {};
-    each_vector_of_four(n, [&](int64_t i, int lanes, int j) { sum[j] += get(x + i, lanes); });
-    const Real high = total(sum) / static_cast<Real>(n);
+    each_vector_unrolled(n, [&](int64_t i, int lanes, int j) { sum[j] += load_n(x + i, lanes); });
+    const Real high = reduce_sum4(sum) / static_cast<Real>(n);
     for (V& s : sum) s = V{};
-    each_vector_of_four(n, [&](int64_t i, int lanes, int j) {
-      const V d = first(get(x + i, lanes) - (V{} + high), lanes);
+    each_vector_unrolled(n, [&](int64_t i, int lanes, int j) {
+      const V d = keep_n<T>(load_n(x + i, lanes) - (V{} + high), lanes);
       sum[j] += d;
       square[j] = fma(d, d, square[j]);
     });
-    const Real low = total(sum) / static_cast<Real>(n), variance = total(square) / static_cast<Real>(n) - low * low;
+    const Real low = reduce_sum4(sum) / static_cast<Real>(n),
+               variance = reduce_sum4(square) / static_cast<Real>(n) - low * low;
     const double root = __builtin_sqrt(static_cast<double>((variance > 0 ? variance : Real{0}) + eps));
     return {high, low, static_cast<Real>(1.0 / root)};
   }
 
   static void gate_row(const T* residual, const T* branch, const T* gate, T* h, int64_t n) {
     transform<false>(h, n, [&](int64_t i, int lanes) {
-      return fma(get(gate + i, lanes), get(branch + i, lanes), get(residual + i, lanes));
+      return fma(load_n(gate + i, lanes), load_n(branch + i, lanes), load_n(residual + i, lanes));
     });
   }
 
   static void forward(const LayerNormForward& a, int64_t begin, int64_t end) {
-    const bool past = a.past_cache && whole_vectors((const T*)a.y, a.runs.width);
+    const bool past = a.streamed && aligned_vectors((const T*)a.y, a.runs.width);
     (past ? forward_as<true> : forward_as<false>)(a, begin, end);
   }
   template <bool kPast>
@@ -66,16 +67,16 @@ struct LayerNorm : Columns<T> {
       const Statistics s = statistics(x, n, static_cast<Real>(a.eps));
       planes[row] = s.high, planes[a.runs.rows + row] = s.low, planes[2 * a.runs.rows + row] = s.rstd;
       transform<kPast>((T*)a.y + at, n, [&](int64_t i, int lanes) {
-        V z = s.normed(get(x + i, lanes));
+        V z = s.normed(load_n(x + i, lanes));
         if constexpr (kAffine) z = affine(z, weight, bias, i, lanes);
-        return fma(z, get(scale + i, lanes) + 1, get(shift + i, lanes));
+        return fma(z, load_n(scale + i, lanes) + 1, load_n(shift + i, lanes));
       });
     }
-    if constexpr (kPast) stores_done();
+    if constexpr (kPast) stream_fence();
   }
   static inline V affine(V z, const Real* weight, const Real* bias, int64_t i, int lanes) {
-    const V w = weight ? get(weight + i, lanes) : V{} + 1;
-    return fma(z, w, bias ? get(bias + i, lanes) : V{});
+    const V w = weight ? load_n(weight + i, lanes) : V{} + 1;
+    return fma(z, w, bias ? load_n(bias + i, lanes) : V{});
   }
 
   // Column sums of one run within a part: dy, dy * normed, dh * branch; then of dz and dz * normed over the whole part.
@@ -100,12 +101,12 @@ struct LayerNorm : Columns<T> {
     for (int r = 0; r < kRows; ++r) s[r] = read_statistics((const Real*)a.statistics, a.runs, row + r);
     V dot[kRows] = {}, mean[kRows] = {};
     each_vector(n, [&](int64_t i, int lanes) {
-      const V gain = get(scale + i, lanes) + 1;
+      const V gain = load_n(scale + i, lanes) + 1;
       V w = gain;
-      if constexpr (kAffine) w = weight ? gain * get(weight + i, lanes) : gain;
+      if constexpr (kAffine) w = weight ? gain * load_n(weight + i, lanes) : gain;
       V sum[kRows], sum_normed[kRows];
       for (int r = 0; r < kRows; ++r) {
-        const V g = get(dy + r * n + i, lanes), normed = s[r].normed(get(x + r * n + i, lanes));
+        const V g = load_n(dy + r * n + i, lanes), normed = s[r].normed(load_n(x + r * n + i, lanes));
         sum[r] = g, sum_normed[r] = g * normed;
         mean[r] = fma(g, w, mean[r]);
         dot[r] = fma(sum_normed[r], w, dot[r]);
@@ -121,16 +122,16 @@ struct LayerNorm : Columns<T> {
       }
     });
     for (int r = 0; r < kRows; ++r) {
-      mean[r] = V{} + sum_lanes(mean[r]) / static_cast<Real>(n);
-      dot[r] = V{} + sum_lanes(dot[r]) / static_cast<Real>(n);
+      mean[r] = V{} + reduce_sum(mean[r]) / static_cast<Real>(n);
+      dot[r] = V{} + reduce_sum(dot[r]) / static_cast<Real>(n);
     }
     each_vector(n, [&](int64_t i, int lanes) {
-      V w = get(scale + i, lanes) + 1;
-      if constexpr (kAffine) w = weight ? w * get(weight + i, lanes) : w;
+      V w = load_n(scale + i, lanes) + 1;
+      if constexpr (kAffine) w = weight ? w * load_n(weight + i, lanes) : w;
       V dx[kRows];
       for (int r = 0; r < kRows; ++r) {
-        const V normed = s[r].normed(get(x + r * n + i, lanes));
-        dx[r] = (fma(get(dy + r * n + i, lanes), w, -mean[r]) - normed * dot[r]) * s[r].rstd;
+        const V normed = s[r].normed(load_n(x + r * n + i, lanes));
+        dx[r] = (fma(load_n(dy + r * n + i, lanes), w, -mean[r]) - normed * dot[r]) * s[r].rstd;
       }
       finish_vector<kRows>(a, at + i, i, run, lanes, dx, sums);
     });
@@ -142,16 +143,16 @@ struct LayerNorm : Columns<T> {
                                    V (&dx)[kRows], const Sums& sums) {
     const int64_t n = a.runs.width;
     if constexpr (kGated) {
-      const V gate = get(a.gate.at<T>(a.runs, run) + i, lanes);
+      const V gate = load_n(a.gate.at<T>(a.runs, run) + i, lanes);
       V sum{};
       for (int r = 0; r < kRows; ++r) {
-        if (a.dh) dx[r] += get((const T*)a.dh + at + r * n, lanes);
-        put((T*)a.dbranch + at + r * n, dx[r] * gate, lanes);
-        sum = fma(dx[r], get((const T*)a.branch + at + r * n, lanes), sum);
+        if (a.dh) dx[r] += load_n((const T*)a.dh + at + r * n, lanes);
+        store_n((T*)a.dbranch + at + r * n, dx[r] * gate, lanes);
+        sum = fma(dx[r], load_n((const T*)a.branch + at + r * n, lanes), sum);
       }
       store(sums.dh_branch + i, load(sums.dh_branch + i) + sum);
     }
-    for (int r = 0; r < kRows; ++r) put((T*)a.dx + at + r * n, dx[r], lanes);
+    for (int r = 0; r < kRows; ++r) store_n((T*)a.dx + at + r * n, dx[r], lanes);
   }
 
   static void backward(const LayerNormBackward& a, int64_t part, void* memory) {
@@ -190,11 +191,11 @@ struct LayerNorm : Columns<T> {
     T *dshift = (T*)a.dshift + run * n, *dscale = (T*)a.dscale + run * n, *dgate = (T*)a.dgate + run * n;
     const Real *weight = (const Real*)a.weight, *bias = (const Real*)a.bias;
     for (int64_t i = 0; i < n; ++i) {
-      narrow(dshift + i, dy[i]);
+      store_rounded(dshift + i, dy[i]);
       double gained = dy_normed[i];
       if constexpr (kAffine) gained = gained * (weight ? weight[i] : 1) + (bias ? bias[i] * double(dy[i]) : 0);
-      narrow(dscale + i, gained);
-      if constexpr (kGated) narrow(dgate + i, dh_branch[i]);
+      store_rounded(dscale + i, gained);
+      if constexpr (kGated) store_rounded(dgate + i, dh_branch[i]);
     }
   }
 

@@ -17,7 +17,7 @@ struct LayerNormForward {
   const void *weight, *bias;
   void *h, *y, *statistics;
   // Whether y leaves the cache before anybody reads it.
-  bool past_cache;
+  bool streamed;
 };
 
 struct LayerNormBackward {

@@ -1,4 +1,4 @@
-// The schema's seed, sample_offset and stream as a CPU kernel's NoiseSource, and the loop over (sample, task).
+// For host code: the NoiseSource of an operator's arguments, and the parallel loop over samples and tasks.
 #pragma once
 
 #include "common/video.h"
@@ -7,7 +7,8 @@
 
 namespace vdiff {
 
-inline int64_t word(const MaybeTensor& t) { return t.has_value() ? *data<int64_t>(*t) : 0; }
+// The number in a one-element tensor; 0 if it is absent.
+inline int64_t number(const MaybeTensor& t) { return t.has_value() ? *data<int64_t>(*t) : 0; }
 
 inline NoiseSource noise_source(const MaybeTensor& given, const MaybeTensor& seed, const MaybeTensor& sample_offset,
                                 const MaybeTensor& stream, const FrameCorrelation& correlation) {
@@ -17,12 +18,12 @@ inline NoiseSource noise_source(const MaybeTensor& given, const MaybeTensor& see
     source.given_is_float = given->scalar_type() == ScalarType::Float;
   }
   source.drawn = seed.has_value();
-  source.seed = word(seed), source.sample_offset = word(sample_offset), source.stream = word(stream);
+  source.seed = number(seed), source.sample_offset = number(sample_offset), source.stream = number(stream);
   source.correlation = correlation;
   return source;
 }
 
-// Every sample's positions in pieces of `step`: those of a frame where a task walks all frames.
+// Splits the positions of every sample, or of a frame if frames are correlated, into tasks of `step` positions.
 struct NoiseTasks {
   int64_t batch, positions, step, elements;
 
@@ -34,7 +35,7 @@ struct NoiseTasks {
 
   int64_t per_sample() const { return (positions + step - 1) / step; }
 
-  // body(sample, task, begin, end)
+  // body(sample, task, begin, end) for every task, in parallel.
   template <class Body>
   void run(const Body& body) const {
     const int64_t tasks = per_sample();

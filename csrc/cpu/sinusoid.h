@@ -2,7 +2,7 @@
 #pragma once
 
 #include "common/philox.h"
-#include "cpu/simd.h"
+#include "cpu/vec.h"
 
 namespace vdiff::VDIFF_ISA {
 

@@ -1,4 +1,4 @@
-// How a thread finds its four elements, their noise, and reads and writes them.
+// The four elements of a thread: where they lie, their noise, and how they are loaded and stored.
 #pragma once
 
 #include "common/frame_correlation.h"
@@ -12,7 +12,7 @@ namespace vdiff {
 
 constexpr int kDrawThreads = 256;
 
-// Given, drawn (seed not null), or none.
+// The noise of a kernel: the tensor `given`, drawn if seed is not null, or none if both are null.
 struct DeviceNoise {
   const void* given;
   bool given_is_float;
@@ -30,14 +30,15 @@ inline DeviceNoise device_noise(const MaybeTensor& given, const MaybeTensor& see
           seed.has_value() ? correlation : FrameCorrelation{}};
 }
 
-// Blocks that one sample takes, at four elements a thread: of the sample, or of its every frame where they are
+// Blocks per sample at four elements per thread; a thread computes its elements in every frame if frames are
 // correlated.
 inline int64_t draw_blocks(const SampleLayout& layout, const DeviceNoise& noise) {
   const int64_t frames = noise.correlation.frames > 0 ? noise.correlation.frames : 1;
   return ceil_div(ceil_div(layout.channels * layout.positions / frames, 4), kDrawThreads);
 }
 
-// One thread's counter: where its four elements lie in the sample. `packed`: side by side.
+// The counter of a thread and the offsets of its four elements in the sample, of which `count` exist. `packed`: they
+// are adjacent.
 struct Quad {
   uint64_t index;
   int64_t at[4];
@@ -46,12 +47,13 @@ struct Quad {
 };
 
 __device__ __forceinline__ int64_t quotient(int64_t a, int64_t b) {
-  // A 64-bit division is ten times as long as a 32-bit one.
+  // A 64-bit division takes ten times as many instructions as a 32-bit one.
   if ((static_cast<uint64_t>(a | b) >> 32) == 0) return static_cast<uint32_t>(a) / static_cast<uint32_t>(b);
   return a / b;
 }
 
-// The i-th counter in an order that keeps a warp's accesses close; false past the end. Channels lie `plane` apart.
+// The i-th counter, in an order in which the accesses of a warp are coalesced as far as possible; false past the last
+// one. Channels are `plane` elements apart.
 __device__ __forceinline__ bool find_quad(int64_t channels, int64_t positions, int64_t plane, int64_t i, Quad& quad) {
   const int64_t elements = channels * positions;
   if (4 * i >= elements) return false;
@@ -82,16 +84,16 @@ __device__ __forceinline__ bool vectorised(const T* p, const Quad& quad) {
 }
 
 template <class T>
-struct alignas(4 * sizeof(T)) Pack {
+struct alignas(4 * sizeof(T)) Vector4 {
   T v[4];
 };
 
 template <class T>
 __device__ __forceinline__ void read(const T* p, const Quad& quad, float (&x)[4]) {
   if (vectorised(p, quad)) {
-    const auto pack = *reinterpret_cast<const Pack<T>*>(p + quad.at[0]);
+    const auto vector = *reinterpret_cast<const Vector4<T>*>(p + quad.at[0]);
 #pragma unroll
-    for (int w = 0; w < 4; ++w) x[w] = to_float(pack.v[w]);
+    for (int w = 0; w < 4; ++w) x[w] = to_float(vector.v[w]);
     return;
   }
 #pragma unroll
@@ -101,10 +103,10 @@ __device__ __forceinline__ void read(const T* p, const Quad& quad, float (&x)[4]
 template <class T>
 __device__ __forceinline__ void write(T* p, const Quad& quad, const float (&x)[4]) {
   if (vectorised(p, quad)) {
-    Pack<T> pack;
+    Vector4<T> vector;
 #pragma unroll
-    for (int w = 0; w < 4; ++w) pack.v[w] = from_float<T>(x[w]);
-    store_whole(p + quad.at[0], pack);
+    for (int w = 0; w < 4; ++w) vector.v[w] = from_float<T>(x[w]);
+    store_whole(p + quad.at[0], vector);
     return;
   }
 #pragma unroll
@@ -113,7 +115,7 @@ __device__ __forceinline__ void write(T* p, const Quad& quad, const float (&x)[4
   }
 }
 
-// T is the dtype of a given noise that is not float32; `base` is the sample's first element.
+// T is the type of a given noise that is not float32; `base` is the offset of the sample.
 template <class T>
 __device__ __forceinline__ void read_noise(const DeviceNoise& noise, int64_t sample, int64_t base, const Quad& quad,
                                            float (&n)[4]) {
@@ -129,13 +131,13 @@ __device__ __forceinline__ void read_noise(const DeviceNoise& noise, int64_t sam
   }
 }
 
-// Four normals from element `first` on, which need not begin a counter.
+// The normals of the elements first to first + 3; `first` need not be the first element of a counter.
 __device__ __forceinline__ void normals_from(const philox::Stream& stream, int64_t first, float (&n)[4]) {
   if (first % 4 == 0) return philox::normals(stream, first / 4, n);
   float low[4], high[4];
   philox::normals(stream, first / 4, low);
   philox::normals(stream, first / 4 + 1, high);
-  // Selections of registers: an index would put the eight numbers into local memory.
+  // Selects registers: indexing an array at run time would put the eight numbers into local memory.
   const bool one = first % 4 == 1, two = first % 4 == 2;
   n[0] = one ? low[1] : two ? low[2] : low[3];
   n[1] = one ? low[2] : two ? low[3] : high[0];
@@ -143,10 +145,11 @@ __device__ __forceinline__ void normals_from(const philox::Stream& stream, int64
   n[3] = one ? high[0] : two ? high[1] : high[2];
 }
 
-// body(quad, n) for the i-th four elements of every frame, in the order of frames: what they share stays in registers.
+// body(quad, n) for the i-th four elements of every frame, in the order of the frames; the noise that frames share
+// stays in registers.
 template <class Body>
-__device__ __forceinline__ void walk_frames(const DeviceNoise& noise, const SampleLayout& layout, int64_t sample,
-                                            int64_t i, const Body& body) {
+__device__ __forceinline__ void for_each_frame(const DeviceNoise& noise, const SampleLayout& layout, int64_t sample,
+                                               int64_t i, const Body& body) {
   const FrameCorrelation& c = noise.correlation;
   const int64_t positions = quotient(layout.positions, c.frames), elements = layout.channels * positions;
   Quad quad;
@@ -170,13 +173,13 @@ __device__ __forceinline__ void walk_frames(const DeviceNoise& noise, const Samp
   }
 }
 
-// body(quad, n) for a thread's four elements, kFrames: of every frame. T is the dtype of a given noise that is not
-// float32.
+// body(quad, n) for the four elements of a thread, with kFrames in every frame. T is the type of a given noise that is
+// not float32.
 template <class T, bool kFrames, class Body>
 __device__ __forceinline__ void for_each_quad(const DeviceNoise& noise, const SampleLayout& layout, int64_t sample,
                                               int64_t i, const Body& body) {
   if constexpr (kFrames) {
-    walk_frames(noise, layout, sample, i, body);
+    for_each_frame(noise, layout, sample, i, body);
   } else {
     Quad quad;
     if (!find_quad(layout.channels, layout.positions, layout.positions, i, quad)) return;

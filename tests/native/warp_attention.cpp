@@ -228,20 +228,20 @@ void run(const vdiff::WarpProblem& p, bool backward, const ParameterGradients& g
 }
 
 // The warps of a block one after the other between two barriers.
-void run_tall(const vdiff::WarpProblem& p, bool backward, const ParameterGradients& gradients) {
-  using Attention = vdiff::TallAttention<HostWarp>;
-  const int warps = (p.frames + vdiff::kTallRows - 1) / vdiff::kTallRows;
+void run_four_warps(const vdiff::WarpProblem& p, bool backward, const ParameterGradients& gradients) {
+  using Attention = vdiff::FourWarpAttention<HostWarp>;
+  const int warps = (p.frames + vdiff::kWarpRows - 1) / vdiff::kWarpRows;
   for (int64_t h = 0; h < p.heads; ++h) {
     std::vector<std::vector<float>> sums(warps, std::vector<float>(Attention::kSums));
     for (int64_t i = 0; i < p.batch * p.positions; ++i) {
-      vdiff::TallRows rows;
+      vdiff::SharedRows rows;
       std::fill_n(reinterpret_cast<float*>(&rows), sizeof(rows) / sizeof(float), NAN);
       const auto every_warp = [&](auto step) {
         for (int w = 0; w < warps; ++w) {
           step(Attention{{p, i / p.positions, i % p.positions, h, sums[w].data(), 2 * w}, rows});
         }
       };
-      if (p.q_weight) every_warp([](const Attention& a) { a.share_norms(); });
+      if (p.q_weight) every_warp([](const Attention& a) { a.write_norm_scales(); });
       if (!backward) {
         every_warp([](const Attention& a) { a.forward(); });
       } else {
@@ -250,7 +250,7 @@ void run_tall(const vdiff::WarpProblem& p, bool backward, const ParameterGradien
       }
     }
     for (int w = 0; w < warps && backward; ++w) {
-      gradients.add(p, h, sums[w], vdiff::kTallKeys, w * vdiff::kTallRows, vdiff::kTallRows);
+      gradients.add(p, h, sums[w], vdiff::kKeyOctets, w * vdiff::kWarpRows, vdiff::kWarpRows);
     }
   }
 }
@@ -275,5 +275,5 @@ extern "C" void warp_attention(void* const* tensors, const float* bias, const ui
   const ParameterGradients gradients{dbias, dq_weight, dk_weight};
   frames <= 16   ? run<1>(p, backward, gradients)
   : frames <= 32 ? run<2>(p, backward, gradients)
-                 : run_tall(p, backward, gradients);
+                 : run_four_warps(p, backward, gradients);
 }

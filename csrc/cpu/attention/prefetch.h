@@ -1,50 +1,54 @@
 // Software prefetch that is spread over the steps of a product. Included by cpu_kernel.cpp only.
 #pragma once
 
-#include "cpu/simd.h"
+#include "cpu/vec.h"
 
 namespace vdiff::VDIFF_ISA {
 
-// What is asked for while products are computed, so that memory and arithmetic overlap: no hardware prefetcher follows
-// rows from frame to frame, and asked for at once they would wait for each other in the core's few miss buffers.
-class Ahead {
+// A list of cache lines to prefetch, issued a few at a time between the steps of a product so that memory and
+// arithmetic overlap. The hardware prefetcher does not follow rows from frame to frame, and issued all at once the
+// prefetches would fill the core's few miss buffers.
+class Prefetcher {
  public:
-  struct Run {
+  // Bytes [at, end).
+  struct Range {
     const char *at, *end;
   };
 
-  explicit Ahead(Run* runs) : run_(runs), last_(runs) { *last_ = {(const char*)runs, nullptr}; }
+  // `ranges` has room for every range that add() appends, and for one more.
+  explicit Prefetcher(Range* ranges) : range_(ranges), last_(ranges) { *last_ = {(const char*)ranges, nullptr}; }
 
   // `count` rows of `bytes`, `stride` bytes apart.
   void add(const void* row, int64_t count, int64_t stride, int64_t bytes) {
     const char* at = (const char*)row;
     if (stride == bytes) bytes *= count, count = 1;
     for (; count > 0; --count, at += stride) *last_++ = {at, at + bytes};
-    *last_ = {(const char*)run_, nullptr};
-    at_ = run_->at;
+    *last_ = {(const char*)range_, nullptr};
+    at_ = range_->at;
   }
 
-  // One cache line; after the last one an address that does no harm.
-  void ask() {
+  // Prefetches the next cache line; after the last one the list itself, which is in cache anyway.
+  void issue() {
     __builtin_prefetch(at_);
     at_ += 64;
-    if (at_ >= run_->end) {
-      run_ += run_ != last_;
-      at_ = run_->at;
+    if (at_ >= range_->end) {
+      range_ += range_ != last_;
+      at_ = range_->at;
     }
   }
-  // For what is done between the products, which wide vectors make too short for all lines.
-  void ask_aside() {
-    if constexpr (kVectorBytes == 64) ask();
+  // Called between the products: with 64-byte vectors their steps are too few to issue all lines.
+  void issue_if_wide() {
+    if constexpr (kVectorBytes == 64) issue();
   }
 
  private:
-  Run *run_, *last_;
-  const char* at_ = (const char*)run_;
+  Range *range_, *last_;
+  const char* at_ = (const char*)range_;
 };
 
-// Steps of a product for each line asked for, in the forward and in the backward. With narrow vectors there are more
-// steps than lines, and asking at each of them cost a fifth of the whole (AVX2).
-constexpr int kForwardEvery = kVectorBytes == 64 ? 1 : 2, kBackwardEvery = kVectorBytes == 64 ? 1 : 4;
+// Steps of a product per prefetched line, in the forward and in the backward. Narrow vectors take more steps than there
+// are lines; with AVX2 a prefetch in each of them took a fifth of the kernel's time.
+constexpr int kForwardPrefetchStep = kVectorBytes == 64 ? 1 : 2;
+constexpr int kBackwardPrefetchStep = kVectorBytes == 64 ? 1 : 4;
 
 }  // namespace vdiff::VDIFF_ISA

@@ -1,73 +1,75 @@
-// Softmax over keys and its backward, on [key][query] with queries as lanes: no sum across lanes. Included by the CPU
-// kernels only.
+// Softmax over keys and its backward, on [key][query] with queries as lanes, so that no sum crosses lanes. Included by
+// cpu_kernel.cpp files only.
 #pragma once
 
 #include "cpu/attention/matrix.h"
 
 namespace vdiff::VDIFF_ISA {
 
-// Sum of term(u) over the keys, in four chains: shorter chains round less, and do not wait for each other.
+// The sum of term(u) over the keys as four partial sums: each has fewer terms to round and they do not wait for each
+// other.
 template <class A, class Term>
-inline auto sum_keys(int64_t keys, Term term) {
-  typename Simd<A>::V chain[4] = {};
+inline auto sum_over_keys(int64_t keys, Term term) {
+  typename VecOrScalar<A>::V partial[4] = {};
   int64_t u = 0;
   for (; u + 4 <= keys; u += 4) {
 #pragma GCC unroll 4
-    for (int i = 0; i < 4; ++i) chain[i] = chain[i] + term(u + i);
+    for (int i = 0; i < 4; ++i) partial[i] = partial[i] + term(u + i);
   }
-  for (; u < keys; ++u) chain[0] = chain[0] + term(u);
-  return (chain[0] + chain[1]) + (chain[2] + chain[3]);
+  for (; u < keys; ++u) partial[0] = partial[0] + term(u);
+  return (partial[0] + partial[1]) + (partial[2] + partial[3]);
 }
 
-// 1 / x, and 0 for 0: a query without keys.
+// 1 / x, and 0 for x = 0, the total of a query whose keys are all masked.
 inline vfloat reciprocal(vfloat x) { return select(x == splat(0.0f), splat(0.0f), splat(1.0f) / x); }
 inline double reciprocal(double x) { return x == 0 ? 0 : 1 / x; }
 
-// Products k[u] . q[t] become weights, the softmax over u of scale * product + table; rows `ld` apart, also of the
-// table.
+// Replaces the products k[u] . q[t] in `weights` by the softmax over u of scale * product + table. Rows of weights and
+// of the table are `ld` elements apart. table and key_mask may be null; key_mask[u] = 0 masks key u.
 template <class A>
-void softmax(A* weights, int64_t ld, int64_t keys, int64_t queries, A scale, const A* table, const uint8_t* seen,
-             Ahead& ahead) {
-  using S = Simd<A>;
-  const A hidden = -(A)__builtin_inf();
+void softmax(A* weights, int64_t ld, int64_t keys, int64_t queries, A scale, const A* table, const uint8_t* key_mask,
+             Prefetcher& prefetch) {
+  using S = VecOrScalar<A>;
+  const A masked = -(A)__builtin_inf();
   for (int64_t t = 0; t < queries; t += S::lanes) {
-    typename S::V top = S::splat(hidden);
+    typename S::V row_max = S::splat(masked);
     for (int64_t u = 0; u < keys; ++u) {
       typename S::V x = S::load(weights + u * ld + t) * S::splat(scale);
       if (table) x = x + S::load(table + u * ld + t);
-      if (seen && !seen[u]) x = S::splat(hidden);
-      ahead.ask_aside();
+      if (key_mask && !key_mask[u]) x = S::splat(masked);
+      prefetch.issue_if_wide();
       S::store(weights + u * ld + t, x);
-      top = vmax(top, x);
+      row_max = max(row_max, x);
     }
-    // A query that sees no key: subtracting -inf from -inf would be NaN.
-    top = vmax(top, S::splat(-(A)1e30));
-    const typename S::V total = sum_keys<A>(keys, [&](int64_t u) {
-      ahead.ask_aside();
-      const typename S::V x = exp_negative(S::load(weights + u * ld + t) - top);
+    // Where all keys are masked, -inf - -inf would be NaN.
+    row_max = max(row_max, S::splat(-(A)1e30));
+    const typename S::V total = sum_over_keys<A>(keys, [&](int64_t u) {
+      prefetch.issue_if_wide();
+      const typename S::V x = exp_nonpositive(S::load(weights + u * ld + t) - row_max);
       S::store(weights + u * ld + t, x);
       return x;
     });
     const typename S::V inverse = reciprocal(total);
     for (int64_t u = 0; u < keys; ++u) {
-      ahead.ask_aside();
-      // x * inverse, then the remainder once: the rounding of a division at the cost of two multiplications.
+      prefetch.issue_if_wide();
+      // x * inverse, corrected by its remainder: as accurate as a division, for the cost of three products.
       const typename S::V x = S::load(weights + u * ld + t), y = x * inverse;
       S::store(weights + u * ld + t, fma(fma(-y, total, x), inverse, y));
     }
   }
 }
 
-// g = weights * (dweights - sum_u weights * dweights) is added to dtable; scale * g takes the place of dweights.
+// g = weights * (dweights - sum_u weights * dweights) is added to dtable, unless that is null; scale * g replaces
+// dweights.
 template <class A>
 void softmax_backward(const A* weights, A* dweights, A* dtable, int64_t ld, int64_t keys, int64_t queries, A scale) {
-  using S = Simd<A>;
+  using S = VecOrScalar<A>;
   for (int64_t t = 0; t < queries; t += S::lanes) {
-    const typename S::V along =
-        sum_keys<A>(keys, [&](int64_t u) { return S::load(weights + u * ld + t) * S::load(dweights + u * ld + t); });
+    const typename S::V row_dot = sum_over_keys<A>(
+        keys, [&](int64_t u) { return S::load(weights + u * ld + t) * S::load(dweights + u * ld + t); });
     for (int64_t u = 0; u < keys; ++u) {
       const int64_t at = u * ld + t;
-      const typename S::V g = S::load(weights + at) * (S::load(dweights + at) - along);
+      const typename S::V g = S::load(weights + at) * (S::load(dweights + at) - row_dot);
       if (dtable) S::store(dtable + at, S::load(dtable + at) + g);
       S::store(dweights + at, g * S::splat(scale));
     }

@@ -1,4 +1,4 @@
-// Host-side glue that both CPU files of this room share.
+// What the host code of the attentions shares: scratch memory and when outputs are streamed.
 #pragma once
 
 #include <cstdlib>
@@ -8,13 +8,13 @@
 
 namespace vdiff {
 
-// Outputs this large leave the caches before anybody reads them, so they need not be read into them to be written.
+// Outputs of this size are evicted from the caches before they are read again, so stores may bypass the caches.
 constexpr int64_t kStreamBytes = 4 << 20;
 
 inline int64_t arithmetic_bytes(DType dtype) { return dtype == DType::f64 ? 8 : 4; }
 inline ScalarType arithmetic(DType dtype) { return dtype == DType::f64 ? ScalarType::Double : ScalarType::Float; }
 
-// Kept by each thread from call to call: fresh memory would cost its page faults every time.
+// Scratch of this thread, kept from call to call: fresh memory would take its page faults each time.
 inline void* thread_scratch(int64_t bytes) {
   thread_local std::unique_ptr<void, decltype(&std::free)> memory(nullptr, &std::free);
   thread_local int64_t capacity = 0;

@@ -10,9 +10,10 @@ using vdiff::MaybeTensor;
 using vdiff::Tensor;
 using vdiff::Tokens;
 
-// Ranges of tokens with sums of their own: fixed, so that the answer does not depend on the number of threads.
+// Ranges of tokens, each with its own sums: a fixed number, so that the result does not depend on the number of
+// threads.
 constexpr int64_t kRanges = 32;
-// One tensor's rows of a block; three of them and the next three stay in a small L2.
+// Bytes of one tensor's rows in a block: three tensors and the next block of each fit a small L2 cache.
 constexpr int64_t kBlockBytes = 64 * 1024;
 constexpr int64_t kMinBlock = 16, kMaxBlock = 64;
 
@@ -24,7 +25,7 @@ std::vector<int64_t> shape_of(const Tensor& x) { return {x.sizes().begin(), x.si
 struct Call {
   ContextAttention args{};
   DType dtype;
-  int64_t batch, ranges;  // of every sample
+  int64_t batch, ranges;  // ranges of tokens per sample
 
   Call(const Tensor& q, const Tensor& k, const Tensor& v, const MaybeTensor& mask, const MaybeTensor& q_weight,
        double scale, double eps)
@@ -43,7 +44,7 @@ struct Call {
 
   int64_t blocks() const { return (args.tokens + args.block - 1) / args.block; }
 
-  // run(range, sample, first token, last token) in parallel.
+  // run(range, sample, first token, end of tokens) for every range, in parallel.
   template <class Run>
   void every_range(Run run) const {
     torch::stable::parallel_for(0, batch * ranges, 1, [&](int64_t begin, int64_t end) {
@@ -70,7 +71,7 @@ Tensor forward(const Tensor& q, const Tensor& k, const Tensor& v, const MaybeTen
   return out;
 }
 
-// to (B, L, heads, d) = sums over the ranges of part 0 (keys) or 1 (values), in order.
+// to (B, L, heads, d) = the sums of the ranges, in their order; part 0 is dk and part 1 dv.
 template <class A>
 void add_ranges(const Call& call, const A* partial, int part, A* to) {
   const int64_t L = call.args.keys, heads = call.args.heads, d = call.args.head_dim, width = vdiff::context_width(d);

@@ -1,10 +1,12 @@
 #include "ops/context_attention/cpu_kernel.h"
+
 #include "cpu/attention/rows.h"
 #include "cpu/attention/softmax.h"
 
 namespace vdiff::VDIFF_ISA {
 namespace {
 
+// Tokens whose products are summed before they are added to dk and dv.
 constexpr int64_t kSummedTokens = 32;
 
 template <class T, class A>
@@ -13,13 +15,13 @@ struct Context {
   const int64_t keys = args.keys, d = args.head_dim, width = context_width(args.head_dim), block = args.block;
   const int64_t matrix = keys * width, rows = block * width;
 
-  // What a thread works in: keys and values of every head, then the rows of one head of one block.
+  // The scratch of a thread: the keys and values of every head, then the rows of one head of one block.
   struct Scratch {
     A *context, *q, *dout, *unit, *q_transposed, *dout_transposed, *product, *weights, *dlogits, *sum, *scales;
-    Ahead::Run* runs;
+    Prefetcher::Range* ranges;
   };
 
-  Scratch lay_out(A* at) const {
+  Scratch make_scratch(A* at) const {
     const auto take = [&](int64_t count) {
       A* part = at;
       at += count;
@@ -31,7 +33,7 @@ struct Context {
     s.q_transposed = take(rows), s.dout_transposed = take(rows);
     s.weights = take(keys * block), s.dlogits = take(keys * block);
     s.sum = take(matrix), s.scales = take(block);
-    s.runs = (Ahead::Run*)at;
+    s.ranges = (Prefetcher::Range*)at;
     return s;
   }
 
@@ -39,17 +41,17 @@ struct Context {
 
   void read_context(A* to, int64_t b) const {
     for (int64_t h = 0; h < args.heads; ++h) {
-      read_rows(row(args.k, b, 0, h), args.k.t, to + 2 * h * matrix, width, keys, d);
-      read_rows(row(args.v, b, 0, h), args.v.t, to + (2 * h + 1) * matrix, width, keys, d);
+      load_rows(row(args.k, b, 0, h), args.k.t, to + 2 * h * matrix, width, keys, d);
+      load_rows(row(args.v, b, 0, h), args.v.t, to + (2 * h + 1) * matrix, width, keys, d);
     }
   }
 
-  // Rows of one head.
+  // `count` rows of head h from token `first` on.
   void read(const Tokens& x, int64_t b, int64_t first, int64_t count, int64_t h, A* to) const {
-    read_rows(row(x, b, first, h), x.t, to, width, count, d);
+    load_rows(row(x, b, first, h), x.t, to, width, count, d);
   }
   void write(const A* from, const Tokens& x, int64_t b, int64_t first, int64_t count, int64_t h) const {
-    write_rows(from, width, row(x, b, first, h), x.t, count, d, args.streamed);
+    store_rows(from, width, row(x, b, first, h), x.t, count, d, args.streamed);
   }
 
   void normalise_rows(A* q, A* unit, A* scales, int64_t count) const {
@@ -61,64 +63,67 @@ struct Context {
     }
   }
 
-  // Asks for a share of the next block's rows, of all heads: their memory is contiguous there.
+  // Lists the part of the tokens [first, last) of the next block that is prefetched while head h is computed: rows of
+  // all heads, which are contiguous.
   template <int Count>
-  void list(Ahead& ahead, const Tokens* const (&tensors)[Count], int64_t b, int64_t first, int64_t last,
-            int64_t h) const {
+  void prefetch_rows(Prefetcher& prefetch, const Tokens* const (&tensors)[Count], int64_t b, int64_t first,
+                     int64_t last, int64_t h) const {
     const int64_t count = last - first, from = first + h * count / args.heads;
     const int64_t to = first + (h + 1) * count / args.heads, element = sizeof(T);
-    // Rows that are written past the cache need not come into it.
-    const int asked = args.streamed ? Count - 1 : Count;
+    // Streamed rows of the output need not be in cache.
+    const int prefetched = args.streamed ? Count - 1 : Count;
     for (int64_t t = from; t < to; ++t) {
-      for (int i = 0; i < asked; ++i) {
-        ahead.add(row(*tensors[i], b, t, 0), args.heads, tensors[i]->h * element, d * element);
+      for (int i = 0; i < prefetched; ++i) {
+        prefetch.add(row(*tensors[i], b, t, 0), args.heads, tensors[i]->h * element, d * element);
       }
     }
   }
 
-  // visit(first token, tokens, head, ahead) for every block and head; `tensors`, the output last, are asked for a block
-  // ahead.
+  // visit(first token, tokens, head, prefetch) for every block and head. `tensors`, the output last, are prefetched one
+  // block ahead.
   template <int Count, class Visit>
-  void walk(Ahead::Run* runs, const Tokens* const (&tensors)[Count], int64_t b, int64_t first, int64_t last,
-            Visit visit) const {
+  void for_each_block(Prefetcher::Range* ranges, const Tokens* const (&tensors)[Count], int64_t b, int64_t first,
+                      int64_t last, Visit visit) const {
     for (int64_t t = first; t < last; t += block) {
       const int64_t end = t + block < last ? t + block : last, after = end + block < last ? end + block : last;
       for (int64_t h = 0; h < args.heads; ++h) {
-        Ahead ahead(runs);
-        list(ahead, tensors, b, end, after, h);
-        visit(t, end - t, h, ahead);
+        Prefetcher prefetch(ranges);
+        prefetch_rows(prefetch, tensors, b, end, after, h);
+        visit(t, end - t, h, prefetch);
       }
     }
-    if (args.streamed) stores_done();
+    if (args.streamed) stream_fence();
   }
 
   // weights[u][t] = softmax over u of scale * k[u] . q[t].
-  void weigh(const A* k, const Scratch& s, int64_t b, int64_t count, Ahead& ahead) const {
-    transpose(s.q, width, s.q_transposed, block, count, d, ahead);
-    multiply<A, kForwardEvery>({k, width, 1}, s.q_transposed, block, s.weights, block, keys, count, d, ahead);
-    const uint8_t* seen = args.mask ? args.mask + b * keys : nullptr;
-    softmax<A>(s.weights, block, keys, count, (A)args.scale, nullptr, seen, ahead);
+  void compute_weights(const A* k, const Scratch& s, int64_t b, int64_t count, Prefetcher& prefetch) const {
+    transpose(s.q, width, s.q_transposed, block, count, d, prefetch);
+    multiply<A, kForwardPrefetchStep>({k, width, 1}, s.q_transposed, block, s.weights, block, keys, count, d, prefetch);
+    const uint8_t* key_mask = args.mask ? args.mask + b * keys : nullptr;
+    softmax<A>(s.weights, block, keys, count, (A)args.scale, nullptr, key_mask, prefetch);
   }
 
   void forward(A* scratch, int64_t b, int64_t first, int64_t last) const {
-    const Scratch s = lay_out(scratch);
+    const Scratch s = make_scratch(scratch);
     read_context(s.context, b);
     const Tokens* const tensors[] = {&args.q, &args.out};
-    walk(s.runs, tensors, b, first, last, [&](int64_t t, int64_t count, int64_t h, Ahead& ahead) {
+    for_each_block(s.ranges, tensors, b, first, last, [&](int64_t t, int64_t count, int64_t h, Prefetcher& prefetch) {
       const A *k = s.context + h * 2 * matrix, *v = k + matrix;
       read(args.q, b, t, count, h, s.q);
       normalise_rows(s.q, nullptr, nullptr, count);
-      weigh(k, s, b, count, ahead);
-      multiply<A, kForwardEvery>({s.weights, 1, block}, v, width, s.product, width, count, d, keys, ahead);
+      compute_weights(k, s, b, count, prefetch);
+      multiply<A, kForwardPrefetchStep>({s.weights, 1, block}, v, width, s.product, width, count, d, keys, prefetch);
       write(s.product, args.out, b, t, count, h);
     });
   }
 
-  // sums += left rows over the tokens of a block, [keys][width]; a few tokens at once: shorter chains round less.
-  void add_product(const A* left, const A* rows, const Scratch& s, int64_t count, A* sums, Ahead& ahead) const {
+  // sums (keys, width) += left (keys, tokens) rows (tokens, width), a few tokens at a time: sums of fewer terms lose
+  // less to rounding.
+  void add_product(const A* left, const A* rows, const Scratch& s, int64_t count, A* sums, Prefetcher& prefetch) const {
     for (int64_t t = 0; t < count; t += kSummedTokens) {
       const int64_t some = count - t < kSummedTokens ? count - t : kSummedTokens;
-      multiply<A, kForwardEvery>({left + t, block, 1}, rows + t * width, width, s.sum, width, keys, d, some, ahead);
+      multiply<A, kForwardPrefetchStep>({left + t, block, 1}, rows + t * width, width, s.sum, width, keys, d, some,
+                                        prefetch);
       for (int64_t u = 0; u < keys; ++u) {
         for (int64_t i = 0; i < d; ++i) sums[u * width + i] += s.sum[u * width + i];
       }
@@ -126,23 +131,24 @@ struct Context {
   }
 
   void backward(A* scratch, int64_t b, int64_t first, int64_t last) const {
-    const Scratch s = lay_out(scratch);
+    const Scratch s = make_scratch(scratch);
     read_context(s.context, b);
     A* dweight = (A*)args.partial + args.heads * 2 * matrix;
     const Tokens* const tensors[] = {&args.q, &args.dout, &args.dq};
-    walk(s.runs, tensors, b, first, last, [&](int64_t t, int64_t count, int64_t h, Ahead& ahead) {
+    for_each_block(s.ranges, tensors, b, first, last, [&](int64_t t, int64_t count, int64_t h, Prefetcher& prefetch) {
       const A *k = s.context + h * 2 * matrix, *v = k + matrix;
       A *dk = (A*)args.partial + h * 2 * matrix, *dv = dk + matrix;
       read(args.q, b, t, count, h, s.q);
       read(args.dout, b, t, count, h, s.dout);
       normalise_rows(s.q, s.unit, s.scales, count);
-      weigh(k, s, b, count, ahead);
-      transpose(s.dout, width, s.dout_transposed, block, count, d, ahead);
-      multiply<A, kForwardEvery>({v, width, 1}, s.dout_transposed, block, s.dlogits, block, keys, count, d, ahead);
+      compute_weights(k, s, b, count, prefetch);
+      transpose(s.dout, width, s.dout_transposed, block, count, d, prefetch);
+      multiply<A, kForwardPrefetchStep>({v, width, 1}, s.dout_transposed, block, s.dlogits, block, keys, count, d,
+                                        prefetch);
       softmax_backward<A>(s.weights, s.dlogits, nullptr, block, keys, count, (A)args.scale);
-      add_product(s.weights, s.dout, s, count, dv, ahead);
-      add_product(s.dlogits, s.q, s, count, dk, ahead);
-      multiply<A, kForwardEvery>({s.dlogits, 1, block}, k, width, s.product, width, count, d, keys, ahead);
+      add_product(s.weights, s.dout, s, count, dv, prefetch);
+      add_product(s.dlogits, s.q, s, count, dk, prefetch);
+      multiply<A, kForwardPrefetchStep>({s.dlogits, 1, block}, k, width, s.product, width, count, d, keys, prefetch);
       normalise_rows_backward(s, count, dweight);
       write(s.product, args.dq, b, t, count, h);
     });
@@ -150,7 +156,7 @@ struct Context {
 
   void normalise_rows_backward(const Scratch& s, int64_t count, A* dweight) const {
     if (!args.q_weight) return;
-    // A block's rows are summed apart from the rest: shorter chains round less.
+    // The rows of a block are summed by themselves first: sums of fewer terms lose less to rounding.
     A sums[kMaxHeadDim] = {};
     for (int64_t i = 0; i < count; ++i) {
       normalise_backward(s.product + i * width, (const A*)args.q_weight, s.unit + i * width, sums, d, s.scales[i]);

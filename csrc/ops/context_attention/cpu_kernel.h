@@ -8,18 +8,18 @@
 
 namespace vdiff {
 
-// Attention of every token of a sample to one short context. "A" is the type of the arithmetic: double for float64
-// tensors, else float. Strides b, t and h of the tokens (B, N, heads, d) and of the context (B, L, heads, d).
+// Attention of every token (B, N, heads, d) of a sample to a short context (B, L, heads, d); of the strides b, t and h
+// are used. A is the type of the arithmetic: double for float64 tensors, else float.
 struct ContextAttention {
   Tokens q, k, v, out;   // forward
   Tokens dout, dq;       // backward
-  const uint8_t* mask;   // [B][L], 1: the key is seen; or nullptr
+  const uint8_t* mask;   // [B][L], 0 masks the key; or nullptr
   const void* q_weight;  // A: [d] of the RMS norm of the queries, or nullptr
-  void* partial;         // A, backward: sums of one range: [heads][dk, dv][L][width], then d of the norm weight
-  bool streamed;         // the output goes past the caches: whole cache lines, float32
+  void* partial;  // A, backward: the sums of one range of tokens: [heads][dk, dv][L][width], then d of the weight
+  bool streamed;  // stores bypass the caches; float32 rows of whole cache lines
   double scale, eps;
   int64_t tokens, keys, heads, head_dim;
-  int64_t block;  // queries at once, a multiple of 16
+  int64_t block;  // queries per block, a multiple of 16
 };
 
 constexpr int64_t context_width(int64_t head_dim) { return (head_dim + 15) / 16 * 16; }
@@ -36,7 +36,7 @@ inline int64_t context_scratch_bytes(const ContextAttention& a, int64_t element)
 
 }  // namespace vdiff
 
-// Tokens [first, last) of sample b; both multiples of the block but for the last token.
+// Tokens [first, last) of sample b. Both are multiples of `block`, except that the last range ends with the last token.
 VDIFF_DECLARE_KERNEL(context_attention_forward,
                      (DType dtype, const ContextAttention& args, void* scratch, int64_t b, int64_t first, int64_t last))
 VDIFF_DECLARE_KERNEL(context_attention_backward,

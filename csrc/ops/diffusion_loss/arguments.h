@@ -1,4 +1,4 @@
-// The schema's options, for the host code of both libraries.
+// LossOptions from the operator's arguments, for the host code of both libraries.
 #pragma once
 
 #include <algorithm>
@@ -27,7 +27,7 @@ inline LossInput loss_input(const std::string& of) {
   return of == "x0" ? LossInput::x0 : of == "noise" ? LossInput::noise : LossInput::prediction;
 }
 
-// 1 / elements of a sample, and of the batch where the loss is its mean.
+// The weight of one element: 1 / elements of a sample, or 1 / elements of the batch if the loss is a mean over it.
 inline double loss_share(int64_t batch, int64_t per_sample, bool mean) {
   return 1.0 / (static_cast<double>(per_sample) * (mean ? static_cast<double>(batch) : 1.0));
 }

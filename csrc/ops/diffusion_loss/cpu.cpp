@@ -41,7 +41,7 @@ Call make_call(const Tensor& prediction, const MaybeTensor& x0, const MaybeTenso
   return {args, vdiff::NoiseTasks(layout, source)};
 }
 
-// One pass over every task: `sums` (batch * tasks) and `gradient` may each be null.
+// Runs the kernel on every task; `sums` (batch * tasks) or `gradient` may be null.
 void run(const Call& call, double* sums, void* gradient, const Tensor* upstream, double share) {
   const auto kernel = VDIFF_KERNEL(diffusion_loss);
   const void* scale = upstream ? upstream->data_ptr() : nullptr;
@@ -75,7 +75,7 @@ Tensor finish(const Call& call, const Tensor& prediction, const std::vector<doub
   std::vector<int64_t> shape;
   if (!mean) shape.push_back(prediction.size(0));
   Tensor loss = torch::stable::new_empty(prediction, shape, wide ? ScalarType::Double : ScalarType::Float);
-  // The mean of nothing is NaN, as torch's is.
+  // The mean of no elements is NaN, as in torch.
   if (prediction.numel() == 0) {
     torch::stable::fill_(loss, std::numeric_limits<double>::quiet_NaN());
   } else if (wide) {

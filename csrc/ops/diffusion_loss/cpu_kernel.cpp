@@ -5,7 +5,7 @@
 namespace vdiff::VDIFF_ISA {
 namespace {
 
-// Loss and slope of one error; a NaN passes through both.
+// The loss of an error d, and its derivative by d in `slope`; NaN where d is NaN.
 template <bool kHuber>
 inline vfloat element_loss(vfloat d, vfloat delta, vfloat& slope) {
   if constexpr (!kHuber) {
@@ -13,7 +13,7 @@ inline vfloat element_loss(vfloat d, vfloat delta, vfloat& slope) {
     return d * d;
   }
   slope = select(d > delta, delta, select(d < -delta, -delta, d));
-  const vfloat size = from_bits(bits(d) & 0x7fffffff), inner = select(size > delta, delta, size);
+  const vfloat size = abs(d), inner = select(size > delta, delta, size);
   return inner * (size - inner * 0.5f);
 }
 
@@ -25,12 +25,8 @@ inline double element_loss(double d, double delta, double& slope) {
   return inner * (size - inner * 0.5);
 }
 
-template <class T>
-inline vfloat read(const T* p, int count) {
-  return count == kLanes ? load(p) : load_partial(p, count);
-}
-
-// One sample's pass: body(offset, noise, count) for every run. T prediction, X x0, kX0 whether the target needs x0.
+// The pass over one sample, called with the noise of `count` elements from offset `at` on. T is the type of the
+// prediction and X that of x0; kX0 says whether the target needs x0.
 template <class T, class X, bool kX0, bool kHuber>
 struct Pass {
   const T* prediction;
@@ -40,22 +36,18 @@ struct Pass {
   vfloat sum = {}, lost = {};
 
   void operator()(int64_t at, vfloat n, int count) {
-    vfloat wanted = splat(q) * n, slope;
-    if constexpr (kX0) wanted += splat(p) * read(x0 + at, count);
-    vfloat d = read(prediction + at, count) - wanted;
+    vfloat target = splat(q) * n, slope;
+    if constexpr (kX0) target += splat(p) * load_elements(x0 + at, count);
+    vfloat d = load_elements(prediction + at, count) - target;
     if (count < kLanes) {
       for (int i = count; i < kLanes; ++i) d[i] = 0;
     }
     add(element_loss<kHuber>(d, splat(delta), slope));
     if (gradient == nullptr) return;
-    if (count == kLanes) {
-      store(gradient + at, slope * scale);
-    } else {
-      store_partial(gradient + at, slope * scale, count);
-    }
+    store_elements(gradient + at, slope * scale, count);
   }
 
-  // Keeps what rounding takes: losses are not negative, so the sum is the larger term.
+  // Adds with compensation (Kahan): losses are not negative, so the sum is the larger of the two terms.
   void add(vfloat loss) {
     const vfloat next = sum + loss;
     lost += loss - (next - sum);
@@ -79,8 +71,8 @@ struct Pass<double, X, kX0, kHuber> {
 
   void element(int64_t i, double n) {
     double slope;
-    const double wanted = kX0 ? q * n + p * (double)x0[i] : q * n;
-    sum += element_loss<kHuber>(prediction[i] - wanted, delta, slope);
+    const double target = kX0 ? q * n + p * (double)x0[i] : q * n;
+    sum += element_loss<kHuber>(prediction[i] - target, delta, slope);
     if (gradient != nullptr) gradient[i] = slope * scale;
   }
   void operator()(int64_t at, vfloat n, int count) {
@@ -89,7 +81,7 @@ struct Pass<double, X, kX0, kHuber> {
   double total() const { return sum; }
 };
 
-// The body is taken by reference: it carries the sum.
+// Passes the body by reference, because it holds the sum.
 template <class Body>
 struct Forward {
   Body* body;
@@ -110,7 +102,7 @@ void over_noise(Pass<T, X, kX0, kHuber>& pass, const DiffusionLoss& args, int64_
   } else {
     for (int64_t at = begin; at < end; at += kLanes) {
       const int count = end - at < kLanes ? (int)(end - at) : kLanes;
-      pass(at, given ? read(given + at, count) : splat(0.0f), count);
+      pass(at, given ? load_elements(given + at, count) : splat(0.0f), count);
     }
   }
 }

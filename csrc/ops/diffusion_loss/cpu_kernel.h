@@ -9,7 +9,8 @@
 
 namespace vdiff {
 
-// prediction has `dtype`; x0 and a given noise share one dtype, prediction's or float32. Null where not needed.
+// prediction has type `dtype`. x0 and a given noise have one dtype, which is prediction's or float32. What the target
+// does not need is null.
 struct DiffusionLoss {
   DType dtype;
   bool other_is_float;
@@ -21,7 +22,8 @@ struct DiffusionLoss {
   int64_t channels, positions;
 };
 
-// What a pass writes: either may be null. The gradient is scaled by upstream[sample * upstream_stride].
+// The outputs: task_sum or gradient may be null. The gradient is scaled by upstream[sample * upstream_stride], or by 1
+// if upstream is null, and by `share`.
 struct LossOutput {
   double* task_sum;
   void* gradient;
@@ -32,7 +34,7 @@ struct LossOutput {
 
 }  // namespace vdiff
 
-// Positions [begin, end) of one sample, or of its every frame where they are correlated, all channels; task_sum
-// receives weight * sum of the elements' losses.
+// Positions [begin, end) of one sample, or of each of its frames if they are correlated, with all channels. task_sum
+// receives weight * the sum of the elements' losses.
 VDIFF_DECLARE_KERNEL(diffusion_loss,
                      (const DiffusionLoss& args, const LossOutput& out, int64_t sample, int64_t begin, int64_t end))

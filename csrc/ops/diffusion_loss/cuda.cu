@@ -30,7 +30,7 @@ __device__ float element_loss(float d, const vdiff::LossOptions& o, float& slope
   return inner * (size - 0.5f * inner);
 }
 
-// The same order for every launch: lanes, then warps.
+// Sums over lanes, then over warps: the same order in every launch.
 __device__ double block_sum(double value) {
   __shared__ double warps[kThreads / 32];
   for (int step = 16; step > 0; step /= 2) value += __shfl_down_sync(0xffffffffu, value, step);
@@ -43,7 +43,8 @@ __device__ double block_sum(double value) {
   return total;
 }
 
-// T prediction, X x0 and a given noise. Sums of weight * loss per block, or the gradient; the other pointer is null.
+// T is the type of the prediction, X that of x0 and of a given noise. Writes the sum of weight * loss per block, or the
+// gradient; the other pointer is null.
 template <class T, class X, bool kFrames>
 __global__ void __launch_bounds__(kThreads) loss_kernel(Arguments args, double* sums, T* gradient) {
   const int64_t sample = blockIdx.x / args.blocks, block = blockIdx.x - sample * args.blocks;

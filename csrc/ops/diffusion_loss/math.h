@@ -1,4 +1,4 @@
-// What the network is to predict, the weight of a sample and the scale of its gradient, for host and device.
+// The target of the prediction, the weight of a sample and the scale of its gradient, for host and device.
 #pragma once
 
 #include "common/schedule.h"
@@ -8,7 +8,7 @@ namespace vdiff {
 // In the order of vdiff_fast/ops/_common/targets.py.
 enum class LossTarget : int { noise = 0, v = 1, x0 = 2, flow = 3 };
 
-// Which input a gradient is taken by.
+// The input by which the loss is differentiated.
 enum class LossInput : int { prediction = 0, x0 = 1, noise = 2 };
 
 struct LossOptions {
@@ -39,24 +39,24 @@ VDIFF_HOST_DEVICE TargetMix<A> target_mix(LossTarget target, const Coefficients<
   return {};
 }
 
-// The sample's loss is weight * the mean of its elements' losses. What all elements of a sample share (the weight, the
-// gradient's scale) is computed in double and rounded once.
+// The loss of a sample is weight * the mean of its elements' losses. The weight and the scale of the gradient, one
+// number per sample, are computed in double and rounded once.
 template <class A>
 struct LossTerms {
   TargetMix<A> mix;
   double weight;
 };
 
-// Min-SNR: min(snr, gamma) times the square of an error of x0 per error of the prediction. A NaN stays one, and where
-// the target does not determine x0 the limit is taken: 1 without a signal, gamma without noise.
+// Min-SNR: min(snr, gamma) * (dx0 / dprediction)^2, with dx0 the error of x0 that an error of the prediction makes. A
+// NaN stays a NaN. Where the target does not determine x0 this is the limit: 1 without a signal, gamma without noise.
 VDIFF_HOST_DEVICE double loss_weight(const Coefficients<double>& c, const LossOptions& o) {
   const double a = c.signal, b = c.noise_scale;
   if (!o.min_snr) return a == a ? 1.0 : a;
   const double ratio = a / b, snr = ratio * ratio, clipped = snr > o.gamma ? o.gamma : snr;
   const auto mix = target_mix(o.target, c);
-  const double determinant = a * mix.q - b * mix.p, share = b / determinant;
+  const double determinant = a * mix.q - b * mix.p, slope = b / determinant;
   if (determinant == 0.0) return b == 0.0 ? clipped : 1.0;
-  return clipped * (share * share);
+  return clipped * (slope * slope);
 }
 
 template <class A>
@@ -65,7 +65,7 @@ VDIFF_HOST_DEVICE LossTerms<A> loss_terms(const ScheduleTables& schedule, int64_
           loss_weight(coefficients<double>(schedule, sample), o)};
 }
 
-// The factor of an element's slope: d (sample's loss) / d (its error), by the input that is asked for.
+// What the derivative of an element's loss by its error is multiplied by, for the gradient by the input `o.of`.
 template <class A>
 VDIFF_HOST_DEVICE A gradient_scale(const LossTerms<A>& terms, const LossOptions& o, A upstream, double share) {
   const double scale = (o.huber ? 1.0 : 2.0) * terms.weight * upstream * share;

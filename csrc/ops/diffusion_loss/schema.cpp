@@ -5,7 +5,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(vdiff_fast, m) {
       "diffusion_loss(Tensor prediction, Tensor? x0, Tensor? noise, Tensor t, Tensor signal, Tensor noise_scale, "
       "Tensor? seed, Tensor? sample_offset, Tensor? stream, str target, str weighting, float gamma, str kind, "
       "float delta, SymInt frames, float shared, float own, bool progressive, bool mean) -> Tensor");
-  // The loss and its gradient by prediction in one pass.
+  // The loss and its gradient by the prediction in one pass.
   m.def(
       "diffusion_loss_and_gradient(Tensor prediction, Tensor? x0, Tensor? noise, Tensor t, Tensor signal, "
       "Tensor noise_scale, Tensor? seed, Tensor? sample_offset, Tensor? stream, str target, str weighting, "

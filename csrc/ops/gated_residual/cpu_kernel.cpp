@@ -1,20 +1,20 @@
 #include "ops/gated_residual/cpu_kernel.h"
 
-#include "cpu/columns.h"
+#include "cpu/row_vectors.h"
 
 namespace vdiff::VDIFF_ISA {
 namespace {
 
 template <class T>
-struct Kernels : Columns<T> {
-  using Base = Columns<T>;
-  using Base::each_vector, Base::get;
+struct Kernels : RowVectors<T> {
+  using Base = RowVectors<T>;
+  using Base::each_vector;
   using typename Base::Real;
   using typename Base::V;
   // Rows that share a pass over the column sums.
   static constexpr int kBlock = 4;
 
-  static bool past_cache(const GatedResidual& a) { return a.past_cache && whole_vectors((const T*)a.y, a.runs.width); }
+  static bool streamed(const GatedResidual& a) { return a.streamed && aligned_vectors((const T*)a.y, a.runs.width); }
 
   template <bool kPast>
   static void forward_as(const GatedResidual& a, int64_t begin, int64_t end) {
@@ -23,13 +23,13 @@ struct Kernels : Columns<T> {
       const T *residual = (const T*)a.residual + row * n, *branch = (const T*)a.branch + row * n;
       const T* gate = a.gate.at<T>(a.runs, row / a.runs.length);
       transform<kPast>((T*)a.y + row * n, n, [&](int64_t i, int lanes) {
-        return fma(get(gate + i, lanes), get(branch + i, lanes), get(residual + i, lanes));
+        return fma(load_n(gate + i, lanes), load_n(branch + i, lanes), load_n(residual + i, lanes));
       });
     }
-    if constexpr (kPast) stores_done();
+    if constexpr (kPast) stream_fence();
   }
   static void forward(const GatedResidual& a, int64_t begin, int64_t end) {
-    (past_cache(a) ? forward_as<true> : forward_as<false>)(a, begin, end);
+    (streamed(a) ? forward_as<true> : forward_as<false>)(a, begin, end);
   }
 
   template <int kRows, bool kPast>
@@ -38,12 +38,12 @@ struct Kernels : Columns<T> {
     const T *dy = (const T*)a.residual + at, *branch = (const T*)a.branch + at, *gate = a.gate.at<T>(a.runs, run);
     T* dbranch = (T*)a.y + at;
     each_vector(n, [&](int64_t i, int lanes) {
-      const V k = get(gate + i, lanes);
+      const V k = load_n(gate + i, lanes);
       V sum{};
       for (int r = 0; r < kRows; ++r) {
-        const V g = get(dy + r * n + i, lanes);
-        store_output<kPast>(dbranch + r * n + i, g * k, lanes);
-        sum = fma(g, get(branch + r * n + i, lanes), sum);
+        const V g = load_n(dy + r * n + i, lanes);
+        store_or_stream<kPast>(dbranch + r * n + i, g * k, lanes);
+        sum = fma(g, load_n(branch + r * n + i, lanes), sum);
       }
       store(sums + i, load(sums + i) + sum);
     });
@@ -64,16 +64,16 @@ struct Kernels : Columns<T> {
       if (runs.cuts == 1) write_run(a, run, sums);
     }
     if (runs.cuts > 1) __builtin_memcpy((Real*)a.partial + part * n, sums, n * sizeof(Real));
-    if constexpr (kPast) stores_done();
+    if constexpr (kPast) stream_fence();
   }
   static void backward(const GatedResidual& a, int64_t part, void* memory) {
-    (past_cache(a) ? backward_as<true> : backward_as<false>)(a, part, memory);
+    (streamed(a) ? backward_as<true> : backward_as<false>)(a, part, memory);
   }
 
   template <class Sum>
   static void write_run(const GatedResidual& a, int64_t run, const Sum* sums) {
     const int64_t n = a.runs.width;
-    for (int64_t i = 0; i < n; ++i) narrow((T*)a.dgate + run * n + i, sums[i]);
+    for (int64_t i = 0; i < n; ++i) store_rounded((T*)a.dgate + run * n + i, sums[i]);
   }
 
   static void reduce(const GatedResidual& a, int64_t run, double* scratch) {

@@ -15,7 +15,7 @@ struct GatedResidual {
   // Sums of dy * branch per part where runs are cut.
   void* partial;
   // Whether y leaves the cache before anybody reads it.
-  bool past_cache;
+  bool streamed;
 };
 
 struct GatedResidualKernels {

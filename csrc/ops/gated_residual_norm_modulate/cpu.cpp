@@ -23,7 +23,7 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& residual, const Tensor&
   a.residual = residual.data_ptr(), a.branch = branch.data_ptr();
   a.gate = vdiff::run_vectors(gate), a.shift = vdiff::run_vectors(shift), a.scale = vdiff::run_vectors(scale);
   a.h = h.data_ptr(), a.y = y.data_ptr(), a.statistics = statistics.data_ptr();
-  a.past_cache = vdiff::beyond_cache(4 * y.numel() * y.element_size());
+  a.streamed = vdiff::beyond_cache(4 * y.numel() * y.element_size());
   vdiff::run_forward(kernels_for(residual), a);
   return {h, y, statistics};
 }

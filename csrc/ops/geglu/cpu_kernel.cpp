@@ -1,22 +1,22 @@
 #include "ops/geglu/cpu_kernel.h"
 
-#include "cpu/columns.h"
 #include "cpu/gelu.h"
+#include "cpu/row_vectors.h"
 
 namespace vdiff::VDIFF_ISA {
 namespace {
 
 template <class T>
-struct Kernels : Columns<T> {
-  using Base = Columns<T>;
-  using Base::each_vector, Base::get, Base::put;
+struct Kernels : RowVectors<T> {
+  using Base = RowVectors<T>;
+  using Base::each_vector;
   using typename Base::Real;
   using typename Base::V;
   static constexpr int kDigits = digits<T>;
 
   static inline V shifted(const T* x, const Real* bias, int64_t i, int lanes) {
-    const V z = get(x + i, lanes);
-    return bias ? z + get(bias + i, lanes) : z;
+    const V z = load_n(x + i, lanes);
+    return bias ? z + load_n(bias + i, lanes) : z;
   }
 
   static void forward(const BiasedRows& a, int64_t begin, int64_t end) {
@@ -40,14 +40,14 @@ struct Kernels : Columns<T> {
       const T *x = (const T*)a.x + row * 2 * half, *dy = (const T*)a.dy + row * half;
       T* dx = (T*)a.out + row * 2 * half;
       each_vector(half, [&](int64_t i, int lanes) {
-        const V gate = shifted(x, bias, half + i, lanes), g = get(dy + i, lanes);
+        const V gate = shifted(x, bias, half + i, lanes), g = load_n(dy + i, lanes);
         const auto phi = normal<kDigits>(gate);
         const V dvalue = g * (gate * phi.cdf);
         const V dgate = g * shifted(x, bias, i, lanes) * fma(gate, phi.pdf, phi.cdf);
-        put(dx + i, dvalue, lanes), put(dx + half + i, dgate, lanes);
+        store_n(dx + i, dvalue, lanes), store_n(dx + half + i, dgate, lanes);
         if (sums) {
-          put(sums + i, get(sums + i, lanes) + dvalue, lanes);
-          put(sums + half + i, get(sums + half + i, lanes) + dgate, lanes);
+          store_n(sums + i, load_n(sums + i, lanes) + dvalue, lanes);
+          store_n(sums + half + i, load_n(sums + half + i, lanes) + dgate, lanes);
         }
       });
     }

@@ -1,22 +1,22 @@
 #include "ops/gelu_tanh/cpu_kernel.h"
 
-#include "cpu/columns.h"
 #include "cpu/gelu.h"
+#include "cpu/row_vectors.h"
 
 namespace vdiff::VDIFF_ISA {
 namespace {
 
 template <class T>
-struct Kernels : Columns<T> {
-  using Base = Columns<T>;
-  using Base::get, Base::put;
+struct Kernels : RowVectors<T> {
+  using Base = RowVectors<T>;
+
   using typename Base::Real;
   using typename Base::V;
   static constexpr int kDigits = digits<T>;
 
   static inline V shifted(const T* x, const Real* bias, int64_t i, int lanes) {
-    const V z = get(x + i, lanes);
-    return bias ? z + get(bias + i, lanes) : z;
+    const V z = load_n(x + i, lanes);
+    return bias ? z + load_n(bias + i, lanes) : z;
   }
 
   static void forward(const BiasedRows& a, int64_t begin, int64_t end) {
@@ -37,8 +37,8 @@ struct Kernels : Columns<T> {
       const T *x = (const T*)a.x + row * n, *dy = (const T*)a.dy + row * n;
       transform<false>((T*)a.out + row * n, n, [&](int64_t i, int lanes) {
         const TanhGelu<V> gelu(shifted(x, (const Real*)a.bias, i, lanes));
-        const V g = get(dy + i, lanes) * gelu.template slope<kDigits>();
-        if (sums) put(sums + i, get(sums + i, lanes) + g, lanes);
+        const V g = load_n(dy + i, lanes) * gelu.template slope<kDigits>();
+        if (sums) store_n(sums + i, load_n(sums + i, lanes) + g, lanes);
         return g;
       });
     }

@@ -21,7 +21,7 @@ class Forward {
         mean_(mutable_data<Real>(mean)),
         rstd_(mutable_data<Real>(rstd)),
         eps_(eps),
-        past_cache_(beyond_cache(2 * y.numel() * plan.element)),
+        streamed_(beyond_cache(2 * y.numel() * plan.element)),
         group_moments_(plan.channels_last ? 0 : plan.blocks * plan.parts),
         channel_moments_(plan.channels_last ? plan.blocks * plan.parts * 2 * plan.channels : 0) {}
 
@@ -80,7 +80,7 @@ class Forward {
   void apply_contiguous(int64_t block, int64_t part) {
     each_chunk(plan_, block, part, [&](const Chunk& k) {
       kernels_.apply_contiguous(x_.chunk(k), y_.chunk(k), plan_.row_stride(), k.rows, k.end - k.begin,
-                                channels_.affine(k.segment, k.c), plan_.silu, plan_.group_bytes(), past_cache_);
+                                channels_.affine(k.segment, k.c), plan_.silu, plan_.group_bytes(), streamed_);
     });
   }
 
@@ -132,7 +132,7 @@ class Forward {
       const int64_t channels = plan_.source_channels[s];
       kernels_.apply_channels_last(x_.row(s, rows.segment, rows.begin), channels,
                                    y_.row(rows.segment, rows.begin, x_.first(s)), plan_.channels, rows.end - rows.begin,
-                                   channels, channels_.affine(rows.segment, x_.first(s)), plan_.silu, past_cache_);
+                                   channels, channels_.affine(rows.segment, x_.first(s)), plan_.silu, streamed_);
     }
   }
 
@@ -150,7 +150,7 @@ class Forward {
   Joint y_;
   Real *mean_, *rstd_;
   double eps_;
-  bool past_cache_;
+  bool streamed_;
   std::vector<Moments<double>> group_moments_;  // contiguous: per part
   std::vector<double> channel_moments_;         // channels-last: means, then squares, per part
 };

@@ -1,6 +1,7 @@
 #include "ops/group_norm_silu/cpu_kernel.h"
 
-#include "cpu/columns.h"
+#include "cpu/row_vectors.h"
+#include "cpu/silu.h"
 
 namespace vdiff::VDIFF_ISA {
 namespace {
@@ -10,9 +11,9 @@ namespace {
 constexpr int64_t kChunk = 4096, kBlockBytes = 128 << 10;
 
 template <class T>
-struct Kernels : Columns<T> {
-  using Base = Columns<T>;
-  using Base::each_vector, Base::get, Base::kCount, Base::put;
+struct Kernels : RowVectors<T> {
+  using Base = RowVectors<T>;
+  using Base::each_vector, Base::kCount;
   using typename Base::Real;
   using typename Base::V;
   static constexpr bool kNarrow = sizeof(T) == 2;
@@ -26,8 +27,8 @@ struct Kernels : Columns<T> {
     for (; i + 4 * kCount <= n; i += 4 * kCount) {
       for (int j = 0; j < 4; ++j) sums[j] += load(x + i + j * kCount);
     }
-    each_vector(n - i, [&](int64_t at, int lanes) { sums[0] += get(x + i + at, lanes); });
-    const Real center = sum_lanes((sums[0] + sums[1]) + (sums[2] + sums[3])) / static_cast<Real>(n);
+    each_vector(n - i, [&](int64_t at, int lanes) { sums[0] += load_n(x + i + at, lanes); });
+    const Real center = reduce_sum((sums[0] + sums[1]) + (sums[2] + sums[3])) / static_cast<Real>(n);
     V first[4] = {}, second[4] = {};
     i = 0;
     for (; i + 4 * kCount <= n; i += 4 * kCount) {
@@ -38,13 +39,13 @@ struct Kernels : Columns<T> {
       }
     }
     each_vector(n - i, [&](int64_t at, int lanes) {
-      const V d = Base::first(get(x + i + at, lanes) - center, lanes);
+      const V d = keep_n<T>(load_n(x + i + at, lanes) - center, lanes);
       first[0] += d;
       second[0] = fma(d, d, second[0]);
     });
-    const double rest = sum_lanes((first[0] + first[1]) + (first[2] + first[3])), count = static_cast<double>(n);
+    const double rest = reduce_sum((first[0] + first[1]) + (first[2] + first[3])), count = static_cast<double>(n);
     mean = center + rest / count;
-    squares = sum_lanes((second[0] + second[1]) + (second[2] + second[3])) - rest * rest / count;
+    squares = reduce_sum((second[0] + second[1]) + (second[2] + second[3])) - rest * rest / count;
   }
 
   static void moments_contiguous(const void* data, int64_t n, double* moments) {
@@ -83,13 +84,15 @@ struct Kernels : Columns<T> {
         [&](int64_t row) {
           const T *a = x + row * stride, *b = a + stride, *c = b + stride, *d = c + stride;
           each_vector(n, [&](int64_t at, int lanes) {
-            const V four = (get(a + at, lanes) + get(b + at, lanes)) + (get(c + at, lanes) + get(d + at, lanes));
+            const V four =
+                (load_n(a + at, lanes) + load_n(b + at, lanes)) + (load_n(c + at, lanes) + load_n(d + at, lanes));
             store(sums + at, load(sums + at) + four);
           });
         },
         [&](int64_t row) {
-          each_vector(
-              n, [&](int64_t at, int lanes) { store(sums + at, load(sums + at) + get(x + row * stride + at, lanes)); });
+          each_vector(n, [&](int64_t at, int lanes) {
+            store(sums + at, load(sums + at) + load_n(x + row * stride + at, lanes));
+          });
         });
   }
 
@@ -102,15 +105,15 @@ struct Kernels : Columns<T> {
           const T* p = x + row * stride;
           each_vector(n, [&](int64_t at, int lanes) {
             const V m = load(center + at);
-            const V a = get(p + at, lanes) - m, b = get(p + stride + at, lanes) - m;
-            const V c = get(p + 2 * stride + at, lanes) - m, d = get(p + 3 * stride + at, lanes) - m;
+            const V a = load_n(p + at, lanes) - m, b = load_n(p + stride + at, lanes) - m;
+            const V c = load_n(p + 2 * stride + at, lanes) - m, d = load_n(p + 3 * stride + at, lanes) - m;
             store(first + at, load(first + at) + ((a + b) + (c + d)));
             store(second + at, load(second + at) + (fma(a, a, b * b) + fma(c, c, d * d)));
           });
         },
         [&](int64_t row) {
           each_vector(n, [&](int64_t at, int lanes) {
-            const V d = get(x + row * stride + at, lanes) - load(center + at);
+            const V d = load_n(x + row * stride + at, lanes) - load(center + at);
             store(first + at, load(first + at) + d);
             store(second + at, fma(d, d, load(second + at)));
           });
@@ -151,21 +154,21 @@ struct Kernels : Columns<T> {
       const V center = V{} + affine.center[row], slope = V{} + affine.slope[row], offset = V{} + affine.offset[row];
       transform<kPast>(y, n, [&](int64_t i, int lanes) {
         fetch(x + i, ahead);
-        return activate<kSilu, kDigits>(fma(get(x + i, lanes) - center, slope, offset));
+        return activate<kSilu, kDigits>(fma(load_n(x + i, lanes) - center, slope, offset));
       });
     }
-    if constexpr (kPast) stores_done();
+    if constexpr (kPast) stream_fence();
   }
   static void apply_contiguous(const void* x, void* y, int64_t stride, int64_t rows, int64_t n,
-                               AffineArrays<Real> affine, bool silu, int64_t ahead, bool past_cache) {
-    const bool past = past_cache && whole_vectors((const T*)y, n) && whole_vectors((const T*)y, stride);
+                               AffineArrays<Real> affine, bool silu, int64_t ahead, bool streamed) {
+    const bool past = streamed && aligned_vectors((const T*)y, n) && aligned_vectors((const T*)y, stride);
     (silu ? past ? apply_contiguous_as<true, true> : apply_contiguous_as<true, false>
           : apply_contiguous_as<false, false>)((const T*)x, (T*)y, stride, rows, n, affine, ahead);
   }
 
   static inline V preactivation(V x, AffineArrays<Real> affine, int64_t c, int lanes, V& centered) {
-    centered = x - get(affine.center + c, lanes);
-    return fma(centered, get(affine.slope + c, lanes), get(affine.offset + c, lanes));
+    centered = x - load_n(affine.center + c, lanes);
+    return fma(centered, load_n(affine.slope + c, lanes), load_n(affine.offset + c, lanes));
   }
 
   template <bool kSilu, bool kPast>
@@ -175,14 +178,14 @@ struct Kernels : Columns<T> {
       const T* from = x + row * stride;
       transform<kPast>(y + row * y_stride, n, [&](int64_t c, int lanes) {
         V centered;
-        return activate<kSilu, kDigits>(preactivation(get(from + c, lanes), affine, c, lanes, centered));
+        return activate<kSilu, kDigits>(preactivation(load_n(from + c, lanes), affine, c, lanes, centered));
       });
     }
-    if constexpr (kPast) stores_done();
+    if constexpr (kPast) stream_fence();
   }
   static void apply_channels_last(const void* x, int64_t stride, void* y, int64_t y_stride, int64_t rows, int64_t n,
-                                  AffineArrays<Real> affine, bool silu, bool past_cache) {
-    const bool past = past_cache && whole_vectors((const T*)y, n) && whole_vectors((const T*)y, y_stride);
+                                  AffineArrays<Real> affine, bool silu, bool streamed) {
+    const bool past = streamed && aligned_vectors((const T*)y, n) && aligned_vectors((const T*)y, y_stride);
     (silu ? past ? apply_channels_last_as<true, true> : apply_channels_last_as<true, false>
           : apply_channels_last_as<false, false>)((const T*)x, stride, (T*)y, y_stride, rows, n, affine);
   }
@@ -199,14 +202,14 @@ struct Kernels : Columns<T> {
 
   template <Source kSource>
   static inline V incoming(const T* dy, T* dx, V z, int lanes) {
-    const V g = get(dy, lanes) * activation_slope<kSource != kPlain, kDigits>(z);
-    if constexpr (kSource == kKept) put(dx, g, lanes);
+    const V g = load_n(dy, lanes) * activation_slope<kSource != kPlain, kDigits>(z);
+    if constexpr (kSource == kKept) store_n(dx, g, lanes);
     return g;
   }
   template <Source kSource>
   static inline V outgoing(const T* dy, const T* dx, V z, int lanes) {
-    if constexpr (kSource == kKept) return get(dx, lanes);
-    return get(dy, lanes) * activation_slope<kSource != kPlain, kDigits>(z);
+    if constexpr (kSource == kKept) return load_n(dx, lanes);
+    return load_n(dy, lanes) * activation_slope<kSource != kPlain, kDigits>(z);
   }
 
   template <Source kSource>
@@ -214,15 +217,15 @@ struct Kernels : Columns<T> {
     for (int64_t done = 0; done < n; done += kChunk) {
       V g_sum{}, gx_sum{}, x_sum{};
       each_vector(n - done < kChunk ? n - done : kChunk, [&](int64_t i, int lanes) {
-        const V centered = Base::first(get(x + done + i, lanes) - center, lanes);
+        const V centered = keep_n<T>(load_n(x + done + i, lanes) - center, lanes);
         const V g = incoming<kSource>(dy + done + i, dx + done + i, fma(centered, slope, offset), lanes);
         g_sum += g;
         gx_sum = fma(g, centered, gx_sum);
         x_sum += centered;
       });
-      sums[0] += sum_lanes(g_sum);
-      sums[1] += sum_lanes(gx_sum);
-      sums[2] += sum_lanes(x_sum);
+      sums[0] += reduce_sum(g_sum);
+      sums[1] += reduce_sum(gx_sum);
+      sums[2] += reduce_sum(x_sum);
     }
   }
   template <Source kSource>
@@ -244,11 +247,11 @@ struct Kernels : Columns<T> {
   static inline void sums_rows(const T* dy, int64_t dy_stride, const T* x, T* dx, int64_t stride, int64_t n,
                                AffineArrays<Real> affine, Real* g_sum, Real* gx_sum, Real* x_sum) {
     each_vector(n, [&](int64_t c, int lanes) {
-      const V center = get(affine.center + c, lanes), slope = get(affine.slope + c, lanes);
-      const V offset = get(affine.offset + c, lanes);
+      const V center = load_n(affine.center + c, lanes), slope = load_n(affine.slope + c, lanes);
+      const V offset = load_n(affine.offset + c, lanes);
       V g[kRows], gx[kRows], centered[kRows];
       for (int i = 0; i < kRows; ++i) {
-        centered[i] = get(x + i * stride + c, lanes) - center;
+        centered[i] = load_n(x + i * stride + c, lanes) - center;
         const V z = fma(centered[i], slope, offset);
         g[i] = incoming<kSource>(dy + i * dy_stride + c, dx + i * stride + c, z, lanes);
         gx[i] = g[i] * centered[i];
@@ -297,7 +300,7 @@ struct Kernels : Columns<T> {
       transform<false>(dx, n, [&](int64_t i, int lanes) {
         fetch(x + i, ahead);
         fetch(dy + i, ahead);
-        const V centered = get(x + i, lanes) - center;
+        const V centered = load_n(x + i, lanes) - center;
         const V g = outgoing<kSource>(dy + i, dx + i, fma(centered, slope, offset), lanes);
         return fma(g, gain, fma(centered, tilt, level));
       });
@@ -318,10 +321,10 @@ struct Kernels : Columns<T> {
       T* to = dx + row * stride;
       transform<false>(to, n, [&](int64_t c, int lanes) {
         V centered;
-        const V z = preactivation(get(from + c, lanes), affine, c, lanes, centered);
+        const V z = preactivation(load_n(from + c, lanes), affine, c, lanes, centered);
         const V g = outgoing<kSource>(dy + row * dy_stride + c, to + c, z, lanes);
-        const V flat = fma(centered, get(gradient.tilt + c, lanes), get(gradient.level + c, lanes));
-        return fma(g, get(gradient.gain + c, lanes), flat);
+        const V flat = fma(centered, load_n(gradient.tilt + c, lanes), load_n(gradient.level + c, lanes));
+        return fma(g, load_n(gradient.gain + c, lanes), flat);
       });
     }
   }

@@ -27,12 +27,12 @@ struct GroupNormKernels {
   void (*moments_contiguous)(const void* x, int64_t n, double* moments);
   void (*moments_channels_last)(const void* x, int64_t stride, int64_t rows, int64_t n, double* mean, double* squares,
                                 Real* scratch);
-  // y = act(z). `past_cache`: y will leave the cache before it is read, so stores may bypass it. `ahead` bytes after x
+  // y = act(z). `streamed`: y will leave the cache before it is read, so stores may bypass it. `ahead` bytes after x
   // lies what is read next; it is prefetched meanwhile.
   void (*apply_contiguous)(const void* x, void* y, int64_t stride, int64_t rows, int64_t n, AffineArrays<Real> affine,
-                           bool silu, int64_t ahead, bool past_cache);
+                           bool silu, int64_t ahead, bool streamed);
   void (*apply_channels_last)(const void* x, int64_t stride, void* y, int64_t y_stride, int64_t rows, int64_t n,
-                              AffineArrays<Real> affine, bool silu, bool past_cache);
+                              AffineArrays<Real> affine, bool silu, bool streamed);
   // Adds sum g, sum g * (x - center) and sum (x - center): three numbers per channel, or three arrays of channels.
   // With `keep` (SiLU only, and only if dx can store a Real) g is written to dx, so that the gradient pass need not
   // compute it again.

@@ -24,7 +24,7 @@ std::tuple<Tensor, Tensor> forward(const Tensor& x, const Tensor& shift, const T
   a.residual = x.data_ptr(), a.shift = vdiff::run_vectors(shift), a.scale = vdiff::run_vectors(scale);
   a.weight = pointer(weight), a.bias = pointer(bias);
   a.y = y.data_ptr(), a.statistics = statistics.data_ptr();
-  a.past_cache = vdiff::beyond_cache(2 * y.numel() * y.element_size());
+  a.streamed = vdiff::beyond_cache(2 * y.numel() * y.element_size());
   vdiff::run_forward(kernels_for(x, weight, bias), a);
   return {y, statistics};
 }

@@ -10,11 +10,7 @@ inline void write(double* y, vfloat n, int count) {
 }
 template <class T>
 inline void write(T* y, vfloat n, int count) {
-  if (count == kLanes) {
-    store(y, n);
-  } else {
-    store_partial(y, n, count);
-  }
+  store_elements(y, n, count);
 }
 
 template <class T>

@@ -6,7 +6,7 @@
 #include "cpu/isa.h"
 #include "cpu/noise_source.h"
 
-// Elements [begin, end) of sample `sample`, or where frames are correlated of every frame, into y, which points at the
-// sample's first element.
+// Writes elements [begin, end) of sample `sample`, or of each of its frames if they are correlated. y is the sample's
+// first element.
 VDIFF_DECLARE_KERNEL(noise, (DType dtype, const NoiseSource& source, int64_t sample, void* y, int64_t elements,
                              int64_t begin, int64_t end))

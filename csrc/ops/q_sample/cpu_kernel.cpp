@@ -5,7 +5,7 @@
 namespace vdiff::VDIFF_ISA {
 namespace {
 
-// out = a x0 + b n, both products rounded before the sum: the same bits on every backend.
+// out = a x0 + b n. Both products are rounded before they are added, so that every backend gives the same bits.
 template <class T>
 struct Mix {
   const T* x0;
@@ -16,7 +16,7 @@ struct Mix {
     if (count == kLanes) {
       store(out + at, splat(a) * load(x0 + at) + splat(b) * n);
     } else {
-      store_partial(out + at, splat(a) * load_partial(x0 + at, count) + splat(b) * n, count);
+      store_tail_elements(out + at, splat(a) * load_tail_elements(x0 + at, count) + splat(b) * n, count);
     }
   }
 };
@@ -32,11 +32,12 @@ struct Mix<double> {
   }
 };
 
+// The noise is a tensor.
 template <class T, class N>
 void mix_given(const Mix<T>& mix, const N* noise, int64_t begin, int64_t end) {
   for (int64_t at = begin; at < end; at += kLanes) {
     const int count = end - at < kLanes ? (int)(end - at) : kLanes;
-    mix(at, count == kLanes ? load(noise + at) : load_partial(noise + at, count), count);
+    mix(at, count == kLanes ? load(noise + at) : load_tail_elements(noise + at, count), count);
   }
 }
 
@@ -44,6 +45,7 @@ void mix_given(const Mix<double>& mix, const double* noise, int64_t begin, int64
   for (int64_t i = begin; i < end; ++i) mix.out[i] = mix.a * mix.x0[i] + mix.b * noise[i];
 }
 
+// There is no noise.
 template <class T>
 void scale(const Mix<T>& mix, int64_t begin, int64_t end) {
   for (int64_t at = begin; at < end; at += kLanes) {

@@ -20,6 +20,6 @@ struct QSample {
 
 }  // namespace vdiff
 
-// Positions [begin, end) of one sample, or of its every frame where they are correlated, all channels; where no noise
-// is drawn, channels is 1.
+// Positions [begin, end) of one sample, or of each of its frames if they are correlated, with all channels. channels is
+// 1 if no noise is drawn.
 VDIFF_DECLARE_KERNEL(q_sample, (const QSample& args, int64_t sample, int64_t begin, int64_t end))

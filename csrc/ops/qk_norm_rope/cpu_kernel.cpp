@@ -1,7 +1,7 @@
 #include "ops/qk_norm_rope/cpu_kernel.h"
 
-#include "cpu/lanes.h"
 #include "cpu/shuffle.h"
+#include "cpu/vec.h"
 
 namespace vdiff::VDIFF_ISA {
 namespace {
@@ -11,9 +11,9 @@ constexpr int64_t kRows = 64;
 
 template <class T>
 struct Rows {
-  using V = typename Lanes<T>::Vector;
-  using A = typename Lanes<T>::Real;
-  static constexpr int kCount = Lanes<T>::count;
+  using V = typename Vec<T>::V;
+  using A = typename Vec<T>::Real;
+  static constexpr int kCount = Vec<T>::lanes;
 
   const QkNormRope& args;
   const int64_t d = args.head_dim;
@@ -27,11 +27,6 @@ struct Rows {
     for (; i + kCount <= d; i += kCount) body(i, kCount);
     if (i < d) body(i, static_cast<int>(d - i));
   }
-  template <class U>
-  static inline V get(const U* p, int lanes) {
-    return lanes == kCount ? load(p) : load_first(p, lanes);
-  }
-  static inline void put(T* p, V v, int lanes) { lanes == kCount ? store(p, v) : store_first(p, v, lanes); }
 
   // Backward turns by the opposite angle.
   void take_tables(int64_t position, A sign) {
@@ -47,20 +42,20 @@ struct Rows {
   A inverse_rms(const T* x) const {
     V squares{};
     each_vector([&](int64_t i, int lanes) {
-      const V v = get(x + i, lanes);
+      const V v = load_n(x + i, lanes);
       squares = fma(v, v, squares);
     });
-    const A mean = sum_lanes(squares) / static_cast<A>(d) + static_cast<A>(args.eps);
+    const A mean = reduce_sum(squares) / static_cast<A>(d) + static_cast<A>(args.eps);
     return A{1} / static_cast<A>(sizeof(A) == 4 ? __builtin_sqrtf(mean) : __builtin_sqrt(mean));
   }
 
   void forward_row(const T* x, T* y) const {
     const A scale = weight ? inverse_rms(x) : A{1};
     each_vector([&](int64_t i, int lanes) {
-      V v = get(x + i, lanes);
-      if (weight) v = v * scale * get(weight + i, lanes);
+      V v = load_n(x + i, lanes);
+      if (weight) v = v * scale * load_n(weight + i, lanes);
       if (args.cos) v = rotated(v, i);
-      put(y + i, v, lanes);
+      store_n(y + i, v, lanes);
     });
   }
 
@@ -70,19 +65,19 @@ struct Rows {
     const A scale = weight ? inverse_rms(x) : A{1};
     V along{};
     each_vector([&](int64_t i, int lanes) {
-      V g = get(dy + i, lanes);
+      V g = load_n(dy + i, lanes);
       if (args.cos) g = rotated(g, i);
-      if (!weight) return put(dx + i, g, lanes);
-      const V unit = get(x + i, lanes) * scale, gw = g * get(weight + i, lanes);
+      if (!weight) return store_n(dx + i, g, lanes);
+      const V unit = load_n(x + i, lanes) * scale, gw = g * load_n(weight + i, lanes);
       store(dweight + i, fma(g, unit, load(dweight + i)));
       store(held + i, gw);
       along = fma(gw, unit, along);
     });
     if (!weight) return;
-    const A mean = sum_lanes(along) / static_cast<A>(d);
+    const A mean = reduce_sum(along) / static_cast<A>(d);
     each_vector([&](int64_t i, int lanes) {
-      const V unit = get(x + i, lanes) * scale;
-      put(dx + i, (load(held + i) - unit * mean) * scale, lanes);
+      const V unit = load_n(x + i, lanes) * scale;
+      store_n(dx + i, (load(held + i) - unit * mean) * scale, lanes);
     });
   }
 

@@ -1,6 +1,7 @@
 #include "ops/rms_norm_silu/cpu_kernel.h"
 
-#include "cpu/columns.h"
+#include "cpu/row_vectors.h"
+#include "cpu/silu.h"
 
 namespace vdiff::VDIFF_ISA {
 namespace {
@@ -21,9 +22,9 @@ inline vdouble root(vdouble v) {
 }
 
 template <class T>
-struct Kernels : Columns<T> {
-  using Base = Columns<T>;
-  using Base::each_vector, Base::get, Base::kCount, Base::put;
+struct Kernels : RowVectors<T> {
+  using Base = RowVectors<T>;
+  using Base::each_vector, Base::kCount;
   using typename Base::Real;
   using typename Base::V;
   static constexpr bool kNarrow = sizeof(T) == 2;
@@ -37,14 +38,15 @@ struct Kernels : Columns<T> {
   static void forward_row(const T* x, T* y, int64_t n, Real* rstd, const Real* slope, const Real* offset, Real eps) {
     V squares{};
     each_vector(n, [&](int64_t c, int lanes) {
-      const V v = get(x + c, lanes);
+      const V v = load_n(x + c, lanes);
       squares = fma(v, v, squares);
     });
-    const Real mean = sum_lanes(squares) / static_cast<Real>(n);
+    const Real mean = reduce_sum(squares) / static_cast<Real>(n);
     const Real inverse = Real{1} / root(V{} + (mean + eps))[0];
     *rstd = inverse;
     transform<false>(y, n, [&](int64_t c, int lanes) {
-      return activate<kSilu, kDigits>(fma(get(x + c, lanes) * inverse, get(slope + c, lanes), get(offset + c, lanes)));
+      return activate<kSilu, kDigits>(
+          fma(load_n(x + c, lanes) * inverse, load_n(slope + c, lanes), load_n(offset + c, lanes)));
     });
   }
 
@@ -54,16 +56,16 @@ struct Kernels : Columns<T> {
                            Real* g_sum, Real* gn_sum, Real* held) {
     V dot{};
     each_vector(n, [&](int64_t c, int lanes) {
-      const V normed = get(x + c, lanes) * rstd, s = get(slope + c, lanes);
-      const V g = get(dy + c, lanes) * activation_slope<kSilu, kDigits>(fma(normed, s, get(offset + c, lanes)));
+      const V normed = load_n(x + c, lanes) * rstd, s = load_n(slope + c, lanes);
+      const V g = load_n(dy + c, lanes) * activation_slope<kSilu, kDigits>(fma(normed, s, load_n(offset + c, lanes)));
       store(g_sum + c, load(g_sum + c) + g);
       store(gn_sum + c, fma(g, normed, load(gn_sum + c)));
       store(held + c, g * s);
       dot = fma(g * s, normed, dot);
     });
-    const Real mean = sum_lanes(dot) / static_cast<Real>(n);
-    transform<false>(dx, n,
-                     [&](int64_t c, int lanes) { return (load(held + c) - get(x + c, lanes) * rstd * mean) * rstd; });
+    const Real mean = reduce_sum(dot) / static_cast<Real>(n);
+    transform<false>(
+        dx, n, [&](int64_t c, int lanes) { return (load(held + c) - load_n(x + c, lanes) * rstd * mean) * rstd; });
   }
 
   template <bool kSilu>
@@ -99,7 +101,7 @@ struct Kernels : Columns<T> {
       V sums[kVectors] = {};
       for (int64_t c = first; c < last; ++c) {
         for (int j = 0; j < kVectors; ++j) {
-          const V v = get(x + c * part.channel_stride + j * kCount, lanes);
+          const V v = load_n(x + c * part.channel_stride + j * kCount, lanes);
           sums[j] = fma(v, v, sums[j]);
         }
       }
@@ -107,13 +109,13 @@ struct Kernels : Columns<T> {
     });
     for (int j = 0; j < kVectors; ++j) {
       squares[j] = 1 / root(squares[j] / (V{} + static_cast<Real>(part.channels)) + eps);
-      put(rstd + j * kCount, squares[j], lanes);
+      store_n(rstd + j * kCount, squares[j], lanes);
     }
     for (int64_t c = 0; c < part.channels; ++c) {
       const V s = V{} + slope[c], o = V{} + offset[c];
       for (int j = 0; j < kVectors; ++j) {
         const int64_t at = c * part.channel_stride + j * kCount;
-        put(y + at, activate<kSilu, kDigits>(fma(get(x + at, lanes) * squares[j], s, o)), lanes);
+        store_n(y + at, activate<kSilu, kDigits>(fma(load_n(x + at, lanes) * squares[j], s, o)), lanes);
       }
     }
   }
@@ -126,7 +128,7 @@ struct Kernels : Columns<T> {
   static void backward_block(const RmsNormPart& part, const T* dy, const T* x, T* dx, const Real* rstd,
                              const Real* slope, const Real* offset, double* g_sums, double* gn_sums, int lanes) {
     V dot[kVectors] = {}, inverse[kVectors];
-    for (int j = 0; j < kVectors; ++j) inverse[j] = get(rstd + j * kCount, lanes);
+    for (int j = 0; j < kVectors; ++j) inverse[j] = load_n(rstd + j * kCount, lanes);
     each_chain(part.channels, [&](int64_t first, int64_t last) {
       V sums[kVectors] = {};
       for (int64_t c = first; c < last; ++c) {
@@ -134,15 +136,15 @@ struct Kernels : Columns<T> {
         V g_sum{}, gn_sum{};
         for (int j = 0; j < kVectors; ++j) {
           const int64_t at = c * part.channel_stride + j * kCount;
-          const V normed = get(x + at, lanes) * inverse[j];
-          const V g = get(dy + at, lanes) * activation_slope<kSilu, kDigits>(fma(normed, s, o));
-          if constexpr (kKeep<kSilu>) put(dx + at, g, lanes);
+          const V normed = load_n(x + at, lanes) * inverse[j];
+          const V g = load_n(dy + at, lanes) * activation_slope<kSilu, kDigits>(fma(normed, s, o));
+          if constexpr (kKeep<kSilu>) store_n(dx + at, g, lanes);
           g_sum += g;
           gn_sum = fma(g, normed, gn_sum);
           sums[j] = fma(g * s, normed, sums[j]);
         }
-        g_sums[c] += sum_lanes(g_sum);
-        gn_sums[c] += sum_lanes(gn_sum);
+        g_sums[c] += reduce_sum(g_sum);
+        gn_sums[c] += reduce_sum(gn_sum);
       }
       for (int j = 0; j < kVectors; ++j) dot[j] += sums[j];
     });
@@ -151,14 +153,14 @@ struct Kernels : Columns<T> {
       const V s = V{} + slope[c], o = V{} + offset[c];
       for (int j = 0; j < kVectors; ++j) {
         const int64_t at = c * part.channel_stride + j * kCount;
-        const V normed = get(x + at, lanes) * inverse[j];
+        const V normed = load_n(x + at, lanes) * inverse[j];
         V g;
         if constexpr (kKeep<kSilu>) {
-          g = get(dx + at, lanes);
+          g = load_n(dx + at, lanes);
         } else {
-          g = get(dy + at, lanes) * activation_slope<kSilu, kDigits>(fma(normed, s, o));
+          g = load_n(dy + at, lanes) * activation_slope<kSilu, kDigits>(fma(normed, s, o));
         }
-        put(dx + at, (g * s - normed * dot[j]) * inverse[j], lanes);
+        store_n(dx + at, (g * s - normed * dot[j]) * inverse[j], lanes);
       }
     }
   }

@@ -1,4 +1,4 @@
-// Columns of a sampler's coefficient table; the same order in vdiff_fast/ops/sampler_step/columns.py.
+// The columns of a sampler's coefficient table, in the order of vdiff_fast/ops/sampler_step/columns.py.
 #pragma once
 
 namespace vdiff::sampler {

@@ -16,7 +16,7 @@ using vdiff::Tensor;
 
 constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
 
-// Row `step` of the table as double; NaN outside it.
+// Row `step` of the table as double; NaN if the table has no such row.
 void read_row(const Tensor& table, int64_t step, double* row) {
   const bool inside = step >= 0 && step < table.size(0);
   const bool narrow = table.scalar_type() == vdiff::ScalarType::Float;
@@ -26,8 +26,7 @@ void read_row(const Tensor& table, int64_t step, double* row) {
   }
 }
 
-// What guidance_rescale multiplies y by, per sample: rescale std(prediction) / std(y) + 1 - rescale, 1 where y is the
-// same everywhere and so has no contrast to restore.
+// The factor of y per sample: rescale std(prediction) / std(y) + 1 - rescale, and 1 if all elements of y are equal.
 std::vector<double> rescale_factors(const SamplerStep& args, int64_t batch, double rescale) {
   const vdiff::NoiseTasks pass({batch, 1, args.channels * args.positions}, {});
   const int64_t tasks = pass.per_sample();
@@ -56,7 +55,7 @@ std::vector<double> rescale_factors(const SamplerStep& args, int64_t batch, doub
   return factors;
 }
 
-// Linearly interpolated quantile; reorders the values.
+// The quantile with linear interpolation; reorders the values.
 template <class T>
 double quantile(T* values, int64_t count, double ratio) {
   const double position = ratio * static_cast<double>(count - 1);
@@ -67,7 +66,7 @@ double quantile(T* values, int64_t count, double ratio) {
   return low + (position - below) * (*std::min_element(values + below + 1, values + count) - low);
 }
 
-// Dynamic thresholding's s per sample: the quantile of |x0|, within [1, maximum]. A NaN among them makes it NaN.
+// The threshold of dynamic thresholding per sample: the quantile of |x0|, limited to [1, maximum]; NaN if an x0 is NaN.
 template <class T>
 std::vector<double> dynamic_limits(const SamplerStep& args, int64_t batch, double ratio, double maximum) {
   const int64_t elements = args.channels * args.positions;
@@ -105,7 +104,7 @@ std::tuple<Tensor, Tensor> sampler_step(const Tensor& x, const Tensor& predictio
   args.noise = vdiff::noise_source(noise, seed, sample_offset, stream,
                                    vdiff::frame_correlation(frames, shared, own, progressive));
   if (!stream.has_value()) args.noise.stream = 1 + index;
-  // A term that is wanted and missing makes NaN; noise that no term wants is not drawn.
+  // A missing tensor whose coefficient is not 0 makes the result NaN; noise with coefficient 0 is not drawn.
   if (!previous.has_value() && args.row[kPrevious] != 0) args.row[kX] = kNaN;
   if (!previous2.has_value() && args.row[kPrevious2] != 0) args.row[kX] = kNaN;
   if (!noise.has_value() && !seed.has_value() && args.row[kNoise] != 0) args.row[kX] = kNaN;

@@ -7,54 +7,18 @@ namespace {
 
 using namespace vdiff::sampler;
 
-// float lanes, or one double: the same formulas for both.
-template <class T>
-struct Wide {
-  typedef vfloat type;
-  static constexpr int kWidth = kLanes;
-};
-template <>
-struct Wide<double> {
-  typedef double type;
-  static constexpr int kWidth = 1;
-};
-
-template <class T>
-inline vfloat get(const T* p, int count) {
-  return count == kLanes ? load(p) : load_partial(p, count);
-}
-inline double get(const double* p, int) { return *p; }
-template <class T>
-inline void put(T* p, vfloat v, int count) {
-  if (count == kLanes) {
-    store(p, v);
-  } else {
-    store_partial(p, v, count);
-  }
-}
-inline void put(double* p, double v, int) { *p = v; }
-
-inline vfloat broadcast(vfloat, double v) { return splat((float)v); }
-inline double broadcast(double, double v) { return v; }
-inline double fma(double a, double b, double c) { return a * b + c; }
-using vdiff::VDIFF_ISA::fma;
-// A NaN stays a NaN.
-inline vfloat clamp(vfloat x, vfloat limit) { return select(x > limit, limit, select(x < -limit, -limit, x)); }
-inline double clamp(double x, double limit) { return x > limit ? limit : x < -limit ? -limit : x; }
-inline vfloat magnitude(vfloat x) { return from_bits(bits(x) & 0x7fffffff); }
-inline double magnitude(double x) { return __builtin_fabs(x); }
-
-// One sample's inputs and coefficients.
+// The inputs and coefficients of one sample; its functions compute `count` elements from `at` on. T is the type of x
+// and P that of the prediction.
 template <class T, class P>
 class Sample {
  public:
-  typedef typename Wide<T>::type V;
+  using V = typename VecOrScalar<T>::V;
 
   Sample(const SamplerStep& s, int64_t sample)
       : s_(s), base_(sample * s.channels * s.positions), has_limit_(s.limit != nullptr) {
-    for (int i = 0; i < kColumns; ++i) row_[i] = wide(s.row[i]);
-    scale_ = wide(s.scale != nullptr ? s.scale[sample] : 1);
-    limit_ = wide(has_limit_ ? s.limit[sample] : s.clip);
+    for (int i = 0; i < kColumns; ++i) row_[i] = splat(s.row[i]);
+    scale_ = splat(s.scale != nullptr ? s.scale[sample] : 1);
+    limit_ = splat(has_limit_ ? s.limit[sample] : s.clip);
   }
 
   V guided(int64_t at, int count) const {
@@ -78,16 +42,16 @@ class Sample {
     if (s_.previous != nullptr) next = fma(row_[kPrevious], in<T>(s_.previous, at, count), next);
     if (s_.previous2 != nullptr) next = fma(row_[kPrevious2], in<T>(s_.previous2, at, count), next);
     next = fma(row_[kNoise], noise, next);
-    put((T*)s_.x_prev + base_ + at, next, count);
-    put((T*)s_.x0 + base_ + at, x0, count);
+    store_elements((T*)s_.x_prev + base_ + at, next, count);
+    store_elements((T*)s_.x0 + base_ + at, x0, count);
   }
 
  private:
-  static V wide(double v) { return broadcast(V{}, v); }
+  static V splat(double v) { return VecOrScalar<T>::splat(v); }
   V x0_of(V x, V y) const { return fma(row_[kX0FromX], x, row_[kX0FromY] * y); }
   template <class I>
   V in(const void* p, int64_t at, int count) const {
-    return get((const I*)p + base_ + at, count);
+    return load_elements((const I*)p + base_ + at, count);
   }
 
   const SamplerStep& s_;
@@ -96,21 +60,21 @@ class Sample {
   V row_[kColumns], scale_, limit_;
 };
 
-// body(at, count) over [begin, end) in vectors.
+// body(at, count) for the vectors of [begin, end).
 template <class T, class Body>
 inline void for_range(int64_t begin, int64_t end, const Body& body) {
-  constexpr int kWidth = Wide<T>::kWidth;
+  constexpr int kWidth = VecOrScalar<T>::lanes;
   int64_t at = begin;
   for (; at + kWidth <= end; at += kWidth) body(at, kWidth);
   if (at < end) body(at, (int)(end - at));
 }
 
-inline void draw(const Sample<double, double>& own, int64_t at, vfloat noise, int count) {
-  for (int i = 0; i < count; ++i) own.update(at + i, (double)noise[i], 1);
+inline void draw(const Sample<double, double>& inputs, int64_t at, vfloat noise, int count) {
+  for (int i = 0; i < count; ++i) inputs.update(at + i, (double)noise[i], 1);
 }
 template <class T, class P>
-inline void draw(const Sample<T, P>& own, int64_t at, vfloat noise, int count) {
-  own.update(at, noise, count);
+inline void draw(const Sample<T, P>& inputs, int64_t at, vfloat noise, int count) {
+  inputs.update(at, noise, count);
 }
 
 struct UpdateTask {
@@ -119,31 +83,31 @@ struct UpdateTask {
 
   template <class T, class P>
   void run() const {
-    const Sample<T, P> own(s, sample);
+    const Sample<T, P> inputs(s, sample);
     const NoiseSource& n = s.noise;
     const int64_t base = sample * s.channels * s.positions;
     if (n.drawn) {
       philox::for_each(n, sample, s.channels, s.positions, begin, end,
-                       [&](int64_t at, vfloat noise, int count) { draw(own, at, noise, count); });
+                       [&](int64_t at, vfloat noise, int count) { draw(inputs, at, noise, count); });
     } else if (n.given == nullptr) {
-      for_range<T>(begin, end, [&](int64_t at, int count) { own.update(at, typename Wide<T>::type{}, count); });
+      for_range<T>(begin, end, [&](int64_t at, int count) { inputs.update(at, typename VecOrScalar<T>::V{}, count); });
     } else if (n.given_is_float) {
-      given<T, P>(own, (const float*)n.given + base);
+      given<T, P>(inputs, (const float*)n.given + base);
     } else {
-      given<T, P>(own, (const T*)n.given + base);
+      given<T, P>(inputs, (const T*)n.given + base);
     }
   }
 
   template <class T, class P, class N>
-  void given(const Sample<T, P>& own, const N* noise) const {
-    for_range<T>(begin, end, [&](int64_t at, int count) { own.update(at, read<T>(noise + at, count), count); });
+  void given(const Sample<T, P>& inputs, const N* noise) const {
+    for_range<T>(begin, end, [&](int64_t at, int count) { inputs.update(at, read<T>(noise + at, count), count); });
   }
   template <class T, class N>
-  static typename Wide<T>::type read(const N* noise, int count) {
+  static typename VecOrScalar<T>::V read(const N* noise, int count) {
     if constexpr (sizeof(T) == sizeof(double)) {
       return (double)*noise;
     } else {
-      return get(noise, count);
+      return load_elements(noise, count);
     }
   }
 };
@@ -156,22 +120,23 @@ struct MagnitudeTask {
 
   template <class T, class P>
   void run() const {
-    const Sample<T, P> own(s, sample);
-    for_range<T>(begin, end,
-                 [&](int64_t at, int count) { write(at, magnitude(own.x0_before_clip(at, count)), count); });
+    const Sample<T, P> inputs(s, sample);
+    for_range<T>(begin, end, [&](int64_t at, int count) { write(at, abs(inputs.x0_before_clip(at, count)), count); });
   }
-  void write(int64_t at, vfloat v, int count) const { put((float*)out + at, v, count); }
-  void write(int64_t at, double v, int count) const { put((double*)out + at, v, count); }
+  void write(int64_t at, vfloat v, int count) const { store_elements((float*)out + at, v, count); }
+  void write(int64_t at, double v, int count) const { store_elements((double*)out + at, v, count); }
 };
 
-inline double total(vfloat v, int count) {
+// The sum of the first `count` lanes.
+inline double sum_first(vfloat v, int count) {
   double sum = 0;
   for (int i = 0; i < count; ++i) sum += v[i];
   return sum;
 }
-inline double total(double v, int) { return v; }
+inline double sum_first(double v, int) { return v; }
 
-// Two passes over a task that stays in cache, so that a mean far from 0 costs no digits.
+// Computes the mean and the spread in two passes over a task, which stays in cache, so that a mean far from 0 loses no
+// precision.
 struct SpreadTask {
   const SamplerStep& s;
   int64_t sample;
@@ -180,31 +145,31 @@ struct SpreadTask {
 
   template <class T, class P>
   void run() const {
-    typedef typename Wide<T>::type V;
-    const Sample<T, P> own(s, sample);
+    using V = typename VecOrScalar<T>::V;
+    const Sample<T, P> inputs(s, sample);
     part->count = (double)(end - begin);
-    double sums[2] = {0, 0}, rests[2] = {0, 0}, squares[2] = {0, 0};
+    double sums[2] = {0, 0}, remainders[2] = {0, 0}, squares[2] = {0, 0};
     for_range<T>(begin, end, [&](int64_t at, int count) {
-      sums[0] += total(own.prediction(at, count), count);
-      sums[1] += total(own.guided(at, count), count);
+      sums[0] += sum_first(inputs.prediction(at, count), count);
+      sums[1] += sum_first(inputs.guided(at, count), count);
     });
-    const V shift[2] = {broadcast(V{}, sums[0] / part->count), broadcast(V{}, sums[1] / part->count)};
+    const V shift[2] = {VecOrScalar<T>::splat(sums[0] / part->count), VecOrScalar<T>::splat(sums[1] / part->count)};
     for_range<T>(begin, end, [&](int64_t at, int count) {
-      const V deviations[2] = {own.prediction(at, count) - shift[0], own.guided(at, count) - shift[1]};
+      const V deviations[2] = {inputs.prediction(at, count) - shift[0], inputs.guided(at, count) - shift[1]};
       for (int i = 0; i < 2; ++i) {
-        rests[i] += total(deviations[i], count);
-        squares[i] += total(deviations[i] * deviations[i], count);
+        remainders[i] += sum_first(deviations[i], count);
+        squares[i] += sum_first(deviations[i] * deviations[i], count);
       }
     });
-    // The shift was rounded: what it missed comes out of both moments.
+    // The shift is the rounded mean; the mean of the remainders corrects both moments for that.
     for (int i = 0; i < 2; ++i) {
-      part->mean[i] = total(shift[i], 1) + rests[i] / part->count;
-      part->squares[i] = squares[i] - rests[i] * rests[i] / part->count;
+      part->mean[i] = sum_first(shift[i], 1) + remainders[i] / part->count;
+      part->squares[i] = squares[i] - remainders[i] * remainders[i] / part->count;
     }
   }
 };
 
-// A float32 x also takes the half-precision predictions of autocast.
+// Under autocast a float32 x comes with a 16-bit prediction.
 template <class Task>
 void dispatch(const SamplerStep& s, const Task& task) {
   switch (s.dtype) {

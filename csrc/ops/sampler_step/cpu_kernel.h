@@ -9,8 +9,7 @@
 
 namespace vdiff {
 
-// Null uncond, previous, previous2, scale or limit: there is none. x0 and x_prev are null where a pass does not write
-// them.
+// uncond, previous, previous2, scale and limit may be null; x0 and x_prev are null if a kernel does not write them.
 struct SamplerStep {
   DType dtype, prediction_dtype;
   const void *x, *prediction, *uncond, *previous, *previous2;
@@ -18,22 +17,22 @@ struct SamplerStep {
   NoiseSource noise;
   double row[sampler::kColumns];
   double clip;          // kFixed
-  const double* scale;  // per sample: what guidance_rescale multiplies y by
-  const double* limit;  // per sample: kDynamic's threshold
+  const double* scale;  // per sample: the factor of y by guidance_rescale
+  const double* limit;  // per sample: the threshold of kDynamic
   int64_t channels, positions;
 };
 
-// Mean and sum of squared deviations of a task's elements, for the prediction and for y.
+// The mean and the sum of squared deviations of a task's elements: [0] of the prediction, [1] of y.
 struct SpreadPart {
   double mean[2], squares[2], count;
 };
 
 }  // namespace vdiff
 
-// Positions [begin, end) of one sample, or of its every frame where they are correlated, all channels; channels is 1
-// where no noise is drawn.
+// Positions [begin, end) of one sample, or of each of its frames if they are correlated, with all channels. channels is
+// 1 if no noise is drawn.
 VDIFF_DECLARE_KERNEL(sampler_update, (const SamplerStep& args, int64_t sample, int64_t begin, int64_t end))
-// |x0| before clipping, (positions,) of one sample, as float (double for double x).
+// |x0| before clipping for the positions [begin, end) of one sample, as float, or as double for a double x.
 VDIFF_DECLARE_KERNEL(sampler_magnitude,
                      (const SamplerStep& args, int64_t sample, void* magnitude, int64_t begin, int64_t end))
 VDIFF_DECLARE_KERNEL(sampler_spread,

@@ -13,7 +13,7 @@ using vdiff::Tensor;
 constexpr int kThreads = vdiff::kDrawThreads;
 constexpr int kReduceThreads = 1024;
 
-// Null uncond, previous, previous2, scale or limits: there is none.
+// uncond, previous, previous2, scale and limits may be null.
 template <class T, class P>
 struct Step {
   const T *x, *previous, *previous2;
@@ -27,7 +27,7 @@ struct Step {
   float clip;                   // 0: no fixed clipping
 };
 
-// Row `step` of the table; NaN outside it.
+// Row `step` of the table; NaN if the table has no such row.
 __device__ __forceinline__ void read_row(const float* table, int64_t step, int64_t steps, float (&row)[kColumns]) {
   const bool inside = step >= 0 && step < steps;
 #pragma unroll
@@ -48,7 +48,7 @@ __device__ __forceinline__ void read_guided(const P* prediction, const P* uncond
 // A NaN stays a NaN.
 __device__ __forceinline__ float clamp(float x, float limit) { return x > limit ? limit : x < -limit ? -limit : x; }
 
-// NaN where the row wants a term that is missing.
+// The elements of a tensor that may be missing: then 0, or NaN if its coefficient is not 0.
 template <class T>
 __device__ __forceinline__ void read_term(const T* term, int64_t base, const vdiff::Quad& quad, float coefficient,
                                           float (&value)[4]) {
@@ -92,7 +92,8 @@ __global__ void __launch_bounds__(kThreads) update_kernel(Step<T, P> s, vdiff::S
   const int64_t base = sample * layout.channels * layout.positions, step = *s.step;
   float row[kColumns];
   read_row(s.table, step, s.steps, row);
-  // NaN where the row wants noise that is missing; nothing is read or drawn where it wants none.
+  // The result is NaN if the noise is missing and its coefficient is not 0; noise with coefficient 0 is not drawn or
+  // read.
   if (row[kNoise] != 0.0f && s.noise.seed == nullptr && s.noise.given == nullptr) row[kX] = nanf("");
   if (!kFrames && row[kNoise] == 0.0f) s.noise.seed = nullptr, s.noise.given = nullptr;
   const int64_t stream = s.noise.stream != nullptr ? *s.noise.stream : step + 1;
@@ -145,7 +146,7 @@ __global__ void __launch_bounds__(kReduceThreads)
   }
   const double before = block_sum(squares[0]), after = block_sum(squares[1]);
   if (threadIdx.x != 0) return;
-  // A constant y has no contrast to restore.
+  // The ratio is 1 if all elements of y are equal.
   const float ratio = after == 0 ? 1.0f : static_cast<float>(sqrt(before / after));
   scale[blockIdx.x] = rescale * ratio + (1.0f - rescale);
 }
@@ -162,8 +163,8 @@ __global__ void __launch_bounds__(kThreads)
   magnitude[at] = fabsf(fmaf(row[kX0FromX], vdiff::to_float(s.x[at]), row[kX0FromY] * y));
 }
 
-// One block per sample: the values of rank `below` and of the next one by radix selection, byte by byte from the top
-// (bits of floats >= 0 are in their order), then limit = their interpolation within [1, maximum].
+// One block per sample. Finds the values of rank `below` and below + 1 by radix selection, from the highest byte down
+// (the bits of floats >= 0 sort like the floats), interpolates between them and limits the result to [1, maximum].
 __global__ void __launch_bounds__(kReduceThreads)
     limit_kernel(const float* magnitude, int64_t elements, int64_t below, float share, float maximum, float* limits) {
   __shared__ unsigned counts[256], prefix, next;
@@ -232,7 +233,7 @@ void launch(Step<T, P> step, vdiff::SampleLayout layout, const Options& options,
         static_cast<float>(options.clip_max), vdiff::mutable_data<float>(limits));
     step.limits = vdiff::data<float>(limits);
   }
-  // Channels matter to drawn noise alone; without it every element is next to its neighbour.
+  // Only drawn noise depends on the channels; without it a sample is one row of elements.
   if (step.noise.seed == nullptr) layout = {layout.batch, 1, elements};
   const int64_t blocks = vdiff::draw_blocks(layout, step.noise);
   const auto kernel = step.noise.correlation.frames > 0 ? &update_kernel<T, P, true> : &update_kernel<T, P, false>;

@@ -15,12 +15,14 @@ using vdiff::Tensor;
 using vdiff::thread_scratch;
 using vdiff::Tokens;
 
-// One buffer's matrices; two buffers, the outputs and what is computed stay in a small L2. 64 KiB to 256 KiB measured
-// alike with AVX-512; with AVX2 less than 128 is slower, and so is taking apart heads that fit 256 (T = 32: 1.15x).
+// Bytes of the matrices of one buffer, so that two buffers and the outputs fit a small L2 cache. With AVX-512, 64 KiB
+// to 256 KiB were equally fast; with AVX2, less than 128 KiB was slower, and so was splitting the heads of a position
+// where they fit 256 KiB (1.15 times the time at T = 32).
 constexpr int64_t kItemBytes = 128 * 1024, kHeadBytes = 256 * 1024;
-// A run of memory per frame is a page or two.
+// Contiguous bytes of one frame in an item: a page or two.
 constexpr int64_t kRunBytes = 8 * 1024;
-// Ranges with sums of their own in the backward: fixed, so that the answer does not depend on the number of threads.
+// Ranges of items in the backward, each with its own sums: a fixed number, so that the result does not depend on the
+// number of threads.
 constexpr int64_t kRanges = 32;
 
 struct Options {
@@ -31,7 +33,7 @@ struct Options {
 
 Tokens tokens(const Tensor& x) { return {x.data_ptr(), x.stride(0), x.stride(1), x.stride(2), x.stride(3)}; }
 
-// Part `i` of packed (B, T, S, 3, heads, d).
+// Part i (q, k or v) of packed (B, T, S, 3, heads, d).
 Tokens part(const Tensor& x, int64_t i, int64_t element) {
   char* data = static_cast<char*>(x.data_ptr()) + i * x.stride(3) * element;
   return {data, x.stride(0), x.stride(1), x.stride(2), x.stride(4)};
@@ -51,7 +53,7 @@ void choose_blocks(TemporalAttention& a, DType dtype, bool backward) {
   a.block_positions = groups > 1 ? 1 : std::max<int64_t>(1, std::min(a.positions, fitting));
 }
 
-// Bias and causal mask in one table added to the logits: [heads or 1][u][t], padded in t.
+// The bias and the causal mask as one table that is added to the logits: [heads or 1][u][t], padded in t.
 template <class A>
 Tensor make_table(const Tensor& like, const Options& o, int64_t heads, int64_t frames, ScalarType dtype) {
   const int64_t rows = vdiff::padded_frames(frames), count = o.bias ? heads : 1;
@@ -61,8 +63,8 @@ Tensor make_table(const Tensor& like, const Options& o, int64_t heads, int64_t f
   for (int64_t h = 0; h < count; ++h) {
     for (int64_t u = 0; u < frames; ++u) {
       for (int64_t t = 0; t < frames; ++t) {
-        const bool hidden = o.causal && u > t;
-        to[(h * frames + u) * rows + t] = hidden ? -INFINITY : bias ? bias[(h * frames + t) * frames + u] : A(0);
+        const bool masked = o.causal && u > t;
+        to[(h * frames + u) * rows + t] = masked ? -INFINITY : bias ? bias[(h * frames + t) * frames + u] : A(0);
       }
     }
   }
@@ -119,7 +121,7 @@ Tensor forward(const Tensor& q, const Tensor& k, const Tensor& v, const MaybeTen
   return out;
 }
 
-// Sums of the ranges, in order.
+// to[i] = the sum of the ranges' element i, in the order of the ranges.
 template <class A>
 void reduce(const A* partial, int64_t ranges, int64_t stride, int64_t count, A* to) {
   for (int64_t i = 0; i < count; ++i) {

@@ -6,7 +6,8 @@
 namespace vdiff::VDIFF_ISA {
 namespace {
 
-// Some positions of some heads of one sample. In scratch, matrix i of pair (s, h) is (T, width).
+// A block of positions [s0, s1) and heads [h0, h1) of sample b. A pair is one position and head; each of its matrices
+// in scratch (q, k, v, ...) is (T, width).
 struct Item {
   int64_t b, s0, s1, h0, h1;
 };
@@ -25,21 +26,22 @@ template <class T, class A>
 struct Problem {
   const TemporalAttention& args;
   const int64_t frames = args.frames, d = args.head_dim, lds = padded_frames(frames);
-  const int64_t lanes = Simd<A>::lanes, width = (d + lanes - 1) / lanes * lanes, matrix = frames * width;
+  const int64_t lanes = VecOrScalar<A>::lanes, width = (d + lanes - 1) / lanes * lanes, matrix = frames * width;
 
-  // One buffer's traffic: rows of the last item's outputs leave, rows of the next item's inputs come in, a share of
-  // them between any two pairs that are computed in the other buffer. Rows go by frame, position, head, so their memory
-  // is contiguous (rows of different frames share cache sets).
+  // Moves rows between the tensors and one of two buffers while the pairs of the other buffer are computed: outputs of
+  // the previous item out, inputs of the next item in, a part of the rows after each pair. Rows go by frame, then
+  // position, then head, so that consecutive rows are contiguous in memory (rows of different frames map to the same
+  // cache sets).
   template <int In, int Out>
-  struct Traffic {
+  struct RowTransfer {
     const Problem& problem;
     const Tokens* (&inputs)[In];
     const Tokens* (&outputs)[Out];
-    const int (&slots)[Out];  // which matrix of a pair holds output i
+    const int (&output_matrix)[Out];  // output i is matrix output_matrix[i] of a pair
 
-    // visit(t, p, h, heads) for the rows [from, to) of a block, by frame and position.
+    // visit(t, p, h, heads) for the rows [from, to) of a block: `heads` heads from h on at frame t and position p.
     template <class Visit>
-    void walk(int64_t from, int64_t to, Visit visit) const {
+    void for_each_position(int64_t from, int64_t to, Visit visit) const {
       const int64_t width = problem.args.block_heads, block = problem.args.block_positions * width;
       for (int64_t t = from / block, p = from % block / width, h = from % width; from < to;) {
         const int64_t heads = to - from < width - h ? to - from : width - h;
@@ -50,8 +52,8 @@ struct Problem {
       }
     }
 
-    // The part of `heads` from h on that the item has at position p.
-    static int64_t present(const Item* item, int64_t p, int64_t h, int64_t heads) {
+    // How many of these heads the item has; 0 without an item or past its last position.
+    static int64_t heads_present(const Item* item, int64_t p, int64_t h, int64_t heads) {
       if (!item || item->s0 + p >= item->s1) return 0;
       const int64_t left = item->h1 - item->h0 - h;
       return left < heads ? left : heads;
@@ -61,67 +63,69 @@ struct Problem {
       return (T*)x.data + item.b * x.b + t * x.t + (item.s0 + p) * x.s + (item.h0 + h) * x.h;
     }
 
-    void list(Ahead& ahead, const Item* leaving, const Item* coming, int64_t from, int64_t to) const {
+    void prefetch_rows(Prefetcher& prefetch, const Item* previous, const Item* next, int64_t from, int64_t to) const {
       const int64_t bytes = problem.d * (int64_t)sizeof(T);
-      walk(from, to, [&](int64_t t, int64_t p, int64_t h, int64_t heads) {
-        if (const int64_t n = present(coming, p, h, heads); n > 0) {
-          for (const Tokens* x : inputs) ahead.add(row(*x, *coming, t, p, h), n, x->h * (int64_t)sizeof(T), bytes);
+      for_each_position(from, to, [&](int64_t t, int64_t p, int64_t h, int64_t heads) {
+        if (const int64_t n = heads_present(next, p, h, heads); n > 0) {
+          for (const Tokens* x : inputs) prefetch.add(row(*x, *next, t, p, h), n, x->h * (int64_t)sizeof(T), bytes);
         }
-        if (const int64_t n = problem.args.streamed ? 0 : present(leaving, p, h, heads); n > 0) {
-          for (const Tokens* x : outputs) ahead.add(row(*x, *leaving, t, p, h), n, x->h * (int64_t)sizeof(T), bytes);
+        if (const int64_t n = problem.args.streamed ? 0 : heads_present(previous, p, h, heads); n > 0) {
+          for (const Tokens* x : outputs)
+            prefetch.add(row(*x, *previous, t, p, h), n, x->h * (int64_t)sizeof(T), bytes);
         }
       });
     }
 
-    void move(A* buffer, const Item* leaving, const Item* coming, int64_t from, int64_t to) const {
-      walk(from, to, [&](int64_t t, int64_t p, int64_t h, int64_t heads) {
+    void copy_rows(A* buffer, const Item* previous, const Item* next, int64_t from, int64_t to) const {
+      for_each_position(from, to, [&](int64_t t, int64_t p, int64_t h, int64_t heads) {
         A* rows = buffer + (p * problem.args.block_heads + h) * In * problem.matrix + t * problem.width;
-        if (const int64_t n = present(leaving, p, h, heads); n > 0) {
+        if (const int64_t n = heads_present(previous, p, h, heads); n > 0) {
           for (int i = 0; i < Out; ++i) {
-            T* at = row(*outputs[i], *leaving, t, p, h);
-            write_rows(rows + slots[i] * problem.matrix, In * problem.matrix, at, outputs[i]->h, n, problem.d,
+            T* at = row(*outputs[i], *previous, t, p, h);
+            store_rows(rows + output_matrix[i] * problem.matrix, In * problem.matrix, at, outputs[i]->h, n, problem.d,
                        problem.args.streamed);
           }
         }
-        if (const int64_t n = present(coming, p, h, heads); n > 0) {
+        if (const int64_t n = heads_present(next, p, h, heads); n > 0) {
           for (int i = 0; i < In; ++i) {
-            const T* at = row(*inputs[i], *coming, t, p, h);
-            read_rows(at, inputs[i]->h, rows + i * problem.matrix, In * problem.matrix, n, problem.d);
+            const T* at = row(*inputs[i], *next, t, p, h);
+            load_rows(at, inputs[i]->h, rows + i * problem.matrix, In * problem.matrix, n, problem.d);
           }
         }
       });
     }
   };
 
-  // Computes the items [begin, end) in two buffers: pair(matrices of the pair, b, h, ahead) works in place.
+  // Computes the items [begin, end), alternating between two buffers. pair(matrices, b, h, prefetch) works in place.
   template <int In, int Out, class Pair>
-  void run(const Traffic<In, Out>& traffic, A* scratch, Ahead::Run* runs, int64_t begin, int64_t end, Pair pair) const {
+  void run(const RowTransfer<In, Out>& transfer, A* scratch, Prefetcher::Range* ranges, int64_t begin, int64_t end,
+           Pair pair) const {
     const int64_t pairs = args.block_positions * args.block_heads, rows = pairs * frames;
     A* buffers[2] = {scratch, scratch + pairs * In * matrix};
     if (begin == end) return;
     Item before{}, item = locate(args, begin);
-    traffic.move(buffers[0], nullptr, &item, 0, rows);
+    transfer.copy_rows(buffers[0], nullptr, &item, 0, rows);
     for (int64_t index = begin; index < end; ++index) {
       A *here = buffers[(index - begin) & 1], *there = buffers[(index - begin + 1) & 1];
       const Item after = index + 1 < end ? locate(args, index + 1) : Item{};
-      const Item *leaving = index > begin ? &before : nullptr, *coming = index + 1 < end ? &after : nullptr;
+      const Item *previous = index > begin ? &before : nullptr, *next = index + 1 < end ? &after : nullptr;
       const int64_t heads = item.h1 - item.h0, count = (item.s1 - item.s0) * heads;
       for (int64_t i = 0; i < count; ++i) {
         const int64_t p = i / heads, h = i - p * heads, from = i * rows / count, to = (i + 1) * rows / count;
-        Ahead ahead(runs);
-        traffic.list(ahead, leaving, coming, from, to);
-        pair(here + (p * args.block_heads + h) * In * matrix, item.b, item.h0 + h, ahead);
-        traffic.move(there, leaving, coming, from, to);
+        Prefetcher prefetch(ranges);
+        transfer.prefetch_rows(prefetch, previous, next, from, to);
+        pair(here + (p * args.block_heads + h) * In * matrix, item.b, item.h0 + h, prefetch);
+        transfer.copy_rows(there, previous, next, from, to);
       }
       before = item;
       item = after;
     }
-    traffic.move(buffers[(end - begin - 1) & 1], &before, nullptr, 0, rows);
-    if (args.streamed) stores_done();
+    transfer.copy_rows(buffers[(end - begin - 1) & 1], &before, nullptr, 0, rows);
+    if (args.streamed) stream_fence();
   }
 
-  // RMS norm and rotation of the rows of q or k; unit rows and their scales are kept where asked for.
-  void prepare(A* x, const void* weight, A* unit, A* scales) const {
+  // RMS norm and rotation of the rows of q or k. The backward also gets the rows before the weight and the scales.
+  void norm_and_rotate(A* x, const void* weight, A* unit, A* scales) const {
     if (!weight && !args.cos) return;
     for (int64_t t = 0; t < frames; ++t, x += width) {
       if (weight) {
@@ -135,7 +139,7 @@ struct Problem {
     }
   }
 
-  void prepare_backward(A* dx, const void* weight, const A* unit, const A* scales, A* dweight) const {
+  void norm_and_rotate_backward(A* dx, const void* weight, const A* unit, const A* scales, A* dweight) const {
     if (!weight && !args.cos) return;
     A sums[kMaxHeadDim] = {};
     for (int64_t t = 0; t < frames; ++t, dx += width) {
@@ -145,39 +149,40 @@ struct Problem {
       }
       if (weight) normalise_backward(dx, (const A*)weight, unit + t * width, sums, d, scales[t]);
     }
-    // A pair's rows are summed apart from the rest: shorter chains round less.
+    // The rows of a pair are summed by themselves first: sums of fewer terms lose less to rounding.
     for (int64_t i = 0; i < d; ++i) dweight[i] += sums[i];
   }
 
   // weights[u][t] = softmax over u of scale * k[u] . q[t] + table.
-  template <int Every>
-  void weigh(const A* k, const A* q_transposed, A* weights, int64_t b, int64_t h, Ahead& ahead) const {
-    multiply<A, Every>({k, width, 1}, q_transposed, lds, weights, lds, frames, frames, d, ahead);
+  template <int kStep>
+  void compute_weights(const A* k, const A* q_transposed, A* weights, int64_t b, int64_t h,
+                       Prefetcher& prefetch) const {
+    multiply<A, kStep>({k, width, 1}, q_transposed, lds, weights, lds, frames, frames, d, prefetch);
     const A* table = args.table ? (const A*)args.table + h * args.table_head : nullptr;
-    const uint8_t* seen = args.mask ? args.mask + b * frames : nullptr;
-    softmax<A>(weights, lds, frames, frames, (A)args.scale, table, seen, ahead);
+    const uint8_t* key_mask = args.mask ? args.mask + b * frames : nullptr;
+    softmax<A>(weights, lds, frames, frames, (A)args.scale, table, key_mask, prefetch);
   }
 
   void forward(A* scratch, int64_t begin, int64_t end) const {
-    constexpr int Every = kForwardEvery;
+    constexpr int kStep = kForwardPrefetchStep;
     A* transposed = scratch + args.block_positions * args.block_heads * 6 * matrix;
     A* weights = transposed + width * lds;
-    Ahead::Run* runs = (Ahead::Run*)(weights + frames * lds);
+    Prefetcher::Range* ranges = (Prefetcher::Range*)(weights + frames * lds);
     const Tokens *inputs[] = {&args.q, &args.k, &args.v}, *outputs[] = {&args.out};
-    const int slots[] = {0};
-    run(Traffic<3, 1>{*this, inputs, outputs, slots}, scratch, runs, begin, end,
-        [&](A* q, int64_t b, int64_t h, Ahead& ahead) {
+    const int output_matrix[] = {0};
+    run(RowTransfer<3, 1>{*this, inputs, outputs, output_matrix}, scratch, ranges, begin, end,
+        [&](A* q, int64_t b, int64_t h, Prefetcher& prefetch) {
           A *k = q + matrix, *v = k + matrix;
-          prepare(q, args.q_weight, nullptr, nullptr);
-          prepare(k, args.k_weight, nullptr, nullptr);
-          transpose(q, width, transposed, lds, frames, d, ahead);
-          weigh<Every>(k, transposed, weights, b, h, ahead);
-          multiply<A, Every>({weights, 1, lds}, v, width, q, width, frames, d, frames, ahead);
+          norm_and_rotate(q, args.q_weight, nullptr, nullptr);
+          norm_and_rotate(k, args.k_weight, nullptr, nullptr);
+          transpose(q, width, transposed, lds, frames, d, prefetch);
+          compute_weights<kStep>(k, transposed, weights, b, h, prefetch);
+          multiply<A, kStep>({weights, 1, lds}, v, width, q, width, frames, d, frames, prefetch);
         });
   }
 
   void backward(A* scratch, int64_t begin, int64_t end) const {
-    constexpr int Every = kBackwardEvery;
+    constexpr int kStep = kBackwardPrefetchStep;
     A* q_transposed = scratch + args.block_positions * args.block_heads * 8 * matrix;
     A* dout_transposed = q_transposed + width * lds;
     A* weights = dout_transposed + width * lds;
@@ -185,28 +190,28 @@ struct Problem {
     A* q_unit = dlogits + frames * lds;
     A* k_unit = q_unit + matrix;
     A *q_scales = k_unit + matrix, *k_scales = q_scales + frames;
-    Ahead::Run* runs = (Ahead::Run*)(k_scales + frames + frames % 2);
+    Prefetcher::Range* ranges = (Prefetcher::Range*)(k_scales + frames + frames % 2);
     A* dtable = (A*)args.partial;
     A* dweight = dtable + (args.wants_bias_gradient ? args.heads * frames * lds : 0);
     const Tokens *inputs[] = {&args.q, &args.k, &args.v, &args.dout}, *outputs[] = {&args.dq, &args.dk, &args.dv};
-    const int slots[] = {3, 1, 2};
-    run(Traffic<4, 3>{*this, inputs, outputs, slots}, scratch, runs, begin, end,
-        [&](A* q, int64_t b, int64_t h, Ahead& ahead) {
+    const int output_matrix[] = {3, 1, 2};
+    run(RowTransfer<4, 3>{*this, inputs, outputs, output_matrix}, scratch, ranges, begin, end,
+        [&](A* q, int64_t b, int64_t h, Prefetcher& prefetch) {
           A *k = q + matrix, *v = k + matrix, *dout = v + matrix;
-          prepare(q, args.q_weight, q_unit, q_scales);
-          prepare(k, args.k_weight, k_unit, k_scales);
-          transpose(q, width, q_transposed, lds, frames, d, ahead);
-          transpose(dout, width, dout_transposed, lds, frames, d, ahead);
-          weigh<Every>(k, q_transposed, weights, b, h, ahead);
-          multiply<A, Every>({v, width, 1}, dout_transposed, lds, dlogits, lds, frames, frames, d, ahead);
+          norm_and_rotate(q, args.q_weight, q_unit, q_scales);
+          norm_and_rotate(k, args.k_weight, k_unit, k_scales);
+          transpose(q, width, q_transposed, lds, frames, d, prefetch);
+          transpose(dout, width, dout_transposed, lds, frames, d, prefetch);
+          compute_weights<kStep>(k, q_transposed, weights, b, h, prefetch);
+          multiply<A, kStep>({v, width, 1}, dout_transposed, lds, dlogits, lds, frames, frames, d, prefetch);
           softmax_backward<A>(weights, dlogits, args.wants_bias_gradient ? dtable + h * frames * lds : nullptr, lds,
                               frames, frames, (A)args.scale);
-          // dv takes the place of v, dq of dout, dk of k: each source is dead by then.
-          multiply<A, Every>({weights, lds, 1}, dout, width, v, width, frames, d, frames, ahead);
-          multiply<A, Every>({dlogits, 1, lds}, k, width, dout, width, frames, d, frames, ahead);
-          multiply<A, Every>({dlogits, lds, 1}, q, width, k, width, frames, d, frames, ahead);
-          prepare_backward(dout, args.q_weight, q_unit, q_scales, dweight);
-          prepare_backward(k, args.k_weight, k_unit, k_scales, dweight + d);
+          // dv replaces v, dq replaces dout and dk replaces k: none of them is read after that.
+          multiply<A, kStep>({weights, lds, 1}, dout, width, v, width, frames, d, frames, prefetch);
+          multiply<A, kStep>({dlogits, 1, lds}, k, width, dout, width, frames, d, frames, prefetch);
+          multiply<A, kStep>({dlogits, lds, 1}, q, width, k, width, frames, d, frames, prefetch);
+          norm_and_rotate_backward(dout, args.q_weight, q_unit, q_scales, dweight);
+          norm_and_rotate_backward(k, args.k_weight, k_unit, k_scales, dweight + d);
         });
   }
 };

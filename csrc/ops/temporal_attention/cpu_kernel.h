@@ -8,22 +8,22 @@
 
 namespace vdiff {
 
-// One call. "A" is the type of the arithmetic: double for float64 tensors, else float.
+// Arguments of a call. A is the type of the arithmetic: double for float64 tensors, else float.
 struct TemporalAttention {
   Tokens q, k, v, out;      // forward
   Tokens dout, dq, dk, dv;  // backward
-  const void* table;        // A: added to logits, [heads][u key][t query], rows of kFrameAlign(T)
-  int64_t table_head;       // elements from head to head of the table, 0 where all heads share one
-  const uint8_t* mask;      // [B][T], 1: the key is seen; or nullptr
+  const void* table;        // A: added to the logits, [heads][key u][query t], rows padded_frames(T) long
+  int64_t table_head;       // elements between the tables of two heads, 0 where all heads share one
+  const uint8_t* mask;      // [B][T], 0 masks the key; or nullptr
   const void* q_weight;     // A: [d] of the RMS norm, or nullptr
   const void* k_weight;     // A
   const void *cos, *sin;    // A: [T][d/2], or nullptr
-  void* partial;            // A, backward: sums of one range of items: table-shaped, then 2 x d
+  void* partial;            // A, backward: the sums of one range of items: of the table's shape, then 2 x d
   bool wants_bias_gradient;
-  bool streamed;  // outputs go past the caches: whole cache lines, float32
+  bool streamed;  // stores bypass the caches; float32 rows of whole cache lines
   double scale, eps;
   int64_t batch, frames, positions, heads, head_dim;
-  int64_t block_positions, block_heads;  // one item: so many positions of so many heads
+  int64_t block_positions, block_heads;  // an item is a block of positions and heads
 };
 
 constexpr int64_t kFrameAlign = 16;
@@ -42,9 +42,9 @@ inline int64_t scratch_bytes(const TemporalAttention& a, bool backward, int64_t 
   const int64_t transposed = width * padded_frames(a.frames);
   const int64_t total = backward ? pairs * 8 * matrix + 2 * transposed + 2 * square + 2 * matrix + 2 * a.frames
                                  : pairs * 6 * matrix + transposed + square;
-  // Both ends of what is moved between two pairs: at most a block's rows.
-  const int64_t runs = pairs * a.frames * (backward ? 7 : 4) + 1;
-  return (total + 256) * element + runs * 16;
+  // Prefetched ranges between two pairs: at most one per row of a block and tensor.
+  const int64_t ranges = pairs * a.frames * (backward ? 7 : 4) + 1;
+  return (total + 256) * element + ranges * 16;
 }
 
 }  // namespace vdiff

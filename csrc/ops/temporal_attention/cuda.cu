@@ -15,11 +15,11 @@ using vdiff::Tokens;
 using vdiff::WarpProblem;
 
 constexpr int kWarps = 4, kThreads = 32 * kWarps;
-// Blocks of a backward that sums over positions: more of them mean more partial sums to write and to read again.
+// Blocks of a backward that sums over positions, at most: each writes partial sums that are read again.
 constexpr int64_t kMaxBlocks = 2048;
-constexpr int kMaxWholeFrames = 32;
+constexpr int kMaxOneWarpFrames = 32;
 
-// One lane of cuda_tile.h on the device.
+// The operations that cuda_tile.h is written with, for one lane of a warp on the device.
 template <class T>
 struct DeviceWarp {
   using F = float;
@@ -86,7 +86,7 @@ struct DeviceWarp {
   }
   static __device__ __forceinline__ void store(void* data, int64_t offset, bool inside, const uint32_t (&pairs)[4]) {
     if (!inside) return;
-    // Through uint4 the compiler stores four words one by one.
+    // Written as PTX: the compiler splits a store of a uint4 into four.
     asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(static_cast<uint16_t*>(data) + offset), "r"(pairs[0]),
                  "r"(pairs[1]), "r"(pairs[2]), "r"(pairs[3]));
   }
@@ -107,36 +107,36 @@ struct DeviceWarp {
   }
 };
 
-// Units of one head: positions, or pairs of them where two share a warp.
-struct Units {
+// The work of one head: an item is one position, or two that share a warp. `chunks` counts the blocks of a head.
+struct WorkItems {
   int64_t per_sample, count, chunks;
 };
 
 template <class Attention>
-__device__ __forceinline__ typename Attention::Tile unit(const WarpProblem& p, const Units& units, int64_t index,
-                                                         float* sums, int first) {
-  const int64_t b = index / units.per_sample;
-  return {p, b, (index - b * units.per_sample) * (p.packed() ? 2 : 1), blockIdx.x % p.heads, sums, first};
+__device__ __forceinline__ typename Attention::Tile tile_of(const WarpProblem& p, const WorkItems& items, int64_t index,
+                                                            float* sums, int first) {
+  const int64_t b = index / items.per_sample;
+  return {p, b, (index - b * items.per_sample) * (p.packed() ? 2 : 1), blockIdx.x % p.heads, sums, first};
 }
 
 template <class T, int kTiles>
 __global__ void __launch_bounds__(kThreads, kTiles == 1 ? 7 : 4)
-    forward_kernel(const __grid_constant__ WarpProblem p, const __grid_constant__ Units units) {
+    forward_kernel(const __grid_constant__ WarpProblem p, const __grid_constant__ WorkItems items) {
   using Attention = vdiff::WarpAttention<DeviceWarp<T>, kTiles>;
   const int64_t index = static_cast<int64_t>(blockIdx.x / p.heads) * kWarps + threadIdx.x / 32;
-  if (index < units.count) Attention{unit<Attention>(p, units, index, nullptr, 0)}.forward();
+  if (index < items.count) Attention{tile_of<Attention>(p, items, index, nullptr, 0)}.forward();
 }
 
-// A block holds one position and head, each warp 16 of its frames.
+// A block computes one position and head, each of its warps 16 frames.
 template <class T>
 __global__ void __launch_bounds__(kThreads, 4)
-    tall_forward_kernel(const __grid_constant__ WarpProblem p, const __grid_constant__ Units units) {
-  using Attention = vdiff::TallAttention<DeviceWarp<T>>;
-  __shared__ vdiff::TallRows rows;
+    four_warp_forward_kernel(const __grid_constant__ WarpProblem p, const __grid_constant__ WorkItems items) {
+  using Attention = vdiff::FourWarpAttention<DeviceWarp<T>>;
+  __shared__ vdiff::SharedRows rows;
   const int first = threadIdx.x / 32 * 2;
-  const Attention attention{unit<Attention>(p, units, blockIdx.x / p.heads, nullptr, first), rows};
+  const Attention attention{tile_of<Attention>(p, items, blockIdx.x / p.heads, nullptr, first), rows};
   if (p.q_weight) {
-    attention.share_norms();
+    attention.write_norm_scales();
     __syncthreads();
   }
   attention.forward();
@@ -148,17 +148,17 @@ struct Partials {
   __host__ __device__ bool any() const { return bias != nullptr || weights != nullptr; }
 };
 
-// This warp's sums in shared memory, zero at first.
+// The sums of this warp in shared memory, set to zero; nullptr if there is nothing to sum.
 template <class Attention>
-__device__ __forceinline__ float* own_sums(float* shared, const Partials& partials) {
+__device__ __forceinline__ float* warp_sums(float* shared, const Partials& partials) {
   if (!partials.any()) return nullptr;
-  float* mine = shared + threadIdx.x / 32 * Attention::kSums;
-  for (int i = threadIdx.x % 32; i < Attention::kSums; i += 32) mine[i] = 0.0f;
+  float* sums = shared + threadIdx.x / 32 * Attention::kSums;
+  for (int i = threadIdx.x % 32; i < Attention::kSums; i += 32) sums[i] = 0.0f;
   __syncwarp();
-  return mine;
+  return sums;
 }
 
-// Sums of the warps' norm weights, in order.
+// Adds the gradients of the norm weights over the warps, in the order of the warps.
 template <class Attention>
 __device__ __forceinline__ void write_weights(const WarpProblem& p, const float* shared, float* partial) {
   const int warps = blockDim.x / 32, weights = Attention::kSums - 2 * vdiff::kMaxWarpDim;
@@ -170,16 +170,16 @@ __device__ __forceinline__ void write_weights(const WarpProblem& p, const float*
   }
 }
 
-// Left alone, ptxas takes 80 registers for one tile and spills 16 bytes; with 96 it does not.
+// Without the minimum of blocks per SM ptxas takes 80 registers for one tile and spills 16 bytes; with it, 96 and none.
 template <class T, int kTiles>
 __global__ void __launch_bounds__(kThreads, kTiles == 1 ? 5 : 3)
-    backward_kernel(const __grid_constant__ WarpProblem p, const __grid_constant__ Units units, Partials partials) {
+    backward_kernel(const __grid_constant__ WarpProblem p, const __grid_constant__ WorkItems items, Partials partials) {
   using Attention = vdiff::WarpAttention<DeviceWarp<T>, kTiles>;
   extern __shared__ float shared[];
-  float* mine = own_sums<Attention>(shared, partials);
+  float* sums = warp_sums<Attention>(shared, partials);
   const int64_t first = static_cast<int64_t>(blockIdx.x / p.heads) * kWarps + threadIdx.x / 32;
-  for (int64_t index = first; index < units.count; index += units.chunks * kWarps) {
-    Attention{unit<Attention>(p, units, index, mine, 0)}.backward();
+  for (int64_t index = first; index < items.count; index += items.chunks * kWarps) {
+    Attention{tile_of<Attention>(p, items, index, sums, 0)}.backward();
   }
   if (!partials.any()) return;
   __syncthreads();
@@ -197,16 +197,16 @@ __global__ void __launch_bounds__(kThreads, kTiles == 1 ? 5 : 3)
 
 template <class T>
 __global__ void __launch_bounds__(kThreads, 3)
-    tall_backward_kernel(const __grid_constant__ WarpProblem p, const __grid_constant__ Units units,
-                         Partials partials) {
-  using Attention = vdiff::TallAttention<DeviceWarp<T>>;
+    four_warp_backward_kernel(const __grid_constant__ WarpProblem p, const __grid_constant__ WorkItems items,
+                              Partials partials) {
+  using Attention = vdiff::FourWarpAttention<DeviceWarp<T>>;
   extern __shared__ float shared[];
-  __shared__ vdiff::TallRows rows;
-  float* mine = own_sums<Attention>(shared, partials);
-  for (int64_t index = blockIdx.x / p.heads; index < units.count; index += units.chunks) {
-    const Attention attention{unit<Attention>(p, units, index, mine, threadIdx.x / 32 * 2), rows};
+  __shared__ vdiff::SharedRows rows;
+  float* sums = warp_sums<Attention>(shared, partials);
+  for (int64_t index = blockIdx.x / p.heads; index < items.count; index += items.chunks) {
+    const Attention attention{tile_of<Attention>(p, items, index, sums, threadIdx.x / 32 * 2), rows};
     if (p.q_weight) {
-      attention.share_norms();
+      attention.write_norm_scales();
       __syncthreads();
     }
     attention.backward_queries();
@@ -218,9 +218,9 @@ __global__ void __launch_bounds__(kThreads, 3)
   const int square = p.frames * p.frames;
   for (int i = threadIdx.x; partials.bias != nullptr && i < square; i += blockDim.x) {
     const int t = i / p.frames, u = i % p.frames;
-    const float* sums = shared + t / vdiff::kTallRows * Attention::kSums;
+    const float* sums = shared + t / vdiff::kWarpRows * Attention::kSums;
     partials.bias[static_cast<int64_t>(blockIdx.x) * square + i] =
-        vdiff::bias_sum(sums, vdiff::kTallKeys, false, t % vdiff::kTallRows, u);
+        vdiff::bias_sum(sums, vdiff::kKeyOctets, false, t % vdiff::kWarpRows, u);
   }
   write_weights<Attention>(p, shared, partials.weights);
 }
@@ -233,10 +233,10 @@ struct Options {
 
 std::vector<int64_t> shape_of(const Tensor& x) { return {x.sizes().begin(), x.sizes().end()}; }
 
-// x itself where every row can be read in pieces of 16 bytes, else a copy.
-Tensor in_packs(const Tensor& x) {
+// x if all its rows are aligned to 16 bytes, else a copy of it.
+Tensor aligned_rows(const Tensor& x) {
   bool aligned = reinterpret_cast<uintptr_t>(x.data_ptr()) % 16 == 0;
-  for (int64_t i = 0; i + 1 < x.dim(); ++i) aligned = aligned && x.stride(i) % vdiff::kLanePack == 0;
+  for (int64_t i = 0; i + 1 < x.dim(); ++i) aligned = aligned && x.stride(i) % vdiff::kLaneColumns == 0;
   if (aligned) return x;
   Tensor copy = torch::stable::new_empty(x, shape_of(x));
   torch::stable::copy_(copy, x);
@@ -245,7 +245,7 @@ Tensor in_packs(const Tensor& x) {
 
 Tokens tokens(const Tensor& x) { return {x.data_ptr(), x.stride(0), x.stride(1), x.stride(2), x.stride(3)}; }
 
-// Part `i` of packed (B, T, S, 3, heads, d), two bytes an element.
+// Part i (q, k or v) of packed (B, T, S, 3, heads, d), two bytes per element.
 Tokens part(const Tensor& x, int64_t i) {
   return {static_cast<char*>(x.data_ptr()) + i * x.stride(3) * 2, x.stride(0), x.stride(1), x.stride(2), x.stride(4)};
 }
@@ -259,44 +259,45 @@ WarpProblem make_problem(const Tensor& q, const Options& o) {
   p.batch = q.size(0), p.positions = q.size(2);
   p.frames = static_cast<int>(q.size(1));
   p.heads = static_cast<int>(q.size(q.dim() - 2)), p.d = static_cast<int>(q.size(q.dim() - 1));
-  STD_TORCH_CHECK(p.frames <= vdiff::kMaxTallFrames && p.d <= vdiff::kMaxWarpDim,
-                  "more frames or a wider head than fit");
+  STD_TORCH_CHECK(p.frames <= vdiff::kMaxFrames && p.d <= vdiff::kMaxWarpDim, "more frames or a wider head than fit");
   return p;
 }
 
-bool tall(const WarpProblem& p) { return p.frames > kMaxWholeFrames; }
+bool four_warps(const WarpProblem& p) { return p.frames > kMaxOneWarpFrames; }
 
 int block_threads(const WarpProblem& p) {
-  return tall(p) ? 32 * static_cast<int>(vdiff::ceil_div(p.frames, vdiff::kTallRows)) : kThreads;
+  return four_warps(p) ? 32 * static_cast<int>(vdiff::ceil_div(p.frames, vdiff::kWarpRows)) : kThreads;
 }
 
-Units make_units(const WarpProblem& p) {
+WorkItems make_work_items(const WarpProblem& p) {
   const int64_t per_sample = vdiff::ceil_div(p.positions, p.frames <= 8 ? 2 : 1);
-  return {per_sample, p.batch * per_sample, vdiff::ceil_div(p.batch * per_sample, tall(p) ? 1 : kWarps)};
+  return {per_sample, p.batch * per_sample, vdiff::ceil_div(p.batch * per_sample, four_warps(p) ? 1 : kWarps)};
 }
 
 template <class T>
 void launch_forward(const WarpProblem& p, cudaStream_t stream) {
-  const Units units = make_units(p);
-  const auto kernel = tall(p) ? tall_forward_kernel<T> : p.frames <= 16 ? forward_kernel<T, 1> : forward_kernel<T, 2>;
-  kernel<<<units.chunks * p.heads, block_threads(p), 0, stream>>>(p, units);
+  const WorkItems items = make_work_items(p);
+  const auto kernel = four_warps(p)    ? four_warp_forward_kernel<T>
+                      : p.frames <= 16 ? forward_kernel<T, 1>
+                                       : forward_kernel<T, 2>;
+  kernel<<<items.chunks * p.heads, block_threads(p), 0, stream>>>(p, items);
 }
 
 template <class T>
-void launch_backward(const WarpProblem& p, const Units& units, const Partials& partials, cudaStream_t stream) {
+void launch_backward(const WarpProblem& p, const WorkItems& items, const Partials& partials, cudaStream_t stream) {
   using Whole1 = vdiff::WarpAttention<DeviceWarp<T>, 1>;
   using Whole2 = vdiff::WarpAttention<DeviceWarp<T>, 2>;
-  using Tall = vdiff::TallAttention<DeviceWarp<T>>;
-  const auto kernel = tall(p)          ? tall_backward_kernel<T>
+  using FourWarps = vdiff::FourWarpAttention<DeviceWarp<T>>;
+  const auto kernel = four_warps(p)    ? four_warp_backward_kernel<T>
                       : p.frames <= 16 ? backward_kernel<T, 1>
                                        : backward_kernel<T, 2>;
-  const int sums = tall(p) ? Tall::kSums : p.frames <= 16 ? Whole1::kSums : Whole2::kSums;
+  const int sums = four_warps(p) ? FourWarps::kSums : p.frames <= 16 ? Whole1::kSums : Whole2::kSums;
   const int threads = block_threads(p);
   const int bytes = partials.any() ? threads / 32 * sums * static_cast<int>(sizeof(float)) : 0;
-  kernel<<<units.chunks * p.heads, threads, bytes, stream>>>(p, units, partials);
+  kernel<<<items.chunks * p.heads, threads, bytes, stream>>>(p, items, partials);
 }
 
-// Runs the body with T bound.
+// Runs the body with T as the element type of x.
 #define VDIFF_HALF_DISPATCH(x, ...)                                                       \
   if (x.scalar_type() == ScalarType::BFloat16) {                                          \
     using T = __nv_bfloat16;                                                              \
@@ -312,7 +313,7 @@ Tensor forward(const Tensor& q_in, const Tensor& k_in, const Tensor& v_in, const
                const MaybeTensor& cos, const MaybeTensor& sin, bool causal, double scale, double eps) {
   Tensor out = torch::stable::new_empty(q_in, shape_of(q_in));
   if (out.numel() == 0) return out;
-  const Tensor q = in_packs(q_in), k = in_packs(k_in), v = in_packs(v_in);
+  const Tensor q = aligned_rows(q_in), k = aligned_rows(k_in), v = aligned_rows(v_in);
   WarpProblem p = make_problem(q, {bias, mask, q_weight, k_weight, cos, sin, causal, scale, eps});
   p.q = tokens(q), p.k = tokens(k), p.v = tokens(v), p.out = tokens(out);
   VDIFF_HALF_DISPATCH(q, launch_forward<T>(p, vdiff::current_stream(q)));
@@ -332,22 +333,22 @@ void sum_rows(const Tensor& partial, int64_t rows, const Tensor& to, cudaStream_
   vdiff::sum_parts(vdiff::data<float>(partial), {vdiff::mutable_data<float>(to)}, 1, rows, to.numel(), stream);
 }
 
-// Gradients of the parameters: bias (heads, T, T) and weights (2, d), without elements where there are none.
+// The gradients of the bias (heads, T, T) and of the two norm weights (2, d); empty where there is no such parameter.
 ParameterGradients run_backward(const Tensor& like, const WarpProblem& p, const Options& o) {
   ParameterGradients g{floats(like, o.bias ? shape_of(*o.bias) : std::vector<int64_t>{0}),
                        floats(like, {o.q_weight ? 2 : 0, p.d})};
-  Units units = make_units(p);
-  if (units.count * p.heads == 0) return {torch::stable::zero_(g.bias), torch::stable::zero_(g.weights)};
-  if (o.bias || o.q_weight) units.chunks = std::min(units.chunks, std::max<int64_t>(1, kMaxBlocks / p.heads));
-  const int64_t blocks = units.chunks * p.heads;
+  WorkItems items = make_work_items(p);
+  if (items.count * p.heads == 0) return {torch::stable::zero_(g.bias), torch::stable::zero_(g.weights)};
+  if (o.bias || o.q_weight) items.chunks = std::min(items.chunks, std::max<int64_t>(1, kMaxBlocks / p.heads));
+  const int64_t blocks = items.chunks * p.heads;
   const Tensor partial_bias = floats(like, {o.bias ? blocks : 0, p.frames, p.frames});
   const Tensor partial_weights = floats(like, {o.q_weight ? blocks : 0, 2, p.d});
   const cudaStream_t stream = vdiff::current_stream(like);
   const Partials partials{o.bias ? vdiff::mutable_data<float>(partial_bias) : nullptr,
                           o.q_weight ? vdiff::mutable_data<float>(partial_weights) : nullptr};
-  VDIFF_HALF_DISPATCH(like, launch_backward<T>(p, units, partials, stream));
-  // Blocks of one head lie `heads` apart, so a row of all heads is one chunk.
-  if (o.bias) sum_rows(partial_bias, units.chunks, g.bias, stream);
+  VDIFF_HALF_DISPATCH(like, launch_backward<T>(p, items, partials, stream));
+  // Block i belongs to head i % heads, so consecutive `heads` blocks are one row of the sum.
+  if (o.bias) sum_rows(partial_bias, items.chunks, g.bias, stream);
   if (o.q_weight) sum_rows(partial_weights, blocks, g.weights, stream);
   vdiff::check_launch();
   return g;
@@ -364,7 +365,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> backward(
     const Tensor& dout_in, const Tensor& q_in, const Tensor& k_in, const Tensor& v_in, const MaybeTensor& bias,
     const MaybeTensor& mask, const MaybeTensor& q_weight, const MaybeTensor& k_weight, const MaybeTensor& cos,
     const MaybeTensor& sin, bool causal, double scale, double eps) {
-  const Tensor dout = in_packs(dout_in), q = in_packs(q_in), k = in_packs(k_in), v = in_packs(v_in);
+  const Tensor dout = aligned_rows(dout_in), q = aligned_rows(q_in), k = aligned_rows(k_in), v = aligned_rows(v_in);
   Tensor dq = torch::stable::new_empty(q, shape_of(q)), dk = torch::stable::new_empty(q, shape_of(q));
   Tensor dv = torch::stable::new_empty(q, shape_of(q));
   const Options options{bias, mask, q_weight, k_weight, cos, sin, causal, scale, eps};
@@ -380,7 +381,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward_packed(const Tensor& dout_in
                                                            const MaybeTensor& q_weight, const MaybeTensor& k_weight,
                                                            const MaybeTensor& cos, const MaybeTensor& sin, bool causal,
                                                            double scale, double eps) {
-  const Tensor dout = in_packs(dout_in), qkv = in_packs(qkv_in);
+  const Tensor dout = aligned_rows(dout_in), qkv = aligned_rows(qkv_in);
   Tensor dqkv = torch::stable::new_empty(qkv, shape_of(qkv));
   const Options options{bias, mask, q_weight, k_weight, cos, sin, causal, scale, eps};
   WarpProblem p = make_problem(qkv, options);

@@ -1,38 +1,39 @@
-// Attention of one position and head of up to 64 frames by one warp for every 16 of them.
+// Attention of one position and head of up to 64 frames by up to four warps, one for every 16 frames.
 //
-// A warp holds 16 x 64 of the logits: 16 queries against all keys, then, in the backward, 16 keys against all queries,
-// so that no sum crosses warps. What a row needs of another warp goes through shared memory, behind a barrier of the
-// caller between any two steps.
+// A warp holds 16 x 64 logits: of 16 queries and all keys, and later in the backward of 16 keys and all queries, so
+// that no sum crosses warps. Numbers per row pass between warps through shared memory; the caller puts a barrier
+// between two steps.
 #pragma once
 
 #include "ops/temporal_attention/cuda_tile.h"
 
 namespace vdiff {
 
-constexpr int kTallRows = 16, kTallKeys = 8, kMaxTallFrames = 8 * kTallKeys;
+constexpr int kWarpRows = 16, kKeyOctets = 8, kMaxFrames = 8 * kKeyOctets;
 
-// By frame: 1 / rms of q and k, and what makes a weight and its gradient of a logit.
-struct TallRows {
-  float q_scale[kMaxTallFrames], k_scale[kMaxTallFrames];
-  float top[kMaxTallFrames], inverse[kMaxTallFrames], along[kMaxTallFrames];
+// In shared memory, per frame: 1 / rms of q and k, and the numbers that give a weight and its gradient from a logit.
+struct SharedRows {
+  float q_scale[kMaxFrames], k_scale[kMaxFrames];
+  float row_max[kMaxFrames], inverse[kMaxFrames], row_dot[kMaxFrames];
 };
 
 template <class Warp>
-struct TallAttention {
-  using Tile = WarpTile<Warp, 1, kTallKeys>;
+struct FourWarpAttention {
+  using Tile = WarpTile<Warp, 1, kKeyOctets>;
   using F = typename Tile::F;
   using I = typename Tile::I;
   using B = typename Tile::B;
   using Square = typename Tile::Square;
   using Left = typename Tile::Left;
   using Rows = typename Tile::template Source<2>;
-  using Keys = typename Tile::template Source<kTallKeys>;
-  static constexpr int kSums = kWarpSums<1, kTallKeys>;
+  using Keys = typename Tile::template Source<kKeyOctets>;
+  static constexpr int kSums = kWarpSums<1, kKeyOctets>;
 
   const Tile tile;
-  TallRows& shared;
+  SharedRows& shared;
 
-  VDIFF_WARP void share(float* to, const F (&values)[2]) const {
+  // Writes a number per row of the tile.
+  VDIFF_WARP void write_rows(float* to, const F (&values)[2]) const {
     VDIFF_UNROLL
     for (int o = 0; o < 2; ++o) {
       Warp::write(to, tile.frame(tile.first + o), values[o], (tile.t == 0) & tile.exists(tile.first + o));
@@ -40,7 +41,7 @@ struct TallAttention {
   }
 
   template <int kCount>
-  VDIFF_WARP void shared_scales(const float* weight, const float* from, int first, F (&scales)[kCount]) const {
+  VDIFF_WARP void read_norm_scales(const float* weight, const float* from, int first, F (&scales)[kCount]) const {
     VDIFF_UNROLL
     for (int o = 0; o < kCount; ++o) {
       scales[o] = Warp::splat(0.0f);
@@ -48,22 +49,22 @@ struct TallAttention {
     }
   }
 
-  // First step, needed with a norm only.
-  VDIFF_WARP void share_norms() const {
+  // The first step, if there is a norm.
+  VDIFF_WARP void write_norm_scales() const {
     F scales[2];
     tile.norm_scales(tile.p.q, tile.p.q_weight, tile.first, scales);
-    share(shared.q_scale, scales);
+    write_rows(shared.q_scale, scales);
     tile.norm_scales(tile.p.k, tile.p.k_weight, tile.first, scales);
-    share(shared.k_scale, scales);
+    write_rows(shared.k_scale, scales);
   }
 
   VDIFF_WARP void forward() const {
     const WarpProblem& p = tile.p;
     Square square;
     {
-      F q_scales[2], k_scales[kTallKeys];
-      shared_scales(p.q_weight, shared.q_scale, tile.first, q_scales);
-      shared_scales(p.k_weight, shared.k_scale, 0, k_scales);
+      F q_scales[2], k_scales[kKeyOctets];
+      read_norm_scales(p.q_weight, shared.q_scale, tile.first, q_scales);
+      read_norm_scales(p.k_weight, shared.k_scale, 0, k_scales);
       tile.logits({p.q, p.q_weight, tile.first, q_scales}, {p.k, p.k_weight, 0, k_scales}, square);
     }
     typename Tile::Softmax rows;
@@ -73,12 +74,12 @@ struct TallAttention {
     tile.store_product(weights, p.v, p.out);
   }
 
-  // Rows are queries: dq, and what the keys need of every query.
+  // The rows are queries: computes dq, and the numbers per query that backward_keys() reads.
   VDIFF_WARP void backward_queries() const {
     const WarpProblem& p = tile.p;
-    F q_scales[2], k_scales[kTallKeys];
-    shared_scales(p.q_weight, shared.q_scale, tile.first, q_scales);
-    shared_scales(p.k_weight, shared.k_scale, 0, k_scales);
+    F q_scales[2], k_scales[kKeyOctets];
+    read_norm_scales(p.q_weight, shared.q_scale, tile.first, q_scales);
+    read_norm_scales(p.k_weight, shared.k_scale, 0, k_scales);
     const Rows q{p.q, p.q_weight, tile.first, q_scales};
     const Keys k{p.k, p.k_weight, 0, k_scales};
     Left dlogits;
@@ -87,23 +88,23 @@ struct TallAttention {
       tile.logits(q, k, square);
       typename Tile::Softmax rows;
       tile.softmax(square, rows);
-      share(shared.top, rows.top);
-      share(shared.inverse, rows.inverse);
+      write_rows(shared.row_max, rows.row_max);
+      write_rows(shared.inverse, rows.inverse);
       tile.outer(p.dout, p.v, dsquare);
-      F along[2];
-      tile.softmax_backward(square, dsquare, along);
-      share(shared.along, along);
+      F row_dot[2];
+      tile.softmax_backward(square, dsquare, row_dot);
+      write_rows(shared.row_dot, row_dot);
       tile.pack_square(dsquare, p.scale, dlogits);
     }
     tile.store_gradient({q, k, p.dq, weight_sums(0)}, dlogits);
   }
 
-  // Rows are keys: dk and dv.
+  // The rows are keys: computes dk and dv.
   VDIFF_WARP void backward_keys() const {
     const WarpProblem& p = tile.p;
-    F k_scales[2], q_scales[kTallKeys];
-    shared_scales(p.k_weight, shared.k_scale, tile.first, k_scales);
-    shared_scales(p.q_weight, shared.q_scale, 0, q_scales);
+    F k_scales[2], q_scales[kKeyOctets];
+    read_norm_scales(p.k_weight, shared.k_scale, tile.first, k_scales);
+    read_norm_scales(p.q_weight, shared.q_scale, 0, q_scales);
     const Rows k{p.k, p.k_weight, tile.first, k_scales};
     const Keys q{p.q, p.q_weight, 0, q_scales};
     Left weights, dlogits;
@@ -111,7 +112,7 @@ struct TallAttention {
       Square square, dsquare;
       tile.logits(k, q, square);
       tile.outer(p.v, p.dout, dsquare);
-      turned_softmax(square, dsquare);
+      transposed_softmax(square, dsquare);
       tile.pack_square(square, 1.0f, weights);
       tile.pack_square(dsquare, p.scale, dlogits);
     }
@@ -119,25 +120,28 @@ struct TallAttention {
     tile.store_gradient({k, q, p.dk, weight_sums(kMaxWarpDim)}, dlogits);
   }
 
-  VDIFF_WARP float* weight_sums(int at) const { return tile.sums ? tile.sums + kBiasSums<1, kTallKeys> + at : nullptr; }
+  VDIFF_WARP float* weight_sums(int at) const {
+    return tile.sums ? tile.sums + kBiasSums<1, kKeyOctets> + at : nullptr;
+  }
 
-  // Weights and gradients of logits again, a query a column.
-  VDIFF_WARP void turned_softmax(Square& square, Square& dsquare) const {
+  // Weights and gradients of the logits once more, with a query per column.
+  VDIFF_WARP void transposed_softmax(Square& square, Square& dsquare) const {
     VDIFF_UNROLL
-    for (int n = 0; n < kTallKeys; ++n) {
+    for (int n = 0; n < kKeyOctets; ++n) {
       VDIFF_UNROLL
       for (int e = 0; e < 2; ++e) {
         const I query = tile.square_column(n, e);
         const B inside = query < tile.p.frames;
-        const F top = Warp::read(shared.top, query, inside), inverse = Warp::read(shared.inverse, query, inside);
-        const F along = Warp::read(shared.along, query, inside);
+        const F row_max = Warp::read(shared.row_max, query, inside),
+                inverse = Warp::read(shared.inverse, query, inside);
+        const F row_dot = Warp::read(shared.row_dot, query, inside);
         VDIFF_UNROLL
         for (int o = 0; o < 2; ++o) {
           F &weight = square[0][n][2 * o + e], &dweight = dsquare[0][n][2 * o + e];
           const I key = tile.frame(tile.first + o);
           const F logit = tile.masked(weight, query, key, inside & (key < tile.p.frames));
-          weight = Warp::exp(logit - top) * inverse;
-          dweight = weight * (dweight - along);
+          weight = Warp::exp(logit - row_max) * inverse;
+          dweight = weight * (dweight - row_dot);
         }
       }
     }

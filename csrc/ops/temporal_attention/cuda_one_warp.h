@@ -1,4 +1,5 @@
-// Attention of one position and head of up to 32 frames (two positions where T <= 8) by one warp, which holds T x T.
+// Attention of one position and head of up to 32 frames by one warp, which holds all T x T logits. Up to 8 frames, a
+// warp computes two positions.
 #pragma once
 
 #include "ops/temporal_attention/cuda_tile.h"
@@ -47,24 +48,24 @@ struct WarpAttention {
     tile.norm_scales(p.q, p.q_weight, 0, q_scales);
     tile.norm_scales(p.k, p.k_weight, 0, k_scales);
     const typename Tile::template Source<kOctets> q{p.q, p.q_weight, 0, q_scales}, k{p.k, p.k_weight, 0, k_scales};
-    Left weights, dlogits, turned;
+    Left weights, dlogits, transposed;
     {
       Square square, dsquare;
       tile.logits(q, k, square);
       typename Tile::Softmax rows;
       tile.softmax(square, rows);
       tile.outer(p.dout, p.v, dsquare);
-      F along[kOctets];
-      tile.softmax_backward(square, dsquare, along);
+      F row_dot[kOctets];
+      tile.softmax_backward(square, dsquare, row_dot);
       tile.pack_square(square, 1.0f, weights);
       tile.pack_square(dsquare, p.scale, dlogits);
     }
-    transpose_square(weights, turned);
-    tile.store_product(turned, p.dout, p.dv);
+    transpose_square(weights, transposed);
+    tile.store_product(transposed, p.dout, p.dv);
     float* q_sums = tile.sums ? tile.sums + kBiasSums<kTiles, kOctets> : nullptr;
     tile.store_gradient({q, k, p.dq, q_sums}, dlogits);
-    transpose_square(dlogits, turned);
-    tile.store_gradient({k, q, p.dk, tile.sums ? q_sums + kMaxWarpDim : nullptr}, turned);
+    transpose_square(dlogits, transposed);
+    tile.store_gradient({k, q, p.dk, tile.sums ? q_sums + kMaxWarpDim : nullptr}, transposed);
   }
 };
 

@@ -1,15 +1,15 @@
-// What one warp does to a tile of attention: rows (queries, or keys where the square lies turned) against the columns
-// of all that they meet. cuda_one_warp.h and cuda_four_warps.h make attention of it.
+// The parts of attention that one warp computes for a tile: its rows are queries and its columns keys, or, where the
+// logits are transposed, the reverse. cuda_one_warp.h and cuda_four_warps.h compose attention from them.
 //
-// Written once for the device, where `Warp` maps to one lane, and for the host, where it holds the 32 lanes side by
-// side and plays mma and movmatrix after the PTX ISA: tests run this file without a GPU. Control flow is uniform; what
-// differs from lane to lane goes through `select` and predicates.
+// The file is compiled for the device, where Warp is the operations of one lane, and for the host, where every value of
+// Warp holds 32 lanes and mma and movmatrix follow the PTX ISA, so that tests run it without a GPU. Control flow is
+// uniform across the warp; values that differ between lanes go through select() and predicates.
 //
-// Rows (frames) come in octets of 8: lane (g, t) = (lane / 4, lane % 4) holds row g of each octet. Columns come in
-// groups of 32: lane (g, t) holds columns 8t .. 8t + 7, one load of 16 bytes. A product sums over columns in any order
-// as long as both sides agree, so register i of the four is the pair of columns 2t, 2t + 1 that mma asks for; and
-// movmatrix makes the other operand of them, whose result has columns 8t + 2i, 8t + 2i + 1 in lane t again: whole
-// stores.
+// Rows (frames) come in octets: lane (g, t) = (lane / 4, lane % 4) holds row g of each octet of 8. Columns come in
+// groups of 32: lane (g, t) holds the columns 8t to 8t + 7, one load of 16 bytes, as four registers of two columns. A
+// product may sum over its inner dimension in any order, if both operands use the same one. So register i serves as the
+// columns 2t and 2t + 1 that an operand of mma has in lane t. The other operand is made of the registers by movmatrix,
+// and its product has the columns 8t + 2i and 8t + 2i + 1 in lane t: the layout of the loads, so rows are stored whole.
 #pragma once
 
 #include <stdint.h>
@@ -39,14 +39,15 @@ struct WarpProblem {
   VDIFF_WARP bool packed() const { return frames <= 8; }
 };
 
-constexpr int kLanePack = 8, kColumnGroup = 32, kMaxWarpDim = 128;
-// Floats of one warp's sums over its positions: of the bias in mma's own layout, then of the two norm weights.
+constexpr int kLaneColumns = 8, kColumnGroup = 32, kMaxWarpDim = 128;
+// Floats of the sums that one warp keeps over its positions: of the bias's gradient in the layout of mma's
+// accumulators, then of the gradients of the two norm weights.
 template <int kTiles, int kKeys>
 constexpr int kBiasSums = kTiles * kKeys * 4 * 32;
 template <int kTiles, int kKeys>
 constexpr int kWarpSums = kBiasSums<kTiles, kKeys> + 2 * kMaxWarpDim;
 
-// Element (t, u) of the bias's gradient out of the sums of a warp whose first row is frame 0 and that sees `keys`
+// Element (t, u) of the bias's gradient from the sums of a warp whose first row is frame 0 and whose columns are `keys`
 // octets.
 VDIFF_WARP float bias_sum(const float* sums, int keys, bool packed, int t, int u) {
   const int lane = t % 8 * 4 + u % 8 / 2;
@@ -58,23 +59,23 @@ VDIFF_WARP float bias_sum(const float* sums, int keys, bool packed, int t, int u
   return total;
 }
 
-// kTiles tiles of 16 rows against kKeys octets, which start at frame 0.
+// kTiles tiles of 16 rows, with kKeys octets of columns that begin at frame 0.
 template <class Warp, int kTiles, int kKeys>
 struct WarpTile {
   static constexpr int kOctets = 2 * kTiles;
-  static constexpr int kPart = kKeys > 4 ? 2 : kKeys;  // octets that are read at once, for the registers
+  static constexpr int kLoadedOctets = kKeys > 4 ? 2 : kKeys;  // octets that are loaded at once, to save registers
   using F = typename Warp::F;
   using U = typename Warp::U;
   using B = typename Warp::B;
   using I = typename Warp::I;
   using L = typename Warp::L;
   using Rows = U[kOctets][4];          // pairs of columns of every octet
-  using Keys = U[kKeys][4];            // the same of the other side
-  using Square = F[kTiles][kKeys][4];  // logits in mma's accumulators: [tile of rows][octet of the other side]
-  using Left = U[kTiles][kKeys][2];    // the same in pairs, octet of rows last: left operands
+  using Keys = U[kKeys][4];            // the same for the columns
+  using Square = F[kTiles][kKeys][4];  // logits in mma's accumulators: [tile of rows][octet of columns]
+  using Left = U[kTiles][kKeys][2];    // the same as left operands of mma, two per register; octet of rows last
   using Product = F[kTiles][4][4];     // 32 columns of the tile's rows in accumulators
 
-  // Queries or keys: kCount octets from `first` on, with their norm.
+  // Queries or keys, kCount octets from octet `first` on, with the RMS norm of each row.
   template <int kCount>
   struct Source {
     const Tokens& x;
@@ -89,7 +90,7 @@ struct WarpTile {
   int first;        // octet of the first row
   const I g = Warp::row(), t = Warp::column();
 
-  // Two positions in one tile, an octet each.
+  // Whether the tile holds two positions, an octet each.
   VDIFF_WARP bool packed() const { return kKeys == 2 && p.packed(); }
   VDIFF_WARP I frame(int octet) const { return packed() ? g + 0 : g + 8 * octet; }
   VDIFF_WARP B exists(int octet) const { return (frame(octet) < p.frames) & (!packed() || s + octet < p.positions); }
@@ -97,8 +98,8 @@ struct WarpTile {
     const int64_t base = b * x.b + h * x.h + (s + (packed() ? octet : 0)) * x.s;
     return Warp::widen(frame(octet)) * x.t + base;
   }
-  VDIFF_WARP I lane_column(int column) const { return t * kLanePack + column; }
-  // Frame of element `e` of octet n in the columns of a square.
+  VDIFF_WARP I lane_column(int column) const { return t * kLaneColumns + column; }
+  // The frame of element e of octet n of the columns.
   VDIFF_WARP I square_column(int n, int e) const { return t * 2 + ((packed() ? 0 : 8 * n) + e); }
 
   template <int kCount>
@@ -127,10 +128,10 @@ struct WarpTile {
     return Warp::max(x, Warp::shuffle_xor(x, 2));
   }
 
-  // Turns the pairs of one row by the angles of its frame; `sign` = -1 turns back.
+  // Rotates the pairs of one row by the angles of its frame; sign = -1 rotates back.
   VDIFF_WARP void rotate(F (&x)[8], int octet, int column, float sign) const {
     if (!p.cos) return;
-    const I c = lane_column(column), at = frame(octet) * (p.d / 2) + (t * (kLanePack / 2) + column / 2);
+    const I c = lane_column(column), at = frame(octet) * (p.d / 2) + (t * (kLaneColumns / 2) + column / 2);
     const B inside = exists(octet) & (c < p.d);
     VDIFF_UNROLL
     for (int i = 0; i < 4; ++i) {
@@ -141,7 +142,7 @@ struct WarpTile {
     }
   }
 
-  // 1 / rms of kCount octets of q or k: reads them once more, from L1 the second time.
+  // 1 / rms of the rows of kCount octets of q or k. They are loaded once more for the products, then from L1.
   template <int kCount>
   VDIFF_WARP void norm_scales(const Tokens& x, const float* weight, int from, F (&scales)[kCount]) const {
     VDIFF_UNROLL
@@ -165,7 +166,7 @@ struct WarpTile {
     }
   }
 
-  // Octets `from` .. of queries or keys after norm and rotation, in the dtype of the products.
+  // kSome octets of queries or keys from `from` on, after norm and rotation, rounded to the dtype of the products.
   template <int kCount, int kSome>
   VDIFF_WARP void prepared(const Source<kCount>& source, int from, int column, U (&rows)[kSome][4]) const {
     load(source.x, source.first + from, column, rows);
@@ -186,7 +187,7 @@ struct WarpTile {
     }
   }
 
-  // Columns of octets `from` .. of the square += left right^T over 32 columns.
+  // square += left right^T over 32 columns, for kSome octets of columns from `from` on.
   template <int kSome>
   VDIFF_WARP static void add_outer(const Rows& left, const U (&right)[kSome][4], int from, Square& square) {
     VDIFF_UNROLL
@@ -203,7 +204,7 @@ struct WarpTile {
     }
   }
 
-  // product = left rows, 32 columns.
+  // product = left rows, for 32 columns.
   VDIFF_WARP static void multiply(const Left& left, const Keys& rows, Product& product) {
     VDIFF_UNROLL
     for (int i = 0; i < 4; ++i) {
@@ -252,7 +253,7 @@ struct WarpTile {
     Warp::store(x.data, offset(x, octet) + Warp::widen(c), exists(octet) & (c < p.d), pairs);
   }
 
-  // to = left x for the rows of the tile.
+  // Stores left x to the rows of the tile in `to`.
   VDIFF_WARP void store_product(const Left& left, const Tokens& x, const Tokens& to) const {
     for (int column = 0; column < p.d; column += kColumnGroup) {
       Keys rows;
@@ -279,37 +280,37 @@ struct WarpTile {
     }
   }
 
-  // square = left right^T, prepared rows of the tile against those of the other side.
+  // square = left right^T, with norm and rotation applied to both.
   VDIFF_WARP void logits(const Source<kOctets>& left, const Source<kKeys>& right, Square& square) const {
     zero(square);
     for (int column = 0; column < p.d; column += kColumnGroup) {
       Rows rows;
       prepared(left, 0, column, rows);
       VDIFF_UNROLL
-      for (int n = 0; n < kKeys; n += kPart) {
-        U keys[kPart][4];
+      for (int n = 0; n < kKeys; n += kLoadedOctets) {
+        U keys[kLoadedOctets][4];
         prepared(right, n, column, keys);
         add_outer(rows, keys, n, square);
       }
     }
   }
 
-  // The same of what needs no preparation.
+  // square = left right^T without norm and rotation.
   VDIFF_WARP void outer(const Tokens& left, const Tokens& right, Square& square) const {
     zero(square);
     for (int column = 0; column < p.d; column += kColumnGroup) {
       Rows rows;
       load(left, first, column, rows);
       VDIFF_UNROLL
-      for (int n = 0; n < kKeys; n += kPart) {
-        U keys[kPart][4];
+      for (int n = 0; n < kKeys; n += kLoadedOctets) {
+        U keys[kLoadedOctets][4];
         load(right, n, column, keys);
         add_outer(rows, keys, n, square);
       }
     }
   }
 
-  // One logit with scale, bias and masks; -inf where the key is not seen. `seen`: both are frames.
+  // A logit with scale, bias and masks; -inf where the key is masked. `seen` says whether query and key exist.
   VDIFF_WARP F masked(F logit, const I& query, const I& key, B seen) const {
     if (p.causal) seen = seen & (key <= query);
     if (p.mask) seen = seen & Warp::read_flag(p.mask + b * p.frames, key, key < p.frames);
@@ -321,16 +322,16 @@ struct WarpTile {
     return Warp::select(seen, x, Warp::splat(-Warp::infinity()));
   }
 
-  // What makes a weight of a logit, for every row: weight = exp(logit - top) * inverse.
+  // The softmax of every row as weight = exp(logit - row_max) * inverse.
   struct Softmax {
-    F top[kOctets], inverse[kOctets];
+    F row_max[kOctets], inverse[kOctets];
   };
 
   VDIFF_WARP void softmax(Square& square, Softmax& rows) const {
     VDIFF_UNROLL
     for (int o = 0; o < kOctets; ++o) {
       const int m = o / 2, r = o % 2 * 2;
-      F top = Warp::splat(-Warp::infinity());
+      F row_max = Warp::splat(-Warp::infinity());
       VDIFF_UNROLL
       for (int n = 0; n < kKeys; ++n) {
         VDIFF_UNROLL
@@ -338,18 +339,18 @@ struct WarpTile {
           const I query = frame(first + o), key = square_column(n, e);
           const B seen = (key < p.frames) & (!packed() || n == o);
           square[m][n][r + e] = masked(square[m][n][r + e], query, key, seen);
-          top = Warp::max(top, square[m][n][r + e]);
+          row_max = Warp::max(row_max, square[m][n][r + e]);
         }
       }
-      top = quad_max(top);
-      // A query that sees no key: -inf minus -inf would be NaN.
-      top = Warp::select(top == -Warp::infinity(), Warp::splat(0.0f), top);
+      row_max = quad_max(row_max);
+      // Where all keys are masked, -inf - -inf would be NaN.
+      row_max = Warp::select(row_max == -Warp::infinity(), Warp::splat(0.0f), row_max);
       F total = Warp::splat(0.0f);
       VDIFF_UNROLL
       for (int n = 0; n < kKeys; ++n) {
         VDIFF_UNROLL
         for (int e = 0; e < 2; ++e) {
-          square[m][n][r + e] = Warp::exp(square[m][n][r + e] - top);
+          square[m][n][r + e] = Warp::exp(square[m][n][r + e] - row_max);
           total = total + square[m][n][r + e];
         }
       }
@@ -360,13 +361,13 @@ struct WarpTile {
         VDIFF_UNROLL
         for (int e = 0; e < 2; ++e) square[m][n][r + e] = square[m][n][r + e] * inverse;
       }
-      rows.top[o] = top, rows.inverse[o] = inverse;
+      rows.row_max[o] = row_max, rows.inverse[o] = inverse;
     }
   }
 
-  // dweights becomes weights * (dweights - along), the gradient of the logits before the scale; along = sum over a row
-  // of weights * dweights.
-  VDIFF_WARP void softmax_backward(const Square& weights, Square& dweights, F (&along)[kOctets]) const {
+  // Replaces dweights by weights * (dweights - row_dot), the gradient of the logits before the scale. row_dot is the
+  // sum of weights * dweights over the row.
+  VDIFF_WARP void softmax_backward(const Square& weights, Square& dweights, F (&row_dot)[kOctets]) const {
     VDIFF_UNROLL
     for (int o = 0; o < kOctets; ++o) {
       const int m = o / 2, r = o % 2 * 2;
@@ -376,19 +377,19 @@ struct WarpTile {
         sum = sum + weights[m][n][r] * dweights[m][n][r];
         sum = sum + weights[m][n][r + 1] * dweights[m][n][r + 1];
       }
-      along[o] = quad_sum(sum);
+      row_dot[o] = quad_sum(sum);
       VDIFF_UNROLL
       for (int n = 0; n < kKeys; ++n) {
         VDIFF_UNROLL
         for (int e = r; e < r + 2; ++e) {
-          dweights[m][n][e] = weights[m][n][e] * (dweights[m][n][e] - along[o]);
+          dweights[m][n][e] = weights[m][n][e] * (dweights[m][n][e] - row_dot[o]);
           if (p.bias) Warp::add(sums, ((m * kKeys + n) * 4 + e) * 32, dweights[m][n][e]);
         }
       }
     }
   }
 
-  // Where the gradient of q (or k) comes from and goes to; `other` is k (or q), prepared again.
+  // The gradient of q (or k), stored to `to`: `source` is q (or k) and `other` is k (or q).
   struct Side {
     Source<kOctets> source;
     Source<kKeys> other;
@@ -396,19 +397,19 @@ struct WarpTile {
     float* weight_sums;
   };
 
-  // 32 columns of the gradient of the prepared rows.
+  // 32 columns of the gradient of the rows after norm and rotation.
   VDIFF_WARP void prepared_gradient(const Side& side, const Left& left, int column, Product& product) const {
     Keys rows;
     prepared(side.other, 0, column, rows);
     multiply(left, rows, product);
   }
 
-  // Mean over the row of g w n, with g the gradient turned back and n = x rstd; the weight's gradient sum g n on the
-  // way.
-  VDIFF_WARP void along_norm(const Side& side, const Left& left, F (&along)[kOctets]) const {
+  // row_dot = the mean over the row of g w n, with g the gradient rotated back and n = x rstd. Adds g n to the gradient
+  // of the weight.
+  VDIFF_WARP void norm_row_dot(const Side& side, const Left& left, F (&row_dot)[kOctets]) const {
     const Source<kOctets>& source = side.source;
     VDIFF_UNROLL
-    for (int o = 0; o < kOctets; ++o) along[o] = Warp::splat(0.0f);
+    for (int o = 0; o < kOctets; ++o) row_dot[o] = Warp::splat(0.0f);
     if (!source.weight) return;
     for (int column = 0; column < p.d; column += kColumnGroup) {
       const I c = lane_column(column);
@@ -427,7 +428,7 @@ struct WarpTile {
         for (int i = 0; i < 8; ++i) {
           const F gn = values[i] * (x[i] * source.scales[o]);
           dweight[i] = o == 0 ? gn : dweight[i] + gn;
-          along[o] = along[o] + gn * Warp::read(source.weight, c + i, c < p.d);
+          row_dot[o] = row_dot[o] + gn * Warp::read(source.weight, c + i, c < p.d);
         }
       }
       VDIFF_UNROLL
@@ -438,14 +439,14 @@ struct WarpTile {
       }
     }
     VDIFF_UNROLL
-    for (int o = 0; o < kOctets; ++o) along[o] = quad_sum(along[o]) / static_cast<float>(p.d);
+    for (int o = 0; o < kOctets; ++o) row_dot[o] = quad_sum(row_dot[o]) / static_cast<float>(p.d);
   }
 
-  // side.to = the gradient of the rows before norm and rotation.
+  // Stores the gradient of the rows before norm and rotation to side.to.
   VDIFF_WARP void store_gradient(const Side& side, const Left& left) const {
     const Source<kOctets>& source = side.source;
-    F along[kOctets];
-    along_norm(side, left, along);
+    F row_dot[kOctets];
+    norm_row_dot(side, left, row_dot);
     for (int column = 0; column < p.d; column += kColumnGroup) {
       const I c = lane_column(column);
       Product product;
@@ -463,7 +464,7 @@ struct WarpTile {
           VDIFF_UNROLL
           for (int i = 0; i < 8; ++i) {
             const F gw = values[i] * Warp::read(source.weight, c + i, c < p.d);
-            values[i] = source.scales[o] * (gw - x[i] * source.scales[o] * along[o]);
+            values[i] = source.scales[o] * (gw - x[i] * source.scales[o] * row_dot[o]);
           }
         }
         store_row(side.to, first + o, column, values);

@@ -1,6 +1,7 @@
 #include "ops/timestep_mlp/cpu_kernel.h"
 
-#include "cpu/columns.h"
+#include "cpu/row_vectors.h"
+#include "cpu/silu.h"
 #include "cpu/sinusoid.h"
 
 namespace vdiff::VDIFF_ISA {
@@ -33,7 +34,7 @@ inline void sum_each(const vfloat (&v)[N], float* out) {
   const __m512 low = _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x44), _mm512_shuffle_f32x4(a, b, 0xee));
   const __m512 high = _mm512_add_ps(_mm512_shuffle_f32x4(c, d, 0x44), _mm512_shuffle_f32x4(c, d, 0xee));
   const __m512 sums = _mm512_add_ps(_mm512_shuffle_f32x4(low, high, 0x88), _mm512_shuffle_f32x4(low, high, 0xdd));
-  _mm512_mask_storeu_ps(out, first_lanes(N), sums);
+  _mm512_mask_storeu_ps(out, mask_n(N), sums);
 }
 #elif defined(__AVX2__)
 // As above, four sums at a time.
@@ -52,7 +53,7 @@ inline void sum_each(const vfloat (&v)[N], float* out) {
 #else
 template <int N>
 inline void sum_each(const vfloat (&v)[N], float* out) {
-  for (int i = 0; i < N; ++i) out[i] = sum_lanes(v[i]);
+  for (int i = 0; i < N; ++i) out[i] = reduce_sum(v[i]);
 }
 #endif
 
@@ -73,14 +74,14 @@ inline void tile(const Linear& args, int64_t row, int64_t sample) {
   vfloat sums[S * R];
 #pragma GCC unroll 16
   for (int i = 0; i < S * R; ++i) sums[i] = vfloat{};
-  Columns<T>::each_vector(args.columns, [&](int64_t at, int lanes) __attribute__((always_inline)) {
+  RowVectors<T>::each_vector(args.columns, [&](int64_t at, int lanes) __attribute__((always_inline)) {
     vfloat values[S];
 #pragma GCC unroll 4
     for (int s = 0; s < S; ++s) values[s] = load(x + s * args.stride + at);
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
       // One weight at a time: sums, values and it just fill a small set's registers.
-      const vfloat weight = Columns<T>::get(w + r * args.columns + at, lanes);
+      const vfloat weight = load_n(w + r * args.columns + at, lanes);
       if (ahead) __builtin_prefetch(w + (R + r) * args.columns + at);
 #pragma GCC unroll 4
       for (int s = 0; s < S; ++s) sums[s * R + r] = fma(weight, values[s], sums[s * R + r]);
@@ -127,12 +128,12 @@ void linear<double>(const Linear& args, int64_t begin, int64_t end) {
 // SiLU of columns [begin, end) of every row, pre's rows `from` apart and out's `to`.
 template <class A>
 void silu(const void* pre, void* out, int64_t batch, int64_t from, int64_t to, int64_t begin, int64_t end) {
-  typedef Columns<A> C;
+  typedef RowVectors<A> C;
   for (int64_t b = 0; b < batch; ++b) {
     const A* in = (const A*)pre + b * from + begin;
     A* y = (A*)out + b * to + begin;
     C::each_vector(end - begin, [&](int64_t at, int lanes) {
-      C::put(y + at, activate<true, digits<A>>(C::get(in + at, lanes)), lanes);
+      store_n(y + at, activate<true, digits<A>>(load_n(in + at, lanes)), lanes);
     });
   }
 }
@@ -142,7 +143,7 @@ void silu(const void* pre, void* out, int64_t batch, int64_t from, int64_t to, i
 template <int R, int N, class T, class A>
 __attribute__((always_inline)) inline void gradient_tile(const LinearGradient& args, A* dx, bool first, int64_t row,
                                                          int64_t at, int lanes) {
-  typedef Columns<A> C;
+  typedef RowVectors<A> C;
   typedef typename C::V V;
   const A *dy = (const A*)args.dy + row, *x = (const A*)args.x + at;
   const T* w = (const T*)args.w + row * args.columns + at;
@@ -163,7 +164,7 @@ __attribute__((always_inline)) inline void gradient_tile(const LinearGradient& a
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 8
-      for (int i = 0; i < N; ++i) C::put(dw + r * args.columns + i * C::kCount, sums[r][i], lanes);
+      for (int i = 0; i < N; ++i) store_n(dw + r * args.columns + i * C::kCount, sums[r][i], lanes);
     }
   }
   if (dx == nullptr) return;
@@ -171,7 +172,7 @@ __attribute__((always_inline)) inline void gradient_tile(const LinearGradient& a
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 8
-    for (int i = 0; i < N; ++i) weights[r][i] = C::get(w + r * args.columns + i * C::kCount, lanes);
+    for (int i = 0; i < N; ++i) weights[r][i] = load_n(w + r * args.columns + i * C::kCount, lanes);
   }
   for (int64_t b = 0; b < args.batch; ++b) {
     A* to = dx + b * args.stride + at;
@@ -191,7 +192,7 @@ __attribute__((always_inline)) inline void gradient_tile(const LinearGradient& a
 
 template <int R, class T, class A>
 inline void gradient_rows(const LinearGradient& args, A* dx, bool first, int64_t row) {
-  typedef Columns<A> C;
+  typedef RowVectors<A> C;
   int64_t at = 0;
   for (constexpr int step = kColumns * C::kCount; at + step <= args.columns; at += step) {
     gradient_tile<R, kColumns, T>(args, dx, first, row, at, C::kCount);
@@ -202,7 +203,7 @@ inline void gradient_rows(const LinearGradient& args, A* dx, bool first, int64_t
 
 template <class T, class A>
 void linear_gradient(const LinearGradient& args, void* dx, int64_t begin, int64_t end) {
-  typedef Columns<A> C;
+  typedef RowVectors<A> C;
   int64_t row = begin;
   for (; row + kRows <= end; row += kRows) gradient_rows<kRows, T>(args, (A*)dx, row == begin, row);
   for (; row < end; ++row) gradient_rows<1, T>(args, (A*)dx, row == begin, row);
@@ -211,36 +212,36 @@ void linear_gradient(const LinearGradient& args, void* dx, int64_t begin, int64_
     typename C::V sum{}, lost{};
     for (int64_t b = 0; b < args.batch; ++b) {
       // What rounding takes is kept (Knuth's two-sum): torch sums in pairs, and a plain sum is further off.
-      const auto term = C::get((const A*)args.dy + b * args.dy_stride + begin + at, lanes);
+      const auto term = load_n((const A*)args.dy + b * args.dy_stride + begin + at, lanes);
       const auto next = sum + term, added = next - sum;
       lost += (sum - (next - added)) + (term - added);
       sum = next;
     }
-    C::put((T*)args.dbias + begin + at, sum + lost, lanes);
+    store_n((T*)args.dbias + begin + at, sum + lost, lanes);
   });
 }
 
 template <class A>
 void hidden_gradient(const HiddenGradient& args) {
-  typedef Columns<A> C;
+  typedef RowVectors<A> C;
   for (int64_t b = 0; b < args.batch; ++b) {
     C::each_vector(args.columns, [&](int64_t at, int lanes) {
       typename C::V sum{};
       for (int64_t part = 0; part < args.parts; ++part) {
-        sum += C::get((const A*)args.dx + (part * args.batch + b) * args.stride + at, lanes);
+        sum += load_n((const A*)args.dx + (part * args.batch + b) * args.stride + at, lanes);
       }
-      const auto pre = C::get((const A*)args.pre + b * args.columns + at, lanes);
-      C::put((A*)args.dpre + b * args.stride + at, sum * activation_slope<true, digits<A>>(pre), lanes);
+      const auto pre = load_n((const A*)args.pre + b * args.columns + at, lanes);
+      store_n((A*)args.dpre + b * args.stride + at, sum * activation_slope<true, digits<A>>(pre), lanes);
     });
   }
 }
 
 template <class T, class A>
 void widen(const void* in, void* out, int64_t batch, int64_t columns, int64_t stride) {
-  typedef Columns<A> C;
+  typedef RowVectors<A> C;
   for (int64_t b = 0; b < batch; ++b) {
     C::each_vector(columns, [&](int64_t at, int lanes) {
-      C::put((A*)out + b * stride + at, C::get((const T*)in + b * columns + at, lanes), lanes);
+      store_n((A*)out + b * stride + at, load_n((const T*)in + b * columns + at, lanes), lanes);
     });
   }
 }
