@@ -77,6 +77,25 @@ def test_conditions_change_the_prediction_and_none_is_the_null_condition(make: M
 
 
 @both
+@pytest.mark.parametrize("length", [5, 40])  # the library's attention over few tokens, and torch's over many
+def test_what_a_context_mask_hides_is_not_read(make: Make, length: int) -> None:
+    model, x, t = make(context_dim=6), video(), steps()
+    context, mask = video((2, length, 6), 2), torch.arange(length).expand(2, -1) < torch.tensor([[length], [3]])
+    seen = model(x, t, context=context, context_mask=mask)
+    assert relative_error(seen, model(x, t, context=context)) > 1e-4
+    torch.testing.assert_close(seen[1:], model(x[1:], t[1:], context=context[1:, :3]))
+    torch.testing.assert_close(seen[:1], model(x[:1], t[:1], context=context[:1]))
+    # Keys and values made before are masked alike.
+    torch.testing.assert_close(model(x, t, keys_values=model.keys_values(context), context_mask=mask), seen)
+    with pytest.raises(ValueError, match="context_mask was given without a context"):
+        model(x, t, context_mask=mask)
+    with pytest.raises(ValueError, match=rf"context_mask must be \(2, {length}\)"):
+        model(x, t, context=context, context_mask=mask[:, 1:])
+    with pytest.raises(TypeError, match="context_mask must be bool"):
+        model(x, t, context=context, context_mask=mask.long())
+
+
+@both
 def test_keys_and_values_made_before_take_the_place_of_the_context(make: Make) -> None:
     model, x, t, context = make(context_dim=6), video(), steps(), video((2, 5, 6), 2)
     made = model.keys_values(context)

@@ -93,7 +93,7 @@ class GuidedModel:
 def _pair(inputs: Mapping[str, Any], uncond: Mapping[str, Any] | None) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Inputs of both calls: an int among the unconditional ones fills the shape of its partner; the rest is shared."""
     given = {name: value for name, value in inputs.items() if value is not None}
-    replaced = dict.fromkeys(("y", "context")) if uncond is None else dict(uncond)
+    replaced = dict.fromkeys(("y", "context", "context_mask")) if uncond is None else dict(uncond)
     unknown = set(replaced) - set(inputs)
     if unknown:
         raise ValueError(f"uncond has {', '.join(sorted(unknown))}; it may name {', '.join(inputs)}")

@@ -90,6 +90,7 @@ def sample(
     seed: int | Tensor | Noise = 0,
     y: Tensor | None = None,
     context: Tensor | None = None,
+    context_mask: Tensor | None = None,
     cond: Tensor | None = None,
     guidance: GuidanceScale | Guidance = 1.0,
     eta: float = 0.0,
@@ -130,7 +131,8 @@ def sample(
         steps, target, eta, churn, variance, spacing, timesteps, steps_offset, continuous_time: see `sampler_table`.
         seed: int, 0-d int64 tensor, or a `Noise`, which also has the batch's `sample_offset` and the correlation of a
             video's frames. Stream 0 is x_T, stream 1 + i the noise of step i.
-        y, context, cond: the model's inputs: class labels (B,), tokens (B, L, D), condition channels.
+        y, context, context_mask, cond: the model's inputs: class labels (B,), tokens (B, L, D) and which of them are
+            seen (B, L), condition channels.
         guidance: the scale of classifier-free guidance (1 is off), or a `Guidance`, which also has its interval,
             rescaling, the inputs of the unconditional call and how both calls are batched.
         clip, dynamic_ratio, dynamic_max: see `vf.ops.sampler_step`; 1.0 for pixels in [-1, 1].
@@ -163,7 +165,7 @@ def sample(
     )  # fmt: skip
     table = table.to(device)
     x = _start(table, noise, shape, latents, dtype, device)
-    calls = GuidedModel(model, {"y": y, "context": context, "cond": cond}, guided)
+    calls = GuidedModel(model, {"y": y, "context": context, "context_mask": context_mask, "cond": cond}, guided)
     clipping = {"clip": clip, "dynamic_ratio": dynamic_ratio, "dynamic_max": dynamic_max}
     step = _Step(calls, table, noise, guided.rescale, clipping, device)
     state = StepState(x, history=2 if table.uses_previous2 else int(table.uses_previous))

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from vdiff_fast._derivatives import transformed
-from vdiff_fast.models._inputs import check_conditions
+from vdiff_fast.models._inputs import check_conditions, check_context_mask
+from vdiff_fast.nn.context import Context
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -49,19 +50,22 @@ class Denoiser(nn.Module, ABC):
         r: Tensor | None = None,
         y: Tensor | None = None,
         context: Tensor | None = None,
+        context_mask: Tensor | None = None,
         cond: Tensor | None = None,
         modulation: Tensor | None = None,
         keys_values: KeysValues | None = None,
     ) -> Tensor:
         self._check_video(x)
         check_conditions(self.config, x, t, y, context, cond, r)
+        check_context_mask(context_mask, context, keys_values)
         rows = self.modulations(t, y, r) if modulation is None else modulation
         tokens = self._context_tokens(context, x.shape[0]) if keys_values is None else None
-        return self._denoise(x, rows, tokens, self._of_blocks(keys_values), cond).to(x.dtype)
+        seen = None if tokens is None and context_mask is None else Context(tokens, context_mask)
+        return self._denoise(x, rows, seen, self._of_blocks(keys_values), cond).to(x.dtype)
 
     @abstractmethod
     def _denoise(
-        self, x: Tensor, rows: Tensor, context: Tensor | None, kept: list[Tensor | None], cond: Tensor | None
+        self, x: Tensor, rows: Tensor, context: Context | None, kept: list[Tensor | None], cond: Tensor | None
     ) -> Tensor:
         """The prediction; `rows` are `modulations`, `kept` the keys and values of each block where they were given."""
 

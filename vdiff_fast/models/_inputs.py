@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 
@@ -80,3 +82,21 @@ def check_conditions(
             f"cond must be {(batch, config.cond_channels, *space)}, known frames and their mask, "
             f"got {tuple(cond.shape)}"
         )
+
+
+def check_context_mask(mask: Tensor | None, context: Tensor | None, keys_values: Sequence[Tensor] | None) -> None:
+    """mask (B, L) bool fits the context (B, L, D), or the keys and values made of it.
+
+    Raises:
+        TypeError: the mask is not bool.
+        ValueError: a mask without a context, or of another shape.
+    """
+    if mask is None:
+        return
+    if mask.dtype != torch.bool:
+        raise TypeError(f"context_mask must be bool (True: the token is seen), got {mask.dtype}; use mask.bool()")
+    masked = context if not keys_values else keys_values[0]
+    if masked is None:
+        raise ValueError("context_mask was given without a context; give both, or neither")
+    if mask.shape != masked.shape[:2]:
+        raise ValueError(f"context_mask must be {tuple(masked.shape[:2])}, as the context, got {tuple(mask.shape)}")

@@ -18,6 +18,7 @@ from vdiff_fast import ops
 from vdiff_fast.models._denoiser import Denoiser
 from vdiff_fast.models._inputs import check_video
 from vdiff_fast.models.dit_config import PRESETS, VideoDiTConfig
+from vdiff_fast.nn.context import Context
 from vdiff_fast.nn.embedding import LabelEmbedding, TimestepEmbedding, labels_or_null
 from vdiff_fast.nn.modulation import GELUMLP, Modulated, gated_modulated, modulated, modulated_linear
 from vdiff_fast.nn.patch_embedding import PatchEmbed, sincos_grid, sincos_positions, unpatchify
@@ -144,7 +145,7 @@ class DiTBlock(nn.Module):
         stream: Stream,
         modulation: Tensor,
         ropes: dict[Axis, Tables],
-        context: Tensor | None,
+        context: Context | None,
         keys_values: Tensor | None = None,
         condition: Tensor | None = None,
         close: bool = False,
@@ -205,6 +206,7 @@ class VideoDiT(Denoiser):
         t: (B,) int64 steps, or float times.
         y: (B,) int64 class labels; None, or the label num_classes, is the null class.
         context: (B, L, context_dim) tokens; None attends to a learned null token.
+        context_mask: (B, L) bool, True where a token is seen; None sees all.
         cond: (B, cond_channels, T, H, W), known frames with zeros where unknown, and their mask; None knows nothing.
         r: (B,) where the interval up to t starts, with `interval`; t itself where left out.
         modulation: `modulations(t, y, r)` made before; t, y and r are then not read.
@@ -277,7 +279,7 @@ class VideoDiT(Denoiser):
         return list(cast(Iterable[DiTBlock], self.blocks))
 
     def _denoise(
-        self, x: Tensor, rows: Tensor, context: Tensor | None, kept: list[Tensor | None], cond: Tensor | None
+        self, x: Tensor, rows: Tensor, context: Context | None, kept: list[Tensor | None], cond: Tensor | None
     ) -> Tensor:
         frames, height, width = x.shape[2:]
         grid = (-(-frames // self.config.patch[0]), height // self.config.patch[1], width // self.config.patch[2])

@@ -29,6 +29,7 @@ from vdiff_fast.nn import (
     TemporalConv,
     TimestepEmbedding,
 )
+from vdiff_fast.nn.context import Context
 from vdiff_fast.nn.convolution import upsample_nearest
 from vdiff_fast.nn.embedding import labels_or_null
 
@@ -156,7 +157,7 @@ class SpaceTimeBlock(nn.Module):
         self,
         x: Tensor,
         modulation: Tensor,
-        context: Tensor | None,
+        context: Context | None,
         keys_values: Tensor | None = None,
         condition: Tensor | None = None,
         skip: Tensor | None = None,
@@ -211,6 +212,7 @@ class VideoUNet(Denoiser):
         t: (B,) int64 steps, or float times.
         y: (B,) int64 class labels; None, or the label num_classes, is the null class.
         context: (B, L, context_dim) tokens; None attends to a learned null token.
+        context_mask: (B, L) bool, True where a token is seen; None sees all.
         cond: (B, cond_channels, T, H, W), known frames with zeros where unknown, and their mask; None knows nothing.
         r: (B,) where the interval up to t starts, with `interval`; t itself where left out.
         modulation: `modulations(t, y, r)` made before; t, y and r are then not read.
@@ -268,7 +270,7 @@ class VideoUNet(Denoiser):
         return Level(blocks, resample, upsample=True)
 
     def _denoise(
-        self, x: Tensor, rows: Tensor, context: Tensor | None, kept: list[Tensor | None], cond: Tensor | None
+        self, x: Tensor, rows: Tensor, context: Context | None, kept: list[Tensor | None], cond: Tensor | None
     ) -> Tensor:
         modulations, keys_values = iter(rows.split(self.modulation_widths, dim=1)), iter(kept)
 

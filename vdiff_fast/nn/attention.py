@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from vdiff_fast import _derivatives, layout, ops
-from vdiff_fast.nn.context import attend_to_context
+from vdiff_fast.nn.context import Context, as_context, attend_to_context
 from vdiff_fast.nn.qkv_linear import project_qkv
 from vdiff_fast.nn.rotary import RotaryTables, Tables
 from vdiff_fast.ops._common.normalise import layer_norm
@@ -290,20 +290,24 @@ class CrossAttention(_Attention):
         self.q = nn.Linear(channels, channels, bias=qkv_bias)
         self.kv = nn.Linear(context_dim, 2 * channels, bias=qkv_bias)
 
-    def attend(self, tokens: Tensor, keys_values: Tensor) -> Tensor:
-        """Normed tokens (B, T, S, C) and kv(context) (B, L, 2 C) -> (B, T, S, C), without the residual."""
-        q = self.q(tokens).unflatten(-1, (self.heads, self.head_dim))
-        return self.proj(attend_to_context(q, keys_values, qk_norm=self._norm_weights()).flatten(-2))
+    def attend(self, tokens: Tensor, keys_values: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Normed tokens (B, T, S, C) and kv(context) (B, L, 2 C) -> (B, T, S, C), without the residual.
 
-    def forward(self, x: Tensor, context: Tensor | None, keys_values: Tensor | None = None) -> Tensor:
-        """x (B, C, T, H, W), context (B, L, context_dim) -> the shape and layout of x.
+        mask: (B, L) bool, True where a token of the context is seen.
+        """
+        q = self.q(tokens).unflatten(-1, (self.heads, self.head_dim))
+        return self.proj(attend_to_context(q, keys_values, qk_norm=self._norm_weights(), mask=mask).flatten(-2))
+
+    def forward(self, x: Tensor, context: Tensor | Context | None, keys_values: Tensor | None = None) -> Tensor:
+        """x (B, C, T, H, W), context (B, L, context_dim) or a `Context` with a mask -> the shape and layout of x.
 
         keys_values: `kv(context)` made before, (B, L, 2 C); the context is then not read.
         """
         self._check(x)
+        tokens, mask = as_context(context)
         if keys_values is None:
-            keys_values = self.kv(self._checked(context, x.shape[0]))
-        return self._residual(x, self.attend(self._normed_tokens(x), keys_values))
+            keys_values = self.kv(self._checked(tokens, x.shape[0]))
+        return self._residual(x, self.attend(self._normed_tokens(x), keys_values, mask))
 
     def _checked(self, context: Tensor | None, batch: int) -> Tensor:
         if context is None or context.dim() != 3 or (context.shape[0], context.shape[2]) != (batch, self.context_dim):

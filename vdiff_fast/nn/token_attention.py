@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from vdiff_fast import ops
-from vdiff_fast.nn.context import attend_to_context
+from vdiff_fast.nn.context import Context, as_context, attend_to_context
 from vdiff_fast.nn.modulation import Modulated, modulated_linear
 from vdiff_fast.nn.qkv_linear import project_qkv
 from vdiff_fast.nn.rotary import Tables
@@ -64,8 +64,8 @@ class TokenCrossAttention(nn.Module):
         width, heads: as in `TokenAttention`.
         qk_norm: RMS norm of queries and keys.
 
-    Shape: x (B, T, S, D), context (B, L, D) -> (B, T, S, D). With keys_values, `kv(context)` made before, (B, L, 2 D),
-        the context is not read.
+    Shape: x (B, T, S, D), context (B, L, D), or a `Context` with a mask -> (B, T, S, D). With keys_values,
+        `kv(context)` made before, (B, L, 2 D), the context's tokens are not read.
 
     Source: Chen et al. 2024, "PixArt-alpha", section 2.3.
     """
@@ -79,12 +79,13 @@ class TokenCrossAttention(nn.Module):
         self.q_norm = nn.Parameter(torch.ones(self.head_dim)) if qk_norm else None
         self.k_norm = nn.Parameter(torch.ones(self.head_dim)) if qk_norm else None
 
-    def forward(self, x: Tensor, context: Tensor | None, keys_values: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, context: Tensor | Context | None, keys_values: Tensor | None = None) -> Tensor:
+        tokens, mask = as_context(context)
         if keys_values is None:
-            keys_values = self.kv(context)
+            keys_values = self.kv(tokens)
         norm = None if self.q_norm is None or self.k_norm is None else (self.q_norm, self.k_norm)
         q = self.q(x).unflatten(-1, (self.heads, self.head_dim))
-        return self.proj(attend_to_context(q, keys_values, qk_norm=norm).flatten(-2))
+        return self.proj(attend_to_context(q, keys_values, qk_norm=norm, mask=mask).flatten(-2))
 
     def extra_repr(self) -> str:
         return f"heads={self.heads}"
