@@ -73,9 +73,43 @@ def cache(
     max_missing: MaxMissing = 0.02,
     max_corrupt: MaxCorrupt = 0.0,
     deinterlace: Annotated[bool, typer.Option("--deinterlace", help="Make interlaced frames whole.")] = False,
+    codec: Annotated[
+        Path | None, typer.Option(help="Folder of an autoencoder: cache latents and embeddings instead of frames.")
+    ] = None,
+    text: Annotated[Path | None, typer.Option(help="With --codec: folder of a text encoder and tokenizer.")] = None,
+    captions: Annotated[
+        Path | None, typer.Option(help="With --codec: .csv or .jsonl of captions; else clip.txt beside clip.mp4.")
+    ] = None,
+    bucket: Annotated[
+        list[str] | None,
+        typer.Option(help="With --codec: FRAMESxHEIGHTxWIDTH, repeatedly, or auto; --frames and --size if left out."),
+    ] = None,
+    text_length: Annotated[int | None, typer.Option(min=1, help="With --codec: tokens of a prompt.")] = None,
+    encode_memory: Annotated[
+        int | None, typer.Option(min=1, help="With --codec: MiB that encoding may need; sets chunks and tiles.")
+    ] = None,
+    shard_clips: Annotated[int, typer.Option(min=1, help="With --codec: clips of one file.")] = 64,
+    skip_uncaptioned: Annotated[
+        bool, typer.Option("--skip-uncaptioned", help="With --codec: leave out clips without a caption.")
+    ] = False,
+    device: Annotated[str, typer.Option(help="With --codec: auto, cpu, cuda, ...")] = "auto",
+    precision: Annotated[str, typer.Option(help="With --codec: fp32, bf16 or fp16 of both encoders.")] = "fp32",
 ) -> None:
-    """Decode a folder once to training resolution, so that training reads memory maps."""
+    """Decode a folder once to training resolution, or with --codec cache latents and embeddings of captioned clips."""
     from vdiff_fast import data
+
+    if codec is not None:
+        from vdiff_fast.cli.latents import cache_latents
+
+        if stride != 1 or deinterlace:
+            raise ValueError("--stride and --deinterlace are for frames; give --fps for the rate of latents' clips")
+        return cache_latents(
+            source, cache_dir, codec, text, captions, buckets=bucket, frames=frames, size=size, fps=fps, limit=limit,
+            tolerance=data.Tolerance(max_missing, max_corrupt), text_length=text_length, memory=encode_memory,
+            shard_clips=shard_clips, skip_uncaptioned=skip_uncaptioned, device=device, precision=precision,
+        )  # fmt: skip
+    if text is not None or captions is not None or bucket:
+        raise ValueError("--text, --captions and --bucket are for latents: give --codec, too")
 
     spec = _spec(frames, size, stride, fps, deinterlace)
     tolerance = data.Tolerance(max_missing, max_corrupt)

@@ -160,17 +160,21 @@ def loader(
     """A resumable, rank-aware `DataLoader` over a map-style data set whose items are this package's dictionaries.
 
     `batch_size` is per rank; `rank` and `world_size` come from torch.distributed where it is initialised. Memory is
-    pinned where there is CUDA. Batches depend on `seed` and the data set alone, not on the number of workers.
+    pinned where there is CUDA. Batches depend on `seed` and the data set alone, not on the number of workers. A data
+    set may bring methods `sampler(batch_size, **options)`, a `ClipSampler` of its own, and `collate(items)`.
     """
     if rank is None or world_size is None:
         distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
         rank = torch.distributed.get_rank() if distributed else 0
         world_size = torch.distributed.get_world_size() if distributed else 1
-    sampler = ClipSampler(
-        len(dataset), batch_size, seed=seed, rank=rank, world_size=world_size, shuffle=shuffle, num_batches=num_batches  # type: ignore[arg-type]
-    )  # fmt: skip
+    options: dict[str, Any] = {
+        "seed": seed, "rank": rank, "world_size": world_size, "shuffle": shuffle, "num_batches": num_batches
+    }  # fmt: skip
+    make = getattr(dataset, "sampler", None)
+    sampler = ClipSampler(len(dataset), batch_size, **options) if make is None else make(batch_size, **options)  # type: ignore[arg-type]
     batches: DataLoader = DataLoader(
-        dataset, batch_sampler=sampler, num_workers=workers, collate_fn=collate, worker_init_fn=_seed_worker,
+        dataset, batch_sampler=sampler, num_workers=workers, worker_init_fn=_seed_worker,
+        collate_fn=getattr(dataset, "collate", collate),
         pin_memory=torch.cuda.is_available() if pin_memory is None else pin_memory,
         prefetch_factor=prefetch if workers else None,
         # Its own generator: otherwise every iter() would draw from, and so disturb, the global one.

@@ -61,6 +61,6 @@ def _masked(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, qk_norm: tuple[Tensor
     queries = q.flatten(1, 2).unsqueeze(1)
     if qk_norm is not None:
         queries, k = ops.qk_norm_rope(queries, k, qk_norm=qk_norm, eps=1e-6)
-    parts = (tensor.squeeze(1).transpose(1, 2) for tensor in (queries, k, v))
-    out = F.scaled_dot_product_attention(*parts, attn_mask=mask[:, None, None])
+    queries, k, v = (tensor.squeeze(1).transpose(1, 2) for tensor in (queries, k, v))
+    out = F.scaled_dot_product_attention(queries, k, v, attn_mask=mask[:, None, None])
     return out.transpose(1, 2).unflatten(1, q.shape[1:3])
