@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import torch
 import typer
 
 from vdiff_fast.cli.known import known_clip
 from vdiff_fast.cli.options import check_guidance, parse_size
+from vdiff_fast.cli.prompts import bucket_of, draw_prompts, read_prompts
 from vdiff_fast.diffusion import SAMPLERS, Guidance
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 def sample(
     run: Annotated[Path, typer.Argument(help="Folder of a run, as `vdiff-fast train --out` left it.")],
     out: Annotated[Path, typer.Option(help="File to write: .mp4, .gif, or .png for a contact sheet.")],
-    num: Annotated[int, typer.Option(min=1, help="How many videos.")] = 1,
+    num: Annotated[int, typer.Option(min=1, help="How many videos, of each prompt where there are prompts.")] = 1,
     steps: Annotated[int, typer.Option(min=1, help="Sampling steps.")] = 50,
     sampler: Annotated[str, typer.Option(help=f"{', '.join(SAMPLERS)}.")] = "ddim",
     spacing: Annotated[str | None, typer.Option(help="leading, trailing, linspace, karras or edm.")] = None,
@@ -35,6 +36,18 @@ def sample(
         str | None, typer.Option(help="LOW:HIGH of sigma / signal, guidance is off outside, such as 0.2:5.")
     ] = None,
     guidance_batch: Annotated[str, typer.Option(help="joint (one call), split (half the memory) or auto.")] = "auto",
+    prompt: Annotated[
+        list[str] | None, typer.Option(help="Of runs on captions: what the video shows; repeat it for several.")
+    ] = None,
+    prompts: Annotated[Path | None, typer.Option(help="Of runs on captions: a text file, one prompt a line.")] = None,
+    negative: Annotated[str, typer.Option(help="Of runs on captions: what guidance leads away from.")] = "",
+    codec: Annotated[Path | None, typer.Option(help="Of runs on latents: its codec, where it has moved.")] = None,
+    text: Annotated[
+        Path | None, typer.Option(help="Of runs on captions: its text encoder, where it has moved.")
+    ] = None,
+    decode_memory: Annotated[
+        int | None, typer.Option(min=1, help="Of runs on latents: MiB that decoding may need; sets chunks and tiles.")
+    ] = None,
     label: Annotated[list[int] | None, typer.Option(help="Class label; repeat it for several videos.")] = None,
     frames: Annotated[int | None, typer.Option(min=1, help="Frames; as trained if left out.")] = None,
     size: Annotated[str | None, typer.Option(help="Side, or HxW; as trained if left out.")] = None,
@@ -73,25 +86,39 @@ def sample(
         )
     if precision != "fp32" and precision not in AUTOCAST_DTYPES:
         raise ValueError(f"precision {precision!r} must be fp32, bf16 or fp16")
+    wanted = [text for text in read_prompts(prompt, prompts) for _ in range(num)]
     trained = load_run(run, step=checkpoint, ema=ema, device=device)
-    labels = _labels(label, num, trained.num_classes) if label else class_labels(num, trained.num_classes)
-    check_guidance(guidance, trained.num_classes, run)
-    shape = parse_size(size) if size else trained.config.data.size
-    height, width = (shape, shape) if isinstance(shape, int) else shape
-    clip = (trained.config.data.channels, frames or trained.config.data.frames, height, width)
-    known = known_clip(clip, first_frame, last_frame, video, keep, box, deinterlace=trained.config.data.deinterlace)
+    guided = Guidance(guidance, _interval(guidance_interval), guidance_rescale, batch=guidance_batch)
+    options: dict[str, Any] = {
+        "sampler": sampler, "steps": steps, "spacing": spacing, "seed": seed, "churn": _churn(churn),
+    }  # fmt: skip
+    asked_size = parse_size(size) if size else None
     _check_training(run, trained, sampling_use(first_frame is not None, last_frame is not None, keep, box is not None))
+    autocast = torch.autocast(trained.schedule.device.type, AUTOCAST_DTYPES.get(precision), enabled=precision != "fp32")
     try:
-        with torch.autocast(trained.schedule.device.type, AUTOCAST_DTYPES.get(precision), enabled=precision != "fp32"):
-            videos = draw_samples(
-                trained.model, trained.schedule, trained.config, num, sampler=sampler, steps=steps,
-                spacing=spacing, seed=seed, labels=labels, frames=frames,
-                guidance=Guidance(
-                    guidance, _interval(guidance_interval), guidance_rescale, batch=guidance_batch
-                ),
-                num_classes=trained.num_classes, size=(height, width), known=known, churn=_churn(churn),
-                progress=True,
-            )  # fmt: skip
+        if trained.latents is not None:
+            _no_pixels_alone(label=label, last_frame=last_frame, box=box)
+            with autocast:
+                videos = draw_prompts(
+                    trained, wanted or [""] * num, negative, bucket_of(trained, frames, asked_size), guided,
+                    codec=codec, text=text, memory=None if decode_memory is None else decode_memory << 20,
+                    first_frame=first_frame, video=video, keep=keep, **options,
+                )  # fmt: skip
+        else:
+            if wanted or negative:
+                raise ValueError(f"--prompt: {run} was trained without captions; train on a cache of latents for them")
+            labels = _labels(label, num, trained.num_classes) if label else class_labels(num, trained.num_classes)
+            check_guidance(guidance, trained.num_classes, run)
+            shape = asked_size or trained.config.data.size
+            height, width = (shape, shape) if isinstance(shape, int) else shape
+            clip = (trained.config.data.channels, frames or trained.config.data.frames, height, width)
+            deinterlace = trained.config.data.deinterlace
+            known = known_clip(clip, first_frame, last_frame, video, keep, box, deinterlace=deinterlace)
+            with autocast:
+                videos = draw_samples(
+                    trained.model, trained.schedule, trained.config, num, labels=labels, frames=frames, guidance=guided,
+                    num_classes=trained.num_classes, size=(height, width), known=known, progress=True, **options,
+                )  # fmt: skip
     except SamplingInterrupted as stopped:
         if not stopped.steps:
             raise
@@ -102,7 +129,7 @@ def sample(
     pictures = data.postprocess(
         videos, range="dynamic" if dynamic_range else "clamp", scale=scale, mode=mode, smoothing=smooth
     )
-    for path in _write(pictures, out, fps, grid, columns):
+    for path in _write(pictures, out, fps, grid, columns, wanted):
         print(path)
 
 
@@ -155,22 +182,37 @@ def _labels(given: list[int], num: int, num_classes: int | None) -> torch.Tensor
     return torch.tensor(given * num if len(given) == 1 else given)
 
 
-def _write(videos: torch.Tensor, out: Path, fps: float, grid: bool, columns: int | None) -> list[Path]:
-    """One file with all videos, or NAME_0, NAME_1, ...; what the writer changed is said on stderr."""
+def _no_pixels_alone(**options: object) -> None:
+    """Raise ValueError for options that a run on latents does not take."""
+    for name, value in options.items():
+        if value is not None:
+            raise ValueError(
+                f"--{name.replace('_', '-')}: a run on latents takes --prompt, --first-frame, or --video with --keep"
+            )
+
+
+def _write(
+    videos: torch.Tensor, out: Path, fps: float, grid: bool, columns: int | None, prompts: list[str]
+) -> list[Path]:  # fmt: skip
+    """One file with all videos, or NAME_0, NAME_1, ...; what the writer changed is said on stderr.
+
+    The prompts go into the files' metadata, those of a grid one a line.
+    """
     from vdiff_fast import data
 
     if out.suffix.lower() == ".png":
         return [data.contact_sheet(videos, out)]
     if grid or len(videos) == 1:
         together = videos[0] if len(videos) == 1 else data.grid(videos, columns=columns)
-        files = {out: together}
+        files = {out: (together, "\n".join(dict.fromkeys(prompts)))}
     else:
-        files = {out.with_stem(f"{out.stem}_{i}"): video for i, video in enumerate(videos)}
+        said = prompts or [""] * len(videos)
+        files = {out.with_stem(f"{out.stem}_{i}"): pair for i, pair in enumerate(zip(videos, said))}
     written = []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", data.VideoPaddedWarning)
-        for path, video in files.items():
-            result = data.write_video(video, path, fps=fps)
+        for path, (video, comment) in files.items():
+            result = data.write_video(video, path, fps=fps, comment=comment or None)
             if result.note:
                 typer.echo(f"note: {result.note}", err=True)
             written.append(result.path)

@@ -49,15 +49,16 @@ class WrittenVideo:
 
 
 def write_video(
-    video: torch.Tensor, path: str | os.PathLike[str], *, fps: float = 8.0, quality: int = 18, loop: int = 0
-) -> WrittenVideo:
+    video: torch.Tensor, path: str | os.PathLike[str], *, fps: float = 8.0, quality: int = 18, loop: int = 0,
+    comment: str | None = None,
+) -> WrittenVideo:  # fmt: skip
     """Write (C, T, H, W), or (B, C, T, H, W) side by side, as the file's suffix says: .mp4 .m4v .mov .mkv or .gif.
 
     uint8 is taken as it is, floating point as [-1, 1] and clamped (see `postprocess`); C = 1 is written as grey.
     H.264: yuv420p, BT.709 tagged, moov before mdat, constant quality (`quality` is x264's CRF: 18 looks lossless, less
     is better). Odd sizes are padded by repeating the last row or column: `VideoPaddedWarning` and `note` say so. GIF:
-    one palette for the whole clip, dithered; `loop` 0 repeats for ever, else it plays that many times. The file appears
-    when it is complete.
+    one palette for the whole clip, dithered; `loop` 0 repeats for ever, else it plays that many times. `comment` goes
+    into the container's metadata, which GIF has none of. The file appears when it is complete.
 
     Errors: `VideoWriteError` for shapes, NaN, suffixes and rates that cannot be written.
     """
@@ -86,7 +87,8 @@ def write_video(
                 )
                 warnings.warn(note, VideoPaddedWarning, stacklevel=2)
             frames = padded
-            _write_h264(frames, temporary, Fraction(fps).limit_denominator(1001), _H264_SUFFIXES[suffix], quality)
+            rate = Fraction(fps).limit_denominator(1001)
+            _write_h264(frames, temporary, rate, _H264_SUFFIXES[suffix], quality, comment)
     return WrittenVideo(path, len(frames), frames.shape[2], frames.shape[1], fps, note)
 
 
@@ -137,10 +139,14 @@ def _pad_to_even(frames: np.ndarray) -> np.ndarray:
     return np.pad(frames, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
 
 
-def _write_h264(frames: np.ndarray, path: Path, rate: Fraction, container_format: str, quality: int) -> None:
+def _write_h264(
+    frames: np.ndarray, path: Path, rate: Fraction, container_format: str, quality: int, comment: str | None
+) -> None:  # fmt: skip
     av = import_av()
     movflags = {"movflags": "+faststart"} if container_format in ("mp4", "mov") else {}
     with av.open(f"file:{path}", "w", format=container_format, options=movflags) as container:
+        if comment is not None:
+            container.metadata["comment"] = comment
         stream = container.add_stream(_h264_encoder(av), rate=rate)
         stream.width, stream.height, stream.pix_fmt = frames.shape[2], frames.shape[1], "yuv420p"
         stream.options = {"crf": str(quality), "preset": "medium"}

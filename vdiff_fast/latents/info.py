@@ -79,8 +79,9 @@ class LatentInfo:
     def from_dict(cls, values: Mapping[str, Any]) -> LatentInfo:
         """The inverse of `to_dict`."""
         known = {field.name for field in fields(cls)}
-        plain = {key: tuple(v) if isinstance(v, list) else v for key, v in values.items() if key in known}
-        return cls(**{**plain, "buckets": tuple(Bucket(*bucket) for bucket in values["buckets"])})
+        plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if k in known}
+        plain["buckets"] = tuple(Bucket(*bucket) for bucket in values["buckets"])
+        return cls(**plain)
 
     def normalise(self, z: Tensor) -> Tensor:
         """u = (z - shift) * scale of latents (B, c, t, h, w)."""

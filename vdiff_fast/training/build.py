@@ -10,6 +10,8 @@ from torch.utils.data import Dataset
 
 from vdiff_fast import data
 from vdiff_fast.diffusion import NoiseSchedule
+from vdiff_fast.latents import LatentDataset, LatentInfo, is_cache
+from vdiff_fast.training.latents import prepare_model
 
 if TYPE_CHECKING:
     from vdiff_fast.training.config import DataConfig, DiffusionConfig, TrainConfig
@@ -37,15 +39,18 @@ def _imported(path: str, changes: dict[str, Any]) -> nn.Module:
     return make(**changes)
 
 
-def model_changes(config: TrainConfig, num_classes: int | None) -> dict[str, Any]:
+def model_changes(config: TrainConfig, num_classes: int | None, latents: LatentInfo | None = None) -> dict[str, Any]:
     """Constructor arguments of the network: those of the data, then the user's own."""
     changes: dict[str, Any] = {}
-    if config.data.channels != 3:
-        changes |= {"in_channels": config.data.channels, "out_channels": config.data.channels}
+    channels = config.data.channels if latents is None else latents.latent_channels
+    if channels != 3:
+        changes |= {"in_channels": channels, "out_channels": channels}
+    if latents is not None:
+        changes["context_dim"] = latents.context_dim
     if num_classes:
         changes["num_classes"] = num_classes
     if config.diffusion.masks:
-        changes["cond_channels"] = config.data.channels + 1
+        changes["cond_channels"] = channels + 1
     if config.diffusion.continuous_time:
         changes["time_scale"] = 1000.0  # the sinusoids tell steps apart, not thousandths
     if config.mean_flow.share:
@@ -55,33 +60,47 @@ def model_changes(config: TrainConfig, num_classes: int | None) -> dict[str, Any
     return changes | {key: tuple(v) if isinstance(v, list) else v for key, v in config.model.changes.items()}
 
 
-def build_model(config: TrainConfig, *, num_classes: int | None = None) -> nn.Module:
-    """The network a configuration names; its channels, labels and checkpointing follow the configuration.
+def build_model(
+    config: TrainConfig, *, num_classes: int | None = None, latents: LatentInfo | None = None
+) -> nn.Module:  # fmt: skip
+    """The network a configuration names; its channels, labels, context and checkpointing follow the configuration.
+
+    Args:
+        config: see above.
+        num_classes: labels of the data, None without.
+        latents: what the cache tells, where the data is one.
 
     Raises:
         ValueError: no such family, preset or function, or arguments that the network does not take.
+        CacheError: a network that does not fit the latents.
     """
-    changes = model_changes(config, num_classes)
+    changes = model_changes(config, num_classes, latents)
     try:
-        if ":" in config.model.name:
-            return _imported(config.model.name, changes)
-        return _preset(config.model.name, changes)
+        make = _imported if ":" in config.model.name else _preset
+        model = make(config.model.name, changes)
     except (TypeError, KeyError) as error:
         raise ValueError(f"model {config.model.name!r} with {changes}: {error}") from error
+    if latents is not None:
+        prepare_model(model, latents)
+    return model
 
 
 def build_schedule(config: DiffusionConfig) -> NoiseSchedule:
     """The noise schedule, on the CPU."""
     if config.schedule == "flow":
         return NoiseSchedule.flow(config.timesteps, shift=config.flow_shift)
-    if config.continuous_time or config.flow_shift != 1:
+    if config.continuous_time or config.flow_shift != 1 or config.flow_shift_positions:
         raise ValueError(f"continuous_time and flow_shift are for the flow schedule, not {config.schedule}")
     make = getattr(NoiseSchedule, config.schedule)
     return make(config.timesteps, zero_terminal_snr=config.zero_terminal_snr)
 
 
 def build_dataset(config: DataConfig, seed: int) -> Dataset:
-    """The clips a configuration names; errors are those of `vdiff_fast.data.open_dataset`."""
+    """The clips a configuration names; errors are those of `vdiff_fast.data.open_dataset`, and `LatentDataset`."""
+    if is_cache(config.source):
+        if config.labels:
+            raise ValueError(f"data.labels: {config.source} is a cache of latents, which has captions; leave it out")
+        return LatentDataset(config.source)
     digits = {"num_digits": config.digits} | config.model_dump(include={"digit_size", "handwritings", "speed"})
     tolerance = config.model_dump(include={"max_missing", "max_corrupt"})
     arguments = config.model_dump(exclude={"source", "workers", "digits"} | digits.keys() | tolerance.keys())

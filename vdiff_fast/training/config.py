@@ -30,7 +30,7 @@ class _Section(BaseModel):
 class DataConfig(_Section):
     """Where clips come from and what one clip looks like."""
 
-    source: str = Field(description="folder of videos, one video file, or moving-digits")
+    source: str = Field(description="folder of videos, one video file, moving-digits, or a cache of latents")
     frames: int = Field(default=16, ge=1, description="frames of a clip")
     size: int | tuple[int, int] = Field(default=32, description="side of a frame, or height and width, in pixels")
     stride: int = Field(default=1, ge=1, description="take every stride-th frame")
@@ -87,6 +87,9 @@ class DiffusionConfig(_Section):
         default=False, description="rescale the schedule so that the last step is pure noise"
     )
     flow_shift: float = Field(default=1.0, gt=0, description="of a flow: above 1 more steps at high noise")
+    flow_shift_positions: int | None = Field(
+        default=None, ge=1, description="latents of a clip that flow_shift is for; others' grows with the root"
+    )
     continuous_time: bool = Field(
         default=False, description="of a flow: the model is given s in [0, 1] instead of the step"
     )
@@ -98,7 +101,9 @@ class DiffusionConfig(_Section):
         description="roles that a clip is trained in, and their weights: global, local, first, prediction, inpaint, "
         "random, as in global,local=2; none trains without known frames",
     )
-    label_dropout: float = Field(default=0.1, ge=0, le=1, description="share of labels left out, for guidance")
+    label_dropout: float = Field(
+        default=0.1, ge=0, le=1, description="share of labels or captions left out, for guidance"
+    )
 
     _parse_masks = field_validator("masks", mode="before")(parse_masks)
 

@@ -5,31 +5,35 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from vdiff_fast import data, diffusion
+from vdiff_fast.latents import CacheError, LatentInfo
 from vdiff_fast.models.weights import plain_module
 from vdiff_fast.training import checkpoint as ckpt
 from vdiff_fast.training import distributed
 from vdiff_fast.training.build import build_model, build_schedule
+from vdiff_fast.training.latent_samples import decode_latents, draw_latents, load_encoders
 
 if TYPE_CHECKING:
     from vdiff_fast.training.config import TrainConfig
+    from vdiff_fast.training.latents import LatentSource
     from vdiff_fast.training.objective import Objective
 
 
 @dataclass(frozen=True)
 class TrainedRun:
-    """A model with the weights of a checkpoint, and what is needed to draw from it."""
+    """A model with the weights of a checkpoint, and what is needed to draw from it; `latents` of a run on latents."""
 
     model: nn.Module
     schedule: diffusion.NoiseSchedule
     config: TrainConfig
     step: int
     num_classes: int | None
+    latents: LatentInfo | None = None
 
 
 def load_run(
@@ -59,10 +63,13 @@ def load_run(
     config = configuration.from_mapping(configuration.parse_value(saved.config_yaml))
     chosen = distributed.choose_device(str(device))
     num_classes = saved.state["num_classes"]
-    model = build_model(config, num_classes=num_classes) if model is None else plain_module(model)
+    latents = LatentInfo.from_dict(saved.state["latents"]) if "latents" in saved.state else None
+    if model is None:
+        model = build_model(config, num_classes=num_classes, latents=latents)
+    model = plain_module(model)
     ckpt.load_weights(model, saved.ema if ema else saved.model, path)
     schedule = build_schedule(config.diffusion).to(chosen)
-    return TrainedRun(model.to(chosen).eval(), schedule, config, saved.step, num_classes)
+    return TrainedRun(model.to(chosen).eval(), schedule, config, saved.step, num_classes, latents)
 
 
 def draw_samples(
@@ -102,6 +109,14 @@ def draw_samples(
     return videos if known is None else diffusion.keep_known(videos, given, mask)
 
 
+def _draw_examples(model: nn.Module, objective: Objective, source: LatentSource, **options: Any) -> Tensor:
+    """Latents for captions of the cache, in its first bucket."""
+    text = (source.examples[0][: objective.config.sample.count], source.examples[1][: objective.config.sample.count])
+    return draw_latents(
+        model, objective.schedule, objective.config, source.info, source.info.buckets[0], text, source.null, **options
+    )
+
+
 def class_labels(count: int, num_classes: int | None) -> Tensor | None:
     """Labels for `count` samples, each class in turn; None for a model without classes."""
     return torch.arange(count) % num_classes if num_classes else None
@@ -112,13 +127,25 @@ def write_samples(
 ) -> None:
     """`path`.gif, .mp4 (side by side) and .png (contact sheet), drawn with the run's seed so that they compare."""
     wanted = config.sample
-    with objective.autocast():
-        videos = draw_samples(
-            model, objective.schedule, config, wanted.count, sampler=wanted.sampler, steps=wanted.steps,
-            guidance=wanted.guidance, spacing=wanted.spacing, seed=config.seed,
-            labels=class_labels(wanted.count, num_classes),
-        )  # fmt: skip
-    if not write:
+    options: dict[str, Any] = {
+        "sampler": wanted.sampler, "steps": wanted.steps, "guidance": wanted.guidance, "spacing": wanted.spacing,
+        "seed": config.seed,
+    }  # fmt: skip
+    try:
+        with objective.autocast():
+            if objective.source is not None:
+                latents = _draw_examples(model, objective, objective.source, **options)
+            else:
+                labels = class_labels(wanted.count, num_classes)
+                videos = draw_samples(model, objective.schedule, config, wanted.count, labels=labels, **options)
+        if not write:
+            return
+        if objective.source is not None:
+            info = objective.source.info
+            codec, _ = load_encoders(info, device=objective.device)
+            videos = decode_latents(codec, latents)
+    except CacheError as error:
+        print(f"warning: {path.name} is not written: {error}", file=sys.stderr)
         return
     if not bool(torch.isfinite(videos).all()):
         print(f"warning: {path.name} is not written: the samples hold NaN or Inf", file=sys.stderr)

@@ -65,7 +65,7 @@ class MeanFlowObjective(Objective):
         compiled = self.config.runtime.compile
         self._mean_velocity = torch.compile(mean_velocity) if compiled else mean_velocity
 
-    def _times(self, count: int, sample_offset: int) -> tuple[Tensor | None, Tensor]:
+    def _times(self, count: int, sample_offset: int, shift: float) -> tuple[Tensor | None, Tensor]:
         return draws.intervals(count, self.config.mean_flow.share, self.config.seed, sample_offset)
 
     def predict(self, model: Callable[..., Tensor], batch: Batch) -> MeanVelocity:

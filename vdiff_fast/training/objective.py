@@ -14,10 +14,12 @@ from vdiff_fast import data, ops
 from vdiff_fast.diffusion import NoiseSchedule
 from vdiff_fast.diffusion.conditioning import condition
 from vdiff_fast.training import draws
+from vdiff_fast.training.latents import flow_shift_of
 from vdiff_fast.training.masks import draw_masks
 
 if TYPE_CHECKING:
     from vdiff_fast.training.config import TrainConfig
+    from vdiff_fast.training.latents import LatentSource
 
 AUTOCAST_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -43,11 +45,14 @@ class Batch:
     timesteps: list[float]
     cond: Tensor | None = None
     r: Tensor | None = None
+    context: Tensor | None = None
+    context_mask: Tensor | None = None
 
     @property
     def inputs(self) -> dict[str, Tensor]:
         """What the model gets beside x_t and t."""
-        return {name: value for name, value in (("y", self.y), ("cond", self.cond)) if value is not None}
+        given = {name: getattr(self, name) for name in ("y", "context", "context_mask", "cond")}
+        return {name: value for name, value in given.items() if value is not None}
 
 
 class Objective:
@@ -58,21 +63,28 @@ class Objective:
     seed and the sample numbers alone, however the batch is split over ranks.
     """
 
-    def __init__(self, config: TrainConfig, schedule: NoiseSchedule, device: torch.device, num_classes: int | None):
-        self.config, self.device, self.num_classes = config, device, num_classes
+    def __init__(
+        self, config: TrainConfig, schedule: NoiseSchedule, device: torch.device, num_classes: int | None,
+        source: LatentSource | None = None,
+    ) -> None:  # fmt: skip
+        self.config, self.device, self.num_classes, self.source = config, device, num_classes, source
         self.schedule = schedule.to(device)
         self.seed = torch.full((), config.seed, dtype=torch.int64, device=device)
         self._range_checked = False
 
     def prepare(self, raw: dict[str, Any], sample_offset: int) -> Batch:
-        """A loader's batch on the device, in [-1, 1], with its timesteps; sample_offset counts samples before it."""
-        video = raw["video"].to(self.device, non_blocking=True)
-        x0 = data.to_unit_range(video) if video.dtype == torch.uint8 else video
-        if not self._range_checked:
-            data.check_range(x0)
-            self._range_checked = True
+        """A loader's batch on the device, pixels in [-1, 1] or normalised latents, with its timesteps.
+
+        sample_offset counts the samples before it.
+        """
+        source = self.source
+        x0 = self._pixels(raw) if source is None else source.clips(raw, self.seed, sample_offset)
         count, seed, diffusion = len(x0), self.config.seed, self.config.diffusion
-        r, t = self._times(count, sample_offset)
+        shift = flow_shift_of(diffusion.flow_shift, diffusion.flow_shift_positions, x0[0, 0].numel())
+        r, t = self._times(count, sample_offset, shift)
+        context, mask = None, None
+        if source is not None:
+            context, mask = source.context(raw, diffusion.label_dropout, seed, sample_offset, self.device)
         y = None
         if self.num_classes:
             dropped = draws.dropped_labels(count, diffusion.label_dropout, seed, sample_offset)
@@ -80,14 +92,22 @@ class Objective:
         return Batch(
             x0, t.to(self.device), y, torch.full((), sample_offset, dtype=torch.int64, device=self.device),
             list(raw["file"]), t.tolist(), self._known(x0, raw, sample_offset),
-            None if r is None else r.to(self.device),
+            None if r is None else r.to(self.device), context, mask,
         )  # fmt: skip
 
-    def _times(self, count: int, sample_offset: int) -> tuple[Tensor | None, Tensor]:
-        """(None, t) of a batch, on the CPU."""
+    def _pixels(self, raw: dict[str, Any]) -> Tensor:
+        video = raw["video"].to(self.device, non_blocking=True)
+        x0 = data.to_unit_range(video) if video.dtype == torch.uint8 else video
+        if not self._range_checked:
+            data.check_range(x0)
+            self._range_checked = True
+        return x0
+
+    def _times(self, count: int, sample_offset: int, shift: float) -> tuple[Tensor | None, Tensor]:
+        """(None, t) of a batch, on the CPU; `shift` is of a flow in continuous time."""
         diffusion, seed = self.config.diffusion, self.config.seed
         if diffusion.continuous_time:
-            return None, draws.flow_times(count, diffusion.flow_shift, seed, sample_offset)
+            return None, draws.flow_times(count, shift, seed, sample_offset)
         return None, draws.timesteps(count, diffusion.timesteps, seed, sample_offset)
 
     def _known(self, x0: Tensor, raw: dict[str, Any], sample_offset: int) -> Tensor | None:

@@ -19,6 +19,7 @@ from vdiff_fast import data, use_backend
 from vdiff_fast._files import save_pickle, write_text
 from vdiff_fast._version import __version__
 from vdiff_fast.data.container import import_av
+from vdiff_fast.latents import LatentInfo
 from vdiff_fast.models.weights import plain_module
 from vdiff_fast.training import checkpoint as ckpt
 from vdiff_fast.training import config as configuration
@@ -26,6 +27,7 @@ from vdiff_fast.training import distributed, draws, nonfinite
 from vdiff_fast.training.build import build_dataset, build_model, build_schedule
 from vdiff_fast.training.ema import Ema
 from vdiff_fast.training.generate import write_samples
+from vdiff_fast.training.latents import LatentSource, check_same_cache
 from vdiff_fast.training.mean_flow import MeanFlowObjective
 from vdiff_fast.training.metrics import MetricsLog, Progress, plot_loss, read_metrics
 from vdiff_fast.training.objective import Batch, Objective, resolved_precision
@@ -128,6 +130,7 @@ class Trainer:
     def _build_data(self, dataset: Dataset | None) -> None:
         config = self.config
         self.dataset = build_dataset(config.data, config.seed) if dataset is None else dataset
+        self.latents = LatentSource.of(self.dataset)
         self.num_classes = getattr(self.dataset, "num_classes", None) if config.data.labels else None
         self.loader = data.loader(
             self.dataset, config.batch_size, seed=config.seed, rank=self.rank, world_size=self.world_size,
@@ -137,7 +140,9 @@ class Trainer:
     def _build_model(self, model: nn.Module | None) -> None:
         config, runtime = self.config, self.config.runtime
         torch.manual_seed(config.seed)
-        model = build_model(config, num_classes=self.num_classes) if model is None else model
+        if model is None:
+            info = None if self.latents is None else self.latents.info
+            model = build_model(config, num_classes=self.num_classes, latents=info)
         self.model = plain_module(model).to(self.device)
         # Of mean velocities the objective compiles the model together with its derivative.
         compiled = runtime.compile and not config.mean_flow.share
@@ -146,7 +151,8 @@ class Trainer:
         self.ema = Ema(self.model, config.ema.decay, warmup=config.ema.warmup)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=runtime.precision == "fp16")
         objective = MeanFlowObjective if config.mean_flow.share else Objective
-        self.objective = objective(config, build_schedule(config.diffusion), self.device, self.num_classes)
+        schedule = build_schedule(config.diffusion)
+        self.objective = objective(config, schedule, self.device, self.num_classes, self.latents)
         self.guard = nonfinite.NonFiniteGuard(config.nonfinite.policy, config.nonfinite.limit)
 
     @property
@@ -308,6 +314,8 @@ class Trainer:
             "num_classes": self.num_classes, "data": self.loader.state_dict(), "world_size": self.world_size,
             "version": __version__, "torch": torch.__version__,
         }  # fmt: skip
+        if self.latents is not None:
+            state["latents"] = self.latents.info.to_dict()
         saved = ckpt.Checkpoint(
             model=ckpt.weights_of(self.model),
             ema=distributed.full(self.ema.state_dict()),
@@ -323,6 +331,8 @@ class Trainer:
         distributed.barrier()
 
     def _restore(self, saved: ckpt.Checkpoint, force: bool) -> None:
+        if self.latents is not None and "latents" in saved.state:
+            check_same_cache(LatentInfo.from_dict(saved.state["latents"]), self.latents.info)
         ckpt.load_weights(self.model, saved.model, self.run / "checkpoints")
         self.ema.load_state_dict(saved.ema)
         distributed.load_optimizer_state(self.model, self.optimizer, saved.optimizer["optimizer"])
