@@ -24,7 +24,12 @@ EMPTY = 1e-3
 
 
 def read(videos: Tensor, sprites: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Digit and correlation of every frame, (B, T) each, of videos (B, C, T, H, W) in [-1, 1].
+    """Digit and correlation of every frame, (B, T) each, of videos (B, C, T, H, W) in [-1, 1]; see `find`."""
+    return find(videos, sprites, targets)[:2]
+
+
+def find(videos: Tensor, sprites: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Digit, correlation (B, T) and top left corner (B, T, 2) of the best match of every frame.
 
     corr = max over sprites and places of <frame window - mean, sprite - mean> / (norms), 1 for the sprite itself.
     """
@@ -35,8 +40,13 @@ def read(videos: Tensor, sprites: Tensor, targets: Tensor) -> tuple[Tensor, Tens
     ones = torch.ones(1, 1, *sprites.shape[1:], dtype=flat.dtype)
     total, squares = F.conv2d(flat, ones), F.conv2d(flat * flat, ones)
     spread = (squares - total * total / area).clamp(min=EMPTY).sqrt()
-    best, which = (F.conv2d(flat, kernels[:, None]) / spread).flatten(2).amax(2).max(1)
-    return targets[which].unflatten(0, frames.shape[:2]), best.unflatten(0, frames.shape[:2])
+    matches = F.conv2d(flat, kernels[:, None]) / spread
+    best, places = matches.flatten(2).max(2)
+    best, which = best.max(1)
+    place = places.gather(1, which[:, None])[:, 0]
+    corners = torch.stack([place // matches.shape[3], place % matches.shape[3]], dim=1)
+    digits = targets[which]
+    return tuple(x.unflatten(0, frames.shape[:2]) for x in (digits, best, corners))  # type: ignore[return-value]
 
 
 def handwriting(run: TrainedRun) -> tuple[Tensor, Tensor]:

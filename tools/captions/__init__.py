@@ -1,0 +1,1 @@
+"""From captions to clips without a download: `python -m tools.captions`, which `make captions` runs."""
