@@ -6,9 +6,8 @@ namespace vdiff::VDIFF_ISA {
 namespace {
 
 // The loss of an error d, and its derivative by d in `slope`; NaN where d is NaN.
-template <bool kHuber>
-inline vfloat element_loss(vfloat d, vfloat delta, vfloat& slope) {
-  if constexpr (!kHuber) {
+inline vfloat element_loss(vfloat d, vfloat delta, bool huber, vfloat& slope) {
+  if (!huber) {
     slope = d;
     return d * d;
   }
@@ -17,32 +16,34 @@ inline vfloat element_loss(vfloat d, vfloat delta, vfloat& slope) {
   return inner * (size - inner * 0.5f);
 }
 
-template <bool kHuber>
-inline double element_loss(double d, double delta, double& slope) {
-  slope = !kHuber ? d : d > delta ? delta : d < -delta ? -delta : d;
-  if (!kHuber) return d * d;
+inline double element_loss(double d, double delta, bool huber, double& slope) {
+  slope = !huber ? d : d > delta ? delta : d < -delta ? -delta : d;
+  if (!huber) return d * d;
   const double size = __builtin_fabs(d), inner = size > delta ? delta : size;
   return inner * (size - inner * 0.5);
 }
 
 // The pass over one sample, called with the noise of `count` elements from offset `at` on. T is the type of the
-// prediction and X that of x0; kX0 says whether the target needs x0.
-template <class T, class X, bool kX0, bool kHuber>
+// prediction and X that of x0, which is null if the target does not need it. The kind of loss and of target are
+// branches and no template parameters: they are the same for a whole call, and each instance would hold the generator
+// once more.
+template <class T, class X>
 struct Pass {
   const T* prediction;
   const X* x0;
   T* gradient;
   float p, q, scale, delta;
+  bool huber;
   vfloat sum = {}, lost = {};
 
   void operator()(int64_t at, vfloat n, int count) {
     vfloat target = splat(q) * n, slope;
-    if constexpr (kX0) target += splat(p) * load_elements(x0 + at, count);
+    if (x0 != nullptr) target += splat(p) * load_elements(x0 + at, count);
     vfloat d = load_elements(prediction + at, count) - target;
     if (count < kLanes) {
       for (int i = count; i < kLanes; ++i) d[i] = 0;
     }
-    add(element_loss<kHuber>(d, splat(delta), slope));
+    add(element_loss(d, splat(delta), huber, slope));
     if (gradient == nullptr) return;
     store_elements(gradient + at, slope * scale, count);
   }
@@ -61,18 +62,19 @@ struct Pass {
   }
 };
 
-template <bool kX0, bool kHuber, class X>
-struct Pass<double, X, kX0, kHuber> {
+template <class X>
+struct Pass<double, X> {
   const double* prediction;
   const X* x0;
   double* gradient;
   double p, q, scale, delta;
+  bool huber;
   double sum = 0;
 
   void element(int64_t i, double n) {
     double slope;
-    const double target = kX0 ? q * n + p * (double)x0[i] : q * n;
-    sum += element_loss<kHuber>(prediction[i] - target, delta, slope);
+    const double target = x0 != nullptr ? q * n + p * (double)x0[i] : q * n;
+    sum += element_loss(prediction[i] - target, delta, huber, slope);
     if (gradient != nullptr) gradient[i] = slope * scale;
   }
   void operator()(int64_t at, vfloat n, int count) {
@@ -88,12 +90,11 @@ struct Forward {
   void operator()(int64_t at, vfloat n, int count) const { (*body)(at, n, count); }
 };
 
-template <class T, class X, bool kX0, bool kHuber>
-void over_noise(Pass<T, X, kX0, kHuber>& pass, const DiffusionLoss& args, int64_t sample, int64_t base, int64_t begin,
-                int64_t end) {
+template <class T, class X>
+void over_noise(Pass<T, X>& pass, const DiffusionLoss& args, int64_t sample, int64_t base, int64_t begin, int64_t end) {
   const NoiseSource& s = args.noise;
   if (s.drawn) {
-    philox::for_each(s, sample, args.channels, args.positions, begin, end, Forward<Pass<T, X, kX0, kHuber>>{&pass});
+    philox::for_each(s, sample, args.channels, args.positions, begin, end, Forward<Pass<T, X>>{&pass});
     return;
   }
   const X* given = s.given == nullptr ? nullptr : (const X*)s.given + base;
@@ -107,29 +108,22 @@ void over_noise(Pass<T, X, kX0, kHuber>& pass, const DiffusionLoss& args, int64_
   }
 }
 
-template <class T, class X, class A, bool kX0, bool kHuber>
+template <class T, class X, class A>
 void run(const DiffusionLoss& args, const LossOutput& out, int64_t sample, int64_t begin, int64_t end) {
   const int64_t base = sample * args.channels * args.positions;
   const auto terms = loss_terms<A>(args.schedule, sample, args.options);
   const A upstream = out.upstream ? ((const A*)out.upstream)[sample * out.upstream_stride] : A(1);
   const A scale = gradient_scale(terms, args.options, upstream, out.share);
-  Pass<T, X, kX0, kHuber> pass{(const T*)args.prediction + base,
-                               kX0 ? (const X*)args.x0 + base : nullptr,
-                               out.gradient ? (T*)out.gradient + base : nullptr,
-                               terms.mix.p,
-                               terms.mix.q,
-                               scale,
-                               (A)args.options.delta};
+  Pass<T, X> pass{(const T*)args.prediction + base,
+                  needs_x0(args.options.target) ? (const X*)args.x0 + base : nullptr,
+                  out.gradient ? (T*)out.gradient + base : nullptr,
+                  terms.mix.p,
+                  terms.mix.q,
+                  scale,
+                  (A)args.options.delta,
+                  args.options.huber};
   over_noise(pass, args, sample, base, begin, end);
   if (out.task_sum != nullptr) *out.task_sum = terms.weight * pass.total();
-}
-
-template <class T, class X, class A>
-void choose(const DiffusionLoss& args, const LossOutput& out, int64_t sample, int64_t begin, int64_t end) {
-  const bool x0 = needs_x0(args.options.target), huber = args.options.huber;
-  const auto f = x0 ? (huber ? run<T, X, A, true, true> : run<T, X, A, true, false>)
-                    : (huber ? run<T, X, A, false, true> : run<T, X, A, false, false>);
-  f(args, out, sample, begin, end);
 }
 
 }  // namespace
@@ -137,14 +131,14 @@ void choose(const DiffusionLoss& args, const LossOutput& out, int64_t sample, in
 void diffusion_loss(const DiffusionLoss& args, const LossOutput& out, int64_t sample, int64_t begin, int64_t end) {
   const bool same = !args.other_is_float;
   switch (args.dtype) {
-    case DType::f32: return choose<float, float, float>(args, out, sample, begin, end);
+    case DType::f32: return run<float, float, float>(args, out, sample, begin, end);
     case DType::bf16:
-      return same ? choose<bf16, bf16, float>(args, out, sample, begin, end)
-                  : choose<bf16, float, float>(args, out, sample, begin, end);
+      return same ? run<bf16, bf16, float>(args, out, sample, begin, end)
+                  : run<bf16, float, float>(args, out, sample, begin, end);
     case DType::f16:
-      return same ? choose<fp16, fp16, float>(args, out, sample, begin, end)
-                  : choose<fp16, float, float>(args, out, sample, begin, end);
-    case DType::f64: return choose<double, double, double>(args, out, sample, begin, end);
+      return same ? run<fp16, fp16, float>(args, out, sample, begin, end)
+                  : run<fp16, float, float>(args, out, sample, begin, end);
+    case DType::f64: return run<double, double, double>(args, out, sample, begin, end);
   }
 }
 
