@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+import vdiff_fast as vf
 from vdiff_fast import data
 from vdiff_fast.cli import main
 from vdiff_fast.cli.app import COMMANDS, app
@@ -186,6 +188,21 @@ def test_sizes_and_settings() -> None:
     assert parse_settings(["a.b=1e-3", "c=[1, 2]", "d=x=y"]) == {"a.b": 1e-3, "c": [1, 2], "d": "x=y"}
     with pytest.raises(ValueError, match="write key=value"):
         parse_settings(["a"])
+
+
+def test_the_package_is_a_program_that_completes_its_commands() -> None:
+    def run(*arguments: str, **environment: str) -> str:
+        command = [sys.executable, "-m", "vdiff_fast", *arguments]
+        done = subprocess.run(
+            command, cwd=ROOT, env=os.environ | environment, capture_output=True, text=True, timeout=120
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout.strip()
+
+    assert run("--version") == vf.__version__
+    assert "Usage: vdiff-fast " in run("--help")
+    words = {"COMP_WORDS": "vdiff-fast do", "COMP_CWORD": "1"}
+    assert run(_VDIFF_FAST_COMPLETE="complete_bash", **words) == "doctor"
 
 
 def test_a_missing_extra_is_one_line_with_the_command() -> None:

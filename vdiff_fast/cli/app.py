@@ -29,18 +29,25 @@ app = typer.Typer(
     name="vdiff-fast",
     help="Train and sample video diffusion models with fused kernels. --debug shows tracebacks.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 
 
-@app.callback()
-def _version(version: bool = typer.Option(False, "--version", help="Print the version.")) -> None:
-    if version:
+def _print_version(wanted: bool) -> None:
+    if wanted:
         from vdiff_fast._version import __version__
 
         print(__version__)
         raise typer.Exit
+
+
+# Eager: it is answered before the missing command is.
+_VERSION = typer.Option(False, "--version", help="Print the version.", callback=_print_version, is_eager=True)
+
+
+@app.callback()
+def _version(version: bool = _VERSION) -> None:
+    """Options of the program itself."""
 
 
 def _register() -> None:
