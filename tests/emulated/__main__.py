@@ -6,25 +6,25 @@
 
 A case passes where its values and gradients are as close to float64 as the op's spec asks, two orders of warps and
 blocks give the same bits, and no launch was refused or found at fault. Prints a row for each op, dtype and device, all
-failures, and the kernels that were built and never launched. Groups of samples: contract (the specs' own), strided and
-offset (the same values in awkward memory), extra (sizes, widths and dtypes that take every kernel), large (a grid and a
-split on an H200; minutes each), bench (layers of real models).
+failures, and the kernels that were built and never launched; of a run of all ops these are failures too.
+
+Groups of samples: contract (the specs' own), strided and offset (the same values in awkward memory), extra (sizes,
+widths and dtypes that take every kernel), large (a grid and a split on an H200; minutes each), bench (layers of real
+models).
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import pickle
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
-from tests.emulated import report, select, worker
+from tests.emulated import record, report, select, worker
 from tests.emulated.cases import DEVICES, DTYPES, Case, enumerate_cases, quick_list, read_cases
-from tests.emulated.run import BACKENDS, Result
+from tests.emulated.run import BACKENDS
 from tests.emulated.samples import GROUPS
 
 DEFAULT_GROUPS = {"cuda": ["contract", "strided", "offset", "extra"], "triton": ["contract"]}
@@ -50,7 +50,7 @@ def _parse() -> argparse.Namespace:
         "--select", action="store_true", help="choose few of these that run every kernel, and list them for --quick"
     )
     parse.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
-    parse.add_argument("--json", type=Path, help="write every result here")
+    parse.add_argument("--record", action="store_true", help=f"keep the table in {record.FOLDER}, for the docs")
     parse.add_argument("--keep", type=Path, help="keep the results, with what they executed, for a later look")
     options = parse.parse_args()
     options.devices = options.devices or list(DEVICES[options.backend])
@@ -72,11 +72,6 @@ def _cases(options: argparse.Namespace) -> list[Case]:
     return cases[len(cases) * part // parts : len(cases) * (part + 1) // parts]
 
 
-def _as_json(result: Result) -> dict[str, Any]:
-    kept = {k: v for k, v in vars(result).items() if k not in ("case", "executed")}
-    return {"case": str(result.case), **kept, "launched": sorted(result.launched)}
-
-
 def main() -> int:
     options = _parse()
     worker.load(options.backend)
@@ -88,20 +83,21 @@ def main() -> int:
             print(f"failed: {result.case}", file=sys.stderr, flush=True)
         if len(results) % 100 == 0:
             print(f"{len(results)} of {len(cases)}", file=sys.stderr, flush=True)
+    whole = not (options.ops or options.sample) and options.share == "0/1"
+    never = report.never_launched(worker.kernels(), results) if whole else []
     print(report.table(results))
     print(report.failures(results))
-    if not (options.ops or options.sample):
-        never = report.never_launched(worker.kernels(), results)
-        print(f"\n{len(never)} kernels were built and never launched", *never, sep="\n  ")
+    print(f"\n{len(never)} kernels were built and never launched", *never, sep="\n  ")
     wall, instructions = time.monotonic() - started, sum(r.instructions for r in results)
     print(f"\n{len(results)} cases, {instructions / 1e6:.0f} million warp instructions, {wall:.0f} s")
-    if options.json:
-        options.json.write_text(json.dumps([_as_json(r) for r in results], indent=0))
+    if options.record:
+        part = "the short run" if options.quick else ", ".join(options.groups)
+        print(f"wrote {record.write(record.document(options.backend, part, results, worker.kernels()))}")
     if options.keep:
         options.keep.write_bytes(pickle.dumps(results))
     if options.select:
         select.write(quick_list(options.backend), options.backend, results)
-    return 0 if results and all(result.passed for result in results) else 1
+    return 0 if results and not never and all(result.passed for result in results) else 1
 
 
 if __name__ == "__main__":

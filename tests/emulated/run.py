@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import time
 import traceback
 import zlib
@@ -36,9 +37,10 @@ class Result:
     raised: str = ""
     refused: str = ""  # the op has no such backend for this call: neither passed nor failed
     problems: list[dict[str, str]] = field(default_factory=list)  # kind, kernel, schedule, what
-    seconds: float = 0.0
+    seconds: float = 0.0  # of the processor
     instructions: int = 0  # warp instructions
     launched: set[str] = field(default_factory=set)  # kernels that ran
+    paths: set[str] = field(default_factory=set)  # kernels with how they ran: a block, blocks, clusters, a whole grid
     executed: dict[str, int] = field(default_factory=dict)  # kernel -> bits of its instructions that ran
 
     @property
@@ -48,6 +50,15 @@ class Result:
     @property
     def passed(self) -> bool:
         return not (self.wrong or self.changing or self.raised or self.problems)
+
+
+def _extent(launch: Any) -> str:
+    """How far a launch reaches: one block, blocks apart, clusters, or a grid that meets."""
+    if getattr(launch, "cooperative", False):
+        return "grid"
+    if math.prod(getattr(launch, "cluster", ())) > 1:
+        return "clusters"
+    return "block" if math.prod(launch.grid) == 1 else "blocks"
 
 
 class CudaBackend:
@@ -62,7 +73,9 @@ class CudaBackend:
     def run(self, result: Result, schedule: int, **options: Any) -> Iterator[None]:
         with cuda.active(result.case.device, schedule=schedule, **options) as log:
             yield
-        result.launched.update(launch.name for launch in log.launches if not launch.refusal)
+        ran = [launch for launch in log.launches if not launch.refusal]
+        result.launched.update(launch.name for launch in ran)
+        result.paths.update(f"{launch.name} {_extent(launch)}" for launch in ran)
         result.instructions += log.total("warp_instructions")
         for launch in log.problems():
             sizes = f"{launch.grid} x {launch.block}, clusters {launch.cluster}, {launch.dynamic_shared_bytes} bytes"
@@ -75,11 +88,12 @@ class CudaBackend:
         """Names of all kernels that were built."""
         return {cuda.demangled(name) for name in cuda.kernels()}
 
-    def executed(self, architecture: int) -> dict[str, int]:
+    def executed(self, result: Result) -> dict[str, int]:
         """Bits of the instructions that ran since the last call, by kernel and file."""
         found: dict[str, int] = {}
-        for i, (name, handle) in enumerate(cuda.modules(architecture)):
-            _add_bits(found, f"{cuda.demangled(name)} #{i}", executed(handle, name, forget=True).flags)
+        for i, (name, handle) in enumerate(cuda.modules(result.case.architecture)):
+            if cuda.demangled(name) in result.launched:
+                _add_bits(found, f"{cuda.demangled(name)} #{i}", executed(handle, name, forget=True).flags)
         return found
 
 
@@ -104,6 +118,8 @@ class TritonBackend:
                 result.problems.append({"kind": kind, "kernel": kernel, "schedule": str(schedule), "what": text})
                 raise
         result.launched.update(launch.name for launch in log)
+        # One function serves all dtypes, and each is compiled by itself.
+        result.paths.update(f"{launch.name} {result.case.dtype} {_extent(launch)}" for launch in log)
         result.instructions += sum(launch.report.warp_instructions for launch in log)
         for launch in log:
             result.problems += [
@@ -115,19 +131,22 @@ class TritonBackend:
         """Names of all kernels: those with a case for ahead-of-time compilation."""
         return {case.kernel for spec in vf.ops.specs() for case in spec.aot()}
 
-    def executed(self, architecture: int) -> dict[str, int]:
-        """Bits of the pairs of a source line and an opcode that ran since the last call, by kernel.
+    def executed(self, result: Result) -> dict[str, int]:
+        """Bits of the pairs of a source line and an opcode that ran since the last call, by kernel and
+        dtype.
 
         A kernel is compiled anew for every combination of constants, so instructions have no number to go by.
         """
         found: dict[str, int] = {}
         for kernel in triton.compiled():
+            if kernel.name not in result.launched:
+                continue
             done = kernel.module.executed(kernel.name, forget=True)
             if any(done.flags):
-                pairs = _line_and_opcode(kernel.ptx)
-                for ran, line in zip(done.flags, done.lines):
-                    if ran and line:
-                        found[kernel.name] = found.get(kernel.name, 0) | 1 << zlib.crc32(pairs[line - 1]) % 65536
+                pairs, key = _line_and_opcode(kernel.ptx), f"{kernel.name} {result.case.dtype}"
+                lines = (line for flag, line in zip(done.flags, done.lines) if flag and line)
+                bits = {zlib.crc32(pairs[line - 1]) % 65536 for line in lines}
+                found[key] = found.get(key, 0) | sum(1 << bit for bit in bits)
         return found
 
 
@@ -187,16 +206,10 @@ def _check_values(vf: ModuleType, backend: Any, result: Result, thorough: bool) 
     result.changing = ", ".join(str(i) for i, (a, b) in enumerate(pairs) if not _same_bits(a.detach(), b.detach()))
 
 
-def run_case(vf: ModuleType, backend: Any, case: Case, *, thorough: bool = True, coverage: bool = False) -> Result:
-    """Values, memory, races, launches and bits of one case.
-
-    Args:
-        thorough: look for races in both orders, and count.
-        coverage: note which instructions ran.
-    """
-    result, start = Result(case), time.monotonic()
+def _guarded(vf: ModuleType, result: Result, work: Callable[[], None]) -> Result:
+    start = time.process_time()
     try:
-        _check_values(vf, backend, result, thorough)
+        work()
     except vf.BackendUnavailableError as error:
         result.refused = str(error)
     except EmulatorError as error:
@@ -204,7 +217,30 @@ def run_case(vf: ModuleType, backend: Any, case: Case, *, thorough: bool = True,
             result.raised = str(error)
     except Exception:  # of any type: a failure of this case, told with the others
         result.raised = traceback.format_exc(limit=-4)
-    result.seconds = time.monotonic() - start
-    if coverage:
-        result.executed = backend.executed(case.architecture)
+    result.seconds = time.process_time() - start
+    return result
+
+
+def run_case(vf: ModuleType, backend: Any, case: Case, *, thorough: bool = True) -> Result:
+    """Values, memory, races, launches and bits of one case.
+
+    Args:
+        thorough: look for races in both orders, and count.
+    """
+    result = Result(case)
+    return _guarded(vf, result, lambda: _check_values(vf, backend, result, thorough))
+
+
+def cover_case(vf: ModuleType, backend: Any, case: Case) -> Result:
+    """Which instructions a case executes; nothing is checked."""
+    result, spec, dtype = Result(case), spec_of(vf, case.op), DTYPES[case.dtype]
+
+    def work() -> None:
+        sample = checks.fresh(sample_of(vf, case))
+        unchecked = {"memcheck": False, "racecheck": 0, "counters": False}
+        with vf.use_backend(case.backend, ops=[spec.name]), backend.run(result, 0, **unchecked):
+            checks.run(spec.function, sample, dtype)
+
+    _guarded(vf, result, work)
+    result.executed = backend.executed(result)
     return result

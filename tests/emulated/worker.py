@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from tests.emulated.cases import Case
-from tests.emulated.run import BACKENDS, Result, run_case
+from tests.emulated.run import BACKENDS, Result, cover_case, run_case
 
 _vf: ModuleType
 _backend: Any
@@ -37,12 +37,13 @@ def kernels() -> set[str]:
 
 
 def run(case: Case, thorough: bool, coverage: bool) -> Result:
-    return run_case(_vf, _backend, case, thorough=thorough, coverage=coverage)
+    """Check a case, or only see what it executes."""
+    return cover_case(_vf, _backend, case) if coverage else run_case(_vf, _backend, case, thorough=thorough)
 
 
 def results(cases: Sequence[Case], options: argparse.Namespace) -> Iterator[Result]:
     """Of every case, in order; `options.jobs` processes."""
-    thorough, coverage = not options.quick, options.select or bool(options.keep)
+    thorough, coverage = not options.quick, options.select
     if options.jobs == 1:
         yield from (run(case, thorough, coverage) for case in cases)
         return
