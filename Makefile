@@ -8,7 +8,7 @@ SOURCES := $(shell find csrc -type f) CMakeLists.txt vdiff_fast/_build.py
 CXX_FILES = $$(git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' 'csrc/*.cuh' 'gpu_emulator/*.h' 'gpu_emulator/*.cpp' 'gpu_emulator/*.cu')
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: demo test emulate lint format bench bench-smoke gpu-check docs clean
+.PHONY: demo test emulate lint format bench bench-smoke wheel gpu-check docs site docs-check clean
 
 demo: $(VENV)/.built
 	$(BIN)/vdiff-fast demo --out out
@@ -41,6 +41,10 @@ bench: $(VENV)/.built-test
 bench-smoke: $(VENV)/.built-test
 	$(PYTEST) benchmarks --benchmark-only -q -k cpu_smoke
 
+# One wheel for every Python and torch, in dist/; `tools/test_wheel.py` tries it in a fresh environment.
+wheel: $(VENV)/.dev
+	$(BIN)/python tools/make_wheel.py
+
 # Everything a GPU is needed for, with the Python that is active: no virtual environment, no network.
 gpu-check:
 	$(PYTHON) -m benchmarks.gpu_check
@@ -58,33 +62,38 @@ docs-check: $(VENV)/.built-test
 	$(PYTEST) -q tests/docs tests/bench/test_docs.py
 
 clean:
-	rm -rf build dist out site *.egg-info vdiff_fast/_lib vdiff_fast/_native*.so
+	rm -rf build dist out site *.egg-info vdiff_fast/_lib
+
+# The libraries are built by .built, which shows how far it is, and not within pip.
+PIP_INSTALL := VDIFF_FAST_NATIVE=0 $(BIN)/python -m pip install -q
 
 # --- set-up: each stamp is made once -------------------------------------------------------------------------------
 # An active Python that has torch >= 2.11 lends it to .venv; else torch 2.13.0 is installed.
 $(VENV)/.python:
 	$(PYTHON) tools/make_venv.py $(VENV)
-	$(BIN)/python -m pip install -q 'setuptools>=77' wheel cmake ninja 'pybind11>=2.13'
+	$(BIN)/python -m pip install -q 'setuptools>=77' wheel cmake ninja
 	touch $@
 
 $(VENV)/.runtime: $(VENV)/.python pyproject.toml
-	$(BIN)/python -m pip install -q --no-build-isolation -e '.[all]'
+	$(PIP_INSTALL) --no-build-isolation -e '.[all]'
 	touch $@
 
 $(VENV)/.test: $(VENV)/.runtime
-	$(BIN)/python -m pip install -q --no-build-isolation -e '.[all,test]'
+	$(PIP_INSTALL) --no-build-isolation -e '.[all,test]'
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.test
-	$(BIN)/python -m pip install -q --no-build-isolation -e '.[all,dev]'
+	$(PIP_INSTALL) --no-build-isolation -e '.[all,dev]'
 	touch $@
 
 $(VENV)/.built: $(SOURCES) | $(VENV)/.runtime
 	$(BIN)/python vdiff_fast/_build.py
 	touch $@
 
-$(VENV)/.built-test: $(VENV)/.built | $(VENV)/.test
-	touch $@
+# The tests run every instruction set that this CPU has; CUDA for the tests is compiled while they run.
+$(VENV)/.built-test: $(SOURCES) | $(VENV)/.test
+	VDIFF_FAST_ISAS=cpu $(BIN)/python vdiff_fast/_build.py
+	touch $(VENV)/.built $@
 
 # The Triton that the supported GPU machines have; the newest is in .venv.
 $(TRITON_PINNED)/.ready: | $(VENV)/.test

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from setuptools import Distribution, setup
+from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_py import build_py
 from setuptools.command.develop import develop
 
@@ -35,13 +36,22 @@ class NativeDistribution(Distribution):
         return TOOLCHAIN.usable
 
 
+class WheelForEveryPython(bdist_wheel):
+    """The libraries use torch's stable ABI and nothing of Python's, so the platform is all that a wheel is tied to."""
+
+    def get_tag(self) -> tuple[str, str, str]:
+        _, _, platform = super().get_tag()
+        return "py3", "none", platform
+
+
 class BuildWithNative(build_py):
     """Copy the Python files, then build the libraries beside them; the C++ sources go along for `vdiff-fast build`."""
 
     def run(self) -> None:
         super().run()
         package = ROOT / "vdiff_fast" if self.editable_mode else Path(self.build_lib) / "vdiff_fast"
-        record = builder.build(package, source=ROOT, request=REQUEST, toolchain=TOOLCHAIN)
+        # An editable package is for this machine, a wheel for every machine.
+        record = builder.build(package, source=ROOT, request=REQUEST, toolchain=TOOLCHAIN, here_only=self.editable_mode)
         print(record.summary(), file=sys.stderr)
         if not self.editable_mode:
             self._carry_sources(package / "_source")
@@ -62,5 +72,5 @@ class DevelopWithNative(develop):
 
 setup(
     distclass=NativeDistribution,
-    cmdclass={"build_py": BuildWithNative, "develop": DevelopWithNative},
+    cmdclass={"bdist_wheel": WheelForEveryPython, "build_py": BuildWithNative, "develop": DevelopWithNative},
 )

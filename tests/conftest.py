@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +14,10 @@ from torch import distributed
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 import vdiff_fast as vf
+from tests import cuda_library as cuda
 from vdiff_fast import _library
+
+_BACKGROUND = cuda.Background()
 
 
 def _repair_interpreter() -> None:
@@ -99,6 +103,31 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.skip(reason="runs under TRITON_INTERPRET=1 in a process of its own"))
         if item.get_closest_marker("aot") and _library.INTERPRETING:
             item.add_marker(pytest.mark.skip(reason="the interpreter replaces what this compiles"))
+    # The library is compiled meanwhile.
+    items.sort(key=_needs_cuda_library)
+
+
+def _needs_cuda_library(item: pytest.Item) -> bool:
+    return "cuda_library" in getattr(item, "fixturenames", ())
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """One worker starts the compiler, if a test that was chosen needs the library."""
+    first = os.environ.get("PYTEST_XDIST_WORKER", "gw0") == "gw0"
+    if first and not session.config.option.collectonly and any(map(_needs_cuda_library, session.items)):
+        _BACKGROUND.start()
+
+
+def pytest_sessionfinish() -> None:
+    _BACKGROUND.stop()
+
+
+@pytest.fixture(scope="session")
+def cuda_library() -> Path:
+    """The compiled CUDA library; see tests/cuda_library.py."""
+    if reason := cuda.why_not():
+        pytest.skip(reason)
+    return cuda.path()
 
 
 @pytest.fixture(params=_library.isas()[::-1] or ["scalar"])

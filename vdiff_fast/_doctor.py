@@ -41,7 +41,7 @@ class DoctorReport:
         lines = ["vdiff_fast doctor", ""]
         for title, table in (("versions", self.versions), ("machine", self.machine), ("libraries", self.libraries)):
             lines.append(f"{title}:")
-            lines += [f"  {name:<16} {value}" for name, value in table.items()]
+            lines += [f"  {name:<17} {value}" for name, value in table.items()]
         lines.append("backend of each op (auto):")
         for status in self.ops:
             others = "; ".join(f"{name}: {reason}" for name, reason in status.reasons.items())
@@ -85,7 +85,9 @@ def _libraries() -> dict[str, str]:
         built = ", ".join(record.get("built", [])) or "nothing"
         libraries["build record"] = f"built {built} against torch {record.get('torch_version')}"
         for name, reason in record.get("skipped", {}).items():
-            libraries[f"skipped {name}"] = reason.splitlines()[0]
+            libraries[f"left out: {name}"] = reason.splitlines()[0]
+    if _library.CPU.reason is None:
+        libraries["instruction sets"] = ", ".join(_library.isas())
     return libraries
 
 
@@ -111,6 +113,11 @@ def _warnings() -> Iterator[str]:
         yield "this GPU is older than sm_80: the CUDA kernels are not built for it and bf16 is slow"
     if torch.backends.cpu.get_cpu_capability() == "AVX2":
         yield "this CPU has no AVX-512: torch's bf16 products and convolutions take several times as long as fp32's"
+    if _library.best_isa() not in (None, *_library.isas()):
+        yield (
+            f"the CPU kernels stop at {_library.isas()[-1]}, and this CPU runs {_library.best_isa()}: "
+            "run `vdiff-fast build` on this machine"
+        )
     if _library.CPU.reason is not None:
         yield f"CPU ops run on the reference: {_library.CPU.reason}"
 

@@ -48,7 +48,8 @@ def build_record() -> dict[str, Any]:
 def _missing_reason(name: str) -> str:
     skipped = build_record().get("skipped", {})
     why = skipped.get(name) or skipped.get("native") or "it was never built"
-    return f"the native {name} library is not built ({why}); `vdiff-fast build` builds it"
+    how = "" if "vdiff-fast build" in why else "; `vdiff-fast build` builds it"
+    return f"the native {name} library is not built ({why}){how}"
 
 
 def _load(name: str, needs: Library | None = None) -> Library:
@@ -144,6 +145,17 @@ def isas() -> tuple[str, ...]:
     library.vdiff_fast_isa_name.restype = ctypes.c_char_p
     names = map(library.vdiff_fast_isa_name, itertools.count())
     return tuple(name.decode() for name in itertools.takewhile(lambda name: name is not None, names))
+
+
+def best_isa() -> str | None:
+    """The best instruction set that this CPU runs, whether this build has it or not; None without the library."""
+    if CPU.reason is not None:
+        return None
+    library = ctypes.CDLL(str(CPU.path))
+    if not hasattr(library, "vdiff_fast_cpu_isa"):  # it is older than the sources
+        return isa()
+    library.vdiff_fast_cpu_isa.restype = ctypes.c_char_p
+    return str(library.vdiff_fast_cpu_isa().decode())
 
 
 def idle_memory() -> int:

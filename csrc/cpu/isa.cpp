@@ -10,18 +10,28 @@ namespace {
 
 #define VDIFF_ISA_TEXT(isa, ...) #isa,
 constexpr const char* kNames[] = {VDIFF_FOR_EACH_ISA(VDIFF_ISA_TEXT)};
+constexpr const char* kKnownNames[] = {VDIFF_FOR_EACH_KNOWN_ISA(VDIFF_ISA_TEXT)};
 #undef VDIFF_ISA_TEXT
 
-Isa best_isa() {
+// Whether this CPU has every feature that the flags of a set in CMakeLists.txt allow.
+bool runs_here(const char* name) {
+  if (std::strcmp(name, "scalar") == 0) return true;
 #if defined(__x86_64__)
   __builtin_cpu_init();
-  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("fma")) {
-    return __builtin_cpu_supports("avx512bf16") ? Isa::avx512bf16 : Isa::avx512;
-  }
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return Isa::avx2;
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+  if (std::strcmp(name, "avx2") == 0) return avx2;
+  const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+  if (std::strcmp(name, "avx512") == 0) return avx512;
+  if (std::strcmp(name, "avx512bf16") == 0) return avx512 && __builtin_cpu_supports("avx512bf16");
 #endif
-  return Isa::scalar;
+  return false;
+}
+
+Isa best_isa() {
+  int best = 0;
+  for (int i = 0; i < static_cast<int>(std::size(kNames)); ++i) best = runs_here(kNames[i]) ? i : best;
+  return static_cast<Isa>(best);
 }
 
 int parse(const char* name) {
@@ -35,7 +45,7 @@ Isa initial_isa() {
   const Isa best = best_isa();
   const char* wanted = std::getenv("VDIFF_FAST_ISA");
   const int index = wanted ? parse(wanted) : -1;
-  return index >= 0 && index <= static_cast<int>(best) ? static_cast<Isa>(index) : best;
+  return index >= 0 && runs_here(wanted) ? static_cast<Isa>(index) : best;
 }
 
 std::atomic<int>& current() {
@@ -60,10 +70,17 @@ __attribute__((visibility("default"))) const char* vdiff_fast_isa_name(int index
   return index >= 0 && index < static_cast<int>(std::size(vdiff::kNames)) ? vdiff::kNames[index] : nullptr;
 }
 
+// The best set that this CPU runs, whether it was built or not.
+__attribute__((visibility("default"))) const char* vdiff_fast_cpu_isa() {
+  const char* best = vdiff::kKnownNames[0];
+  for (const char* name : vdiff::kKnownNames) best = vdiff::runs_here(name) ? name : best;
+  return best;
+}
+
 // 0 on success, -1 where the name is unknown or this CPU lacks it.
 __attribute__((visibility("default"))) int vdiff_fast_set_isa(const char* name) {
   const int index = vdiff::parse(name);
-  if (index < 0 || index > static_cast<int>(vdiff::best_isa())) return -1;
+  if (index < 0 || !vdiff::runs_here(name)) return -1;
   vdiff::current().store(index);
   return 0;
 }

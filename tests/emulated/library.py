@@ -17,35 +17,35 @@ import torch
 from gpu_emulator import build, cuda, triton
 
 ROOT = Path(__file__).resolve().parents[2]
-NATIVE = ROOT / "build" / "native"
+NATIVE = ROOT / "build" / "cuda" / "objects"
 FOLDER = ROOT / "build" / "emulated"
 
 
 def compiled_objects() -> list[Path]:
-    """What the native build made of the CUDA sources and of the operators' schemas.
+    """What nvcc makes of the CUDA sources, and the compiler of the operators' schemas; compiled where they are stale.
 
     Raises:
-        FileNotFoundError: the CUDA library was not built here.
+        vdiff_fast._build.NativeBuildError: nvcc or a compiler is missing, or refuses a source.
     """
-    commands = NATIVE / "compile_commands.json"
-    if not commands.exists():
-        raise FileNotFoundError(f"{commands} is not there: build the CUDA library first (make, or vdiff-fast build)")
-    outputs = [Path(entry["output"]) for entry in json.loads(commands.read_text()) if "output" in entry]
+    # In a process of its own: this one must not have imported the package yet.
+    build.run([sys.executable, "-m", "tests.cuda_library", "objects"])
+    outputs = [Path(e["output"]) for e in json.loads((NATIVE / "compile_commands.json").read_text()) if "output" in e]
     objects = [NATIVE / o for o in outputs if "cuda.dir" in o.parts or o.name == "schema.cpp.o"]
     lacking = [o for o in objects if not o.exists()]
     if lacking or not any(o.name.endswith(".cu.o") for o in objects):
-        raise FileNotFoundError(f"{NATIVE} has no CUDA objects: build with nvcc on PATH (vdiff-fast build)")
+        raise FileNotFoundError(f"{NATIVE} lacks compiled objects: {lacking[:3]}")
     return objects
 
 
 def link() -> Path:
     """The folder of the emulated library, which stands where the package looks for its CPU library."""
-    objects = [*compiled_objects(), Path(__file__).with_name("cpu_library.cpp")]
+    stand_in = Path(__file__).with_name("cpu_library.cpp")
     library = FOLDER / "libvdiff_fast_cpu.so"
     emulator = [build.library("cudasim"), build.library("cudasim_torch")]
+    sources = [path for path in (ROOT / "csrc").rglob("*") if path.is_file()]
     with build.locked(FOLDER):
-        if not build.is_newer(library, [*objects, *emulator]):
-            cuda.link([*objects, "-fPIC"], library, torch=True)
+        if not build.is_newer(library, [*sources, stand_in, *emulator]):
+            cuda.link([*compiled_objects(), stand_in, "-fPIC"], library, torch=True)
     return FOLDER
 
 
