@@ -8,10 +8,14 @@ SOURCES := $(shell find csrc -type f) CMakeLists.txt vdiff_fast/_build.py
 CXX_FILES = $$(git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' 'csrc/*.cuh' 'gpu_emulator/*.h' 'gpu_emulator/*.cpp' 'gpu_emulator/*.cu')
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: demo test emulate lint format bench bench-smoke wheel gpu-check docs site docs-check clean
+.PHONY: demo captions test emulate lint format bench bench-smoke wheel gpu-check docs site docs-check clean
 
 demo: $(VENV)/.built
 	$(BIN)/vdiff-fast demo --out out
+
+# From captions to clips: trains a codec, a text encoder and a transformer on digits that move, and reads 40 prompts.
+captions: $(VENV)/.built-test
+	$(BIN)/python -m tools.captions --out out/captions
 
 test: $(VENV)/.built-test $(TRITON_PINNED)/.ready
 	$(BIN)/python -m gpu_emulator

@@ -12,7 +12,7 @@ import vdiff_fast
 PACKAGE = Path(vdiff_fast.__file__).parent
 FLOORS = {
     "ops": 2, "nn": 3, "diffusion": 3, "models": 4, "training": 5, "data": 5, "patch": 5, "codecs": 5, "latents": 5,
-    "bench": 5, "cli": 6,
+    "pretrained": 5, "bench": 5, "cli": 6,
 }  # fmt: skip
 # Modules beside the folders; _doctor looks at every op, so it stands above them.
 TOP_MODULES = {"_doctor": 3, "__init__": 6, "__main__": 6, "_measured": 1}

@@ -16,6 +16,8 @@ import pytest
 import torch
 import yaml
 
+from tests.codecs.tiny import make_codec, make_text
+from tests.pretrained.tiny import make_pipeline
 from tools.docs.blocks import ROOT, commands, written_pages
 from vdiff_fast import data
 from vdiff_fast.cli import main
@@ -71,6 +73,11 @@ def _scratch(folder: Path) -> None:
     data.write_video(clip.repeat_interleave(2, -1).repeat_interleave(2, -2)[:, :8], folder / "clip.gif", fps=8)
     data.write_png(torch.zeros(3, 32, 32, dtype=torch.uint8), folder / "picture.png")
     (folder / "recipes").symlink_to(ROOT / "recipes")
+    (folder / "clips" / "captions.csv").write_text("file,caption\none.mp4,a fox runs\ntwo.mp4,a fox sleeps\n")
+    (folder / "prompts.txt").write_text("a fox runs\na fox sleeps\n")
+    wan = make_pipeline("WanTransformer3DModel", folder / "wan")
+    make_codec("AutoencoderKLWan", wan / "vae")
+    make_text(wan / "text_encoder")
 
 
 def _run(entry: dict[str, Any]) -> tuple[int, str]:
@@ -96,7 +103,16 @@ def test_the_commands_run_in_order(
         if status != entry.get("status", 0):
             failed.append(f"{entry['command']}: exit {status}\n{shown.err[-1500:]}{errors[-1500:]}")
     assert not failed, "\n".join(failed)
-    for name in ("x.mp4", "long.gif", "painted.gif", "slow.gif", "sampler_quality.png", "out/report.json"):
+    for name in (
+        "x.mp4",
+        "long.gif",
+        "painted.gif",
+        "slow.gif",
+        "sampler_quality.png",
+        "foxes_1.mp4",
+        "fox.mp4",
+        "out/report.json",
+    ):
         assert (tmp_path / name).stat().st_size > 100, name
 
 

@@ -85,6 +85,10 @@ def cache(
         typer.Option(help="With --codec: FRAMESxHEIGHTxWIDTH, repeatedly, or auto; --frames and --size if left out."),
     ] = None,
     text_length: Annotated[int | None, typer.Option(min=1, help="With --codec: tokens of a prompt.")] = None,
+    text_padding: Annotated[
+        str,
+        typer.Option(help="With --codec: masked (Wan, Latte), encoded (LTX), seen (CogVideoX, AnimateDiff)."),
+    ] = "masked",
     encode_memory: Annotated[
         int | None, typer.Option(min=1, help="With --codec: MiB that encoding may need; sets chunks and tiles.")
     ] = None,
@@ -106,6 +110,7 @@ def cache(
         return cache_latents(
             source, cache_dir, codec, text, captions, buckets=bucket, frames=frames, size=size, fps=fps, limit=limit,
             tolerance=data.Tolerance(max_missing, max_corrupt), text_length=text_length, memory=encode_memory,
+            text_padding=text_padding,
             shard_clips=shard_clips, skip_uncaptioned=skip_uncaptioned, device=device, precision=precision,
         )  # fmt: skip
     if text is not None or captions is not None or bucket:

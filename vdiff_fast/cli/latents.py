@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast, get_args
 
 import torch
 from tqdm import tqdm
 
 from vdiff_fast.cli.options import parse_size
+from vdiff_fast.codecs.text import Padding
 
 if TYPE_CHECKING:
     from vdiff_fast.codecs import Codec
@@ -23,7 +24,8 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 def cache_latents(
     source: Path, folder: Path, codec_folder: Path, text_folder: Path | None, captions_file: Path | None, *,
     buckets: Sequence[str] | None, frames: int, size: str, fps: float | None, limit: float, tolerance: Tolerance,
-    text_length: int | None, memory: int | None, shard_clips: int, skip_uncaptioned: bool, device: str, precision: str,
+    text_length: int | None, text_padding: str, memory: int | None, shard_clips: int, skip_uncaptioned: bool,
+    device: str, precision: str,
 ) -> None:  # fmt: skip
     """See `vdiff_fast.latents.write_cache`; under torchrun each rank writes its part.
 
@@ -36,6 +38,9 @@ def cache_latents(
 
     if text_folder is None:
         raise ValueError("--codec needs --text: the folder of a text encoder and its tokenizer")
+    if text_padding not in get_args(Padding):
+        raise ValueError(f"--text-padding {text_padding!r} must be one of {', '.join(get_args(Padding))}")
+    padding = cast(Padding, text_padding)
     if precision not in DTYPES:
         raise ValueError(f"precision {precision!r} must be fp32, bf16 or fp16")
     videos = data.find_videos(source)
@@ -45,7 +50,7 @@ def cache_latents(
     captions = latents.read_captions(videos, root, captions_file, missing="skip" if skip_uncaptioned else "error")
     chosen = choose_device(device)
     codec = load_codec(codec_folder, device=chosen, dtype=DTYPES[precision])
-    text = load_text(text_folder, max_length=text_length, device=chosen, dtype=DTYPES[precision])
+    text = load_text(text_folder, max_length=text_length, device=chosen, dtype=DTYPES[precision], padding=padding)
     shapes = _buckets(buckets, frames, size, list(captions), codec, fps, tolerance)
     if memory is not None:
         limit_memory(codec, memory << 20, max(b.height for b in shapes), max(b.width for b in shapes))

@@ -15,6 +15,7 @@ from vdiff_fast.training import config as configuration
 TRAIN_FLAGS = {
     "data": "data.source",
     "model": "model.name",
+    "lora": "model.lora",
     "steps": "steps",
     "batch-size": "batch_size",
     "frames": "data.frames",

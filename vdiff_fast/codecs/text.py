@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,6 +26,9 @@ TEXT_ENCODERS = {
     "CLIPTextModel": "CLIPTextModel",
     "CLIPModel": "CLIPTextModel",
 }
+
+
+Padding = Literal["masked", "encoded", "seen"]
 
 
 class TextError(ValueError):
@@ -48,12 +51,15 @@ class TextEncoder:
         tokenizer: its tokenizer.
         max_length: L, to which every prompt is padded; longer ones are an error.
         folder: where it was loaded from.
+        padding: "masked", no token attends to padding, and the mask says what padding is (Wan, Latte); "encoded", the
+            encoder attends to it (LTX); or "seen", the denoiser does so, too (CogVideoX, Stable Diffusion's U-Nets).
     """
 
     module: Any
     tokenizer: Any
     max_length: int
     folder: Path | None = None
+    padding: Padding = "masked"
 
     @property
     def width(self) -> int:
@@ -63,8 +69,9 @@ class TextEncoder:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Of the configuration, the weights, the tokenizer's words and L."""
+        """Of the configuration, the weights, the tokenizer's words, L and the padding."""
         config = self.module.config.to_dict() | {"max_length": self.max_length, "vocab": self.tokenizer.get_vocab()}
+        config |= {"padding": self.padding}
         # transformers notes its own version and how the model was loaded.
         config = {k: v for k, v in config.items() if k not in ("transformers_version", "dtype", "torch_dtype")}
         return fingerprint(config, self.module.state_dict())
@@ -92,14 +99,15 @@ class TextEncoder:
         )  # fmt: skip
         device = next(self.module.parameters()).device
         mask = tokens["attention_mask"].to(device)
-        hidden = self.module(input_ids=tokens["input_ids"].to(device), attention_mask=mask).last_hidden_state
-        seen = mask.bool()
+        attended = mask if self.padding == "masked" else torch.ones_like(mask)
+        hidden = self.module(input_ids=tokens["input_ids"].to(device), attention_mask=attended).last_hidden_state
+        seen = torch.ones_like(mask, dtype=torch.bool) if self.padding == "seen" else mask.bool()
         return Encoded(hidden.float() * seen.unsqueeze(-1), seen)
 
 
 def load_text(
     folder: str | os.PathLike[str], *, max_length: int | None = None, device: str | torch.device = "cpu",
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype = torch.float32, padding: Padding = "masked",
 ) -> TextEncoder:  # fmt: skip
     """The text encoder of a local folder: encoder and tokenizer in it, or in text_encoder/ and tokenizer/.
 
@@ -109,6 +117,7 @@ def load_text(
         folder: see above.
         max_length: tokens that prompts are padded to; left out, the tokenizer's own, at most 512.
         device, dtype: where and in which dtype it computes.
+        padding: see `TextEncoder`.
 
     Raises:
         TextError: no such folder, another class than those of `TEXT_ENCODERS`, or no tokenizer beside it.
@@ -134,4 +143,4 @@ def load_text(
         )
     length = max_length or min(int(tokenizer.model_max_length), 512)
     module.eval().requires_grad_(False)
-    return TextEncoder(module.to(device), tokenizer, length, root)
+    return TextEncoder(module.to(device), tokenizer, length, root, padding)

@@ -16,6 +16,7 @@ from vdiff_fast.latents.buckets import Bucket
 
 if TYPE_CHECKING:
     from vdiff_fast.codecs import Codec, TextEncoder
+    from vdiff_fast.codecs.text import Padding
 
 HEADER = "latents.json"
 _VERSION = 1
@@ -38,6 +39,7 @@ class LatentInfo:
         context_dim, text_length: width and number of the text's tokens.
         buckets: shapes of the clips.
         fps: of the clips; None where each has its own.
+        text_padding: see `TextEncoder.padding`.
     """
 
     codec: str
@@ -53,6 +55,7 @@ class LatentInfo:
     text_length: int
     buckets: tuple[Bucket, ...]
     fps: float | None = None
+    text_padding: Padding = "masked"
     version: int = _VERSION
 
     @classmethod
@@ -69,6 +72,7 @@ class LatentInfo:
             text_fingerprint=text.fingerprint, latent_channels=codec.latent_channels, channels=codec.channels,
             compression=codec.compression, shift=tuple(codec.shift.tolist()), scale=tuple(codec.scale.tolist()),
             context_dim=text.width, text_length=text.max_length, buckets=buckets, fps=fps,
+            text_padding=text.padding,
         )  # fmt: skip
 
     def to_dict(self) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from torch.utils.data import Dataset
 from vdiff_fast import data
 from vdiff_fast.diffusion import NoiseSchedule
 from vdiff_fast.latents import LatentDataset, LatentInfo, is_cache
+from vdiff_fast.pretrained import PREFIX, load_pretrained, parse_lora, schedule_of
 from vdiff_fast.training.latents import prepare_model
 
 if TYPE_CHECKING:
@@ -74,6 +75,10 @@ def build_model(
         ValueError: no such family, preset or function, or arguments that the network does not take.
         CacheError: a network that does not fit the latents.
     """
+    if config.model.name.startswith(PREFIX):
+        return _pretrained(config, latents)
+    if config.model.lora is not None:
+        raise ValueError(f"model.lora is for models diffusers:FOLDER, not {config.model.name}; leave it out")
     changes = model_changes(config, num_classes, latents)
     try:
         make = _imported if ":" in config.model.name else _preset
@@ -85,10 +90,34 @@ def build_model(
     return model
 
 
+def _pretrained(config: TrainConfig, latents: LatentInfo | None) -> nn.Module:
+    """A denoiser of diffusers, which is trained on latents."""
+    if latents is None:
+        raise ValueError(f"model {config.model.name} is trained on latents; make a cache with vdiff-fast cache --codec")
+    if config.model.changes:
+        raise ValueError(f"model.changes: {config.model.name} is what its folder says; leave them out")
+    model = load_pretrained(
+        config.model.name.removeprefix(PREFIX), compression=latents.compression, fps=latents.fps,
+        lora=None if config.model.lora is None else parse_lora(config.model.lora), patched=config.model.patched,
+        gradient_checkpointing=config.runtime.activation_checkpointing,
+    )  # fmt: skip
+    prepare_model(model, latents)
+    return model
+
+
+def schedule_for(config: TrainConfig) -> NoiseSchedule:
+    """The noise schedule, on the CPU; of a pretrained model that is no flow, its own."""
+    if config.diffusion.schedule == "model":
+        return schedule_of(config.model.name.removeprefix(PREFIX))
+    return build_schedule(config.diffusion)
+
+
 def build_schedule(config: DiffusionConfig) -> NoiseSchedule:
     """The noise schedule, on the CPU."""
     if config.schedule == "flow":
         return NoiseSchedule.flow(config.timesteps, shift=config.flow_shift)
+    if config.schedule == "model":
+        raise ValueError("diffusion.schedule model is for models diffusers:FOLDER; name another")
     if config.continuous_time or config.flow_shift != 1 or config.flow_shift_positions:
         raise ValueError(f"continuous_time and flow_shift are for the flow schedule, not {config.schedule}")
     make = getattr(NoiseSchedule, config.schedule)

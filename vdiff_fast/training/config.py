@@ -13,6 +13,8 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from vdiff_fast.diffusion import SAMPLERS
+from vdiff_fast.pretrained.conventions import with_conventions
+from vdiff_fast.pretrained.lora import parse_lora
 from vdiff_fast.training.masks import Role, check_masks, parse_masks
 
 # Keys that may differ when a run is resumed: they change neither the weights nor the order of the data.
@@ -69,8 +71,13 @@ class ModelConfig(_Section):
     """Which network."""
 
     name: str = Field(
-        default="unet-tiny", description="unet-tiny|small|base, dit-tiny|s|b|l|xl, or package.module:function"
+        default="unet-tiny",
+        description="unet-tiny|small|base, dit-tiny|s|b|l|xl, diffusers:FOLDER, or package.module:function",
     )
+    lora: str | None = Field(
+        default=None, description="of diffusers:FOLDER: train an adapter, rank=16,alpha=16,targets=to_q,to_k"
+    )
+    patched: bool = Field(default=True, description="of diffusers:FOLDER: run it on this library's kernels")
     changes: dict[str, Any] = Field(
         default_factory=dict, description="constructor arguments that differ from the preset"
     )
@@ -79,8 +86,8 @@ class ModelConfig(_Section):
 class DiffusionConfig(_Section):
     """The noise schedule and the objective."""
 
-    schedule: Literal["linear", "scaled_linear", "cosine", "flow"] = Field(
-        default="linear", description="noise schedule"
+    schedule: Literal["linear", "scaled_linear", "cosine", "flow", "model"] = Field(
+        default="linear", description="noise schedule; model is that of diffusers:FOLDER"
     )
     timesteps: int = Field(default=1000, ge=1, description="steps of the schedule")
     zero_terminal_snr: bool = Field(
@@ -277,7 +284,9 @@ def from_mapping(values: Mapping[str, Any]) -> TrainConfig:
         ConfigError: unknown keys (with the nearest valid name), missing ones, values out of range; all in one message.
     """
     try:
-        config = TrainConfig.model_validate(dict(values))
+        config = TrainConfig.model_validate(with_conventions(values))
+        if config.model.lora is not None:
+            parse_lora(config.model.lora)
         if config.diffusion.masks:
             check_masks(config.diffusion.masks, config.data.all_strides)
         if config.mean_flow.share:

@@ -34,7 +34,9 @@ class Ema:
         if not 0 <= decay < 1:
             raise ValueError(f"the decay of an EMA is in [0, 1), got {decay}")
         self.model, self.decay, self.warmup = plain_module(model), decay, warmup
-        self._names = [n for n, p in self.model.named_parameters() if p.is_floating_point() or p.is_complex()]
+        # A frozen parameter is its own average, and takes no memory for one.
+        trained = [(n, p) for n, p in self.model.named_parameters() if p.requires_grad]
+        self._names = [n for n, p in trained if p.is_floating_point() or p.is_complex()]
         self._shadows = [p.detach().to(_averaged_dtype(p.dtype), copy=True) for p in self._parameters()]
 
     def _parameters(self) -> list[Tensor]:

@@ -15,7 +15,7 @@ from vdiff_fast.latents import CacheError, LatentInfo
 from vdiff_fast.models.weights import plain_module
 from vdiff_fast.training import checkpoint as ckpt
 from vdiff_fast.training import distributed
-from vdiff_fast.training.build import build_model, build_schedule
+from vdiff_fast.training.build import build_model, schedule_for
 from vdiff_fast.training.latent_samples import decode_latents, draw_latents, load_encoders
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def load_run(
         model = build_model(config, num_classes=num_classes, latents=latents)
     model = plain_module(model)
     ckpt.load_weights(model, saved.ema if ema else saved.model, path)
-    schedule = build_schedule(config.diffusion).to(chosen)
+    schedule = schedule_for(config).to(chosen)
     return TrainedRun(model.to(chosen).eval(), schedule, config, saved.step, num_classes, latents)
 
 

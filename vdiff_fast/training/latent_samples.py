@@ -31,7 +31,7 @@ def load_encoders(
     """
     try:
         loaded = load_codec(codec or info.codec, device=device)
-        encoder = load_text(text or info.text, max_length=info.text_length, device=device)
+        encoder = load_text(text or info.text, max_length=info.text_length, device=device, padding=info.text_padding)
     except (CodecError, TextError) as error:
         raise CacheError(
             f"{error}; the run's codec and text encoder may have moved: give --codec and --text"

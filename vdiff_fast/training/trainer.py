@@ -21,10 +21,11 @@ from vdiff_fast._version import __version__
 from vdiff_fast.data.container import import_av
 from vdiff_fast.latents import LatentInfo
 from vdiff_fast.models.weights import plain_module
+from vdiff_fast.pretrained import Pretrained
 from vdiff_fast.training import checkpoint as ckpt
 from vdiff_fast.training import config as configuration
 from vdiff_fast.training import distributed, draws, nonfinite
-from vdiff_fast.training.build import build_dataset, build_model, build_schedule
+from vdiff_fast.training.build import build_dataset, build_model, schedule_for
 from vdiff_fast.training.ema import Ema
 from vdiff_fast.training.generate import write_samples
 from vdiff_fast.training.latents import LatentSource, check_same_cache
@@ -151,7 +152,7 @@ class Trainer:
         self.ema = Ema(self.model, config.ema.decay, warmup=config.ema.warmup)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=runtime.precision == "fp16")
         objective = MeanFlowObjective if config.mean_flow.share else Objective
-        schedule = build_schedule(config.diffusion)
+        schedule = schedule_for(config)
         self.objective = objective(config, schedule, self.device, self.num_classes, self.latents)
         self.guard = nonfinite.NonFiniteGuard(config.nonfinite.policy, config.nonfinite.limit)
 
@@ -328,7 +329,14 @@ class Trainer:
         )
         if self.rank == 0:
             ckpt.save_checkpoint(self.run / "checkpoints", saved, keep=self.config.checkpoint.keep)
+            self._export()
         distributed.barrier()
+
+    def _export(self) -> None:
+        """The averaged weights in the files of diffusers, of a model that came from there and is not sharded."""
+        if isinstance(self.model, Pretrained) and self.config.runtime.strategy == "ddp":
+            with self.ema.applied():
+                self.model.export(self.run / "diffusers")
 
     def _restore(self, saved: ckpt.Checkpoint, force: bool) -> None:
         if self.latents is not None and "latents" in saved.state:
