@@ -137,12 +137,15 @@ def _table(usages: list[Usage]) -> str:
 
 
 def report() -> str:
-    """The text of docs/performance/kernel_resources.md."""
-    parts = [_HEADER]
-    if _library.CUDA.path.exists():
-        parts.append("## CUDA C++\n\n" + _table(library_usage(_library.CUDA.path)))
-    parts.append("## Triton\n\n" + _table(list(_triton_usage())))
-    return "\n".join(parts)
+    """The text of docs/performance/kernel_resources.md.
+
+    Raises:
+        FileNotFoundError: the CUDA library is not built, and the report would lose its half.
+    """
+    if not _library.CUDA.path.exists():
+        raise FileNotFoundError("the CUDA library is not built: run `VDIFF_FAST_CUDA=1 vdiff-fast build` first")
+    cuda = "## CUDA C++\n\n" + _table(library_usage(_library.CUDA.path))
+    return "\n".join([_HEADER, cuda, "## Triton\n\n" + _table(list(_triton_usage()))])
 
 
 if __name__ == "__main__":
