@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from benchmarks import emulated_pages
 from benchmarks.model_sections import WRITERS
 from vdiff_fast.bench.cases import COMPILE, EAGER
 from vdiff_fast.bench.report import by_group, geometric_mean, markdown_table, peers, ratio
@@ -26,8 +27,9 @@ with bfloat16 in brackets where it was measured. Above 1 we are faster; below 1 
 speed-up against any peer in any shape. "{DASH}" means that there is nothing to measure or that it was not measured.
 
 Every op links to its page with every shape, and every machine has a page about whole models. Kernels of different
-commits stand in different tables. Registers and shared memory of the GPU kernels have
-[a page of their own](kernel_resources.md).
+commits stand in different tables. Of the GPU kernels there are pages about registers and shared memory
+([resources](kernel_resources.md)), about what they move and issue ([counters](emulated_counters.md)) and about what the
+emulator found ([contract](emulated_contract.md)).
 
 {{noise}}
 """
@@ -84,14 +86,15 @@ class Machine:
 
 def machines(results: Path) -> list[Machine]:
     """Every machine that has results, in the order of its folders."""
-    folders = sorted(p for p in results.iterdir() if p.is_dir()) if results.is_dir() else []
+    folders = sorted(results.iterdir()) if results.is_dir() else []
+    folders = [p for p in folders if p.is_dir() and not p.name.startswith("emulated-")]
     return [machine for folder in folders if (machine := Machine.read(folder)).ops or machine.others]
 
 
 def pages(results: Path) -> dict[str, str]:
     """Every page by its path below docs/performance/."""
     found = machines(results)
-    texts = {"index.md": summary(found)}
+    texts = {"index.md": summary(found), **emulated_pages.pages(results)}
     for machine in found:
         texts[f"{machine.name}/index.md"] = machine_page(machine)
         for op in machine.ops:

@@ -52,6 +52,11 @@ class Result:
         return not (self.wrong or self.changing or self.raised or self.problems)
 
 
+def _of_room(op: str, kernel: str) -> str:
+    """Many rooms have a Triton kernel of one name: `geglu.forward_kernel`."""
+    return f"{op}.{kernel}"
+
+
 def _extent(launch: Any) -> str:
     """How far a launch reaches: one block, blocks apart, clusters, or a grid that meets."""
     if getattr(launch, "cooperative", False):
@@ -117,9 +122,11 @@ class TritonBackend:
                 kernel = log.launches[-1].name if log.launches else ""
                 result.problems.append({"kind": kind, "kernel": kernel, "schedule": str(schedule), "what": text})
                 raise
-        result.launched.update(launch.name for launch in log)
+        result.launched.update(_of_room(result.case.op, launch.name) for launch in log)
         # One function serves all dtypes, and each is compiled by itself.
-        result.paths.update(f"{launch.name} {result.case.dtype} {_extent(launch)}" for launch in log)
+        result.paths.update(
+            f"{_of_room(result.case.op, launch.name)} {result.case.dtype} {_extent(launch)}" for launch in log
+        )
         result.instructions += sum(launch.report.warp_instructions for launch in log)
         for launch in log:
             result.problems += [
@@ -129,7 +136,7 @@ class TritonBackend:
 
     def kernels(self, vf: ModuleType) -> set[str]:
         """Names of all kernels: those with a case for ahead-of-time compilation."""
-        return {case.kernel for spec in vf.ops.specs() for case in spec.aot()}
+        return {_of_room(spec.name, case.kernel) for spec in vf.ops.specs() for case in spec.aot()}
 
     def executed(self, result: Result) -> dict[str, int]:
         """Bits of the pairs of a source line and an opcode that ran since the last call, by kernel and
@@ -139,11 +146,12 @@ class TritonBackend:
         """
         found: dict[str, int] = {}
         for kernel in triton.compiled():
-            if kernel.name not in result.launched:
+            name = _of_room(result.case.op, kernel.name)
+            if name not in result.launched:
                 continue
             done = kernel.module.executed(kernel.name, forget=True)
             if any(done.flags):
-                pairs, key = _line_and_opcode(kernel.ptx), f"{kernel.name} {result.case.dtype}"
+                pairs, key = _line_and_opcode(kernel.ptx), f"{name} {result.case.dtype}"
                 lines = (line for flag, line in zip(done.flags, done.lines) if flag and line)
                 bits = {zlib.crc32(pairs[line - 1]) % 65536 for line in lines}
                 found[key] = found.get(key, 0) | sum(1 << bit for bit in bits)

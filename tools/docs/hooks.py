@@ -40,7 +40,8 @@ def _performance_navigation(docs: Path) -> list[Any]:
         ops = sorted(path for path in machine.glob("*.md") if path.stem != "index")
         overview = f"performance/{machine.name}/index.md"
         machines.append({machine.name: [overview, *({p.stem: f"performance/{machine.name}/{p.name}"} for p in ops)]})
-    return ["performance/index.md", *machines, "performance/kernel_resources.md"]
+    others = [f"performance/{page.name}" for page in sorted(folder.glob("*.md")) if page.stem != "index"]
+    return ["performance/index.md", *machines, *others]
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
