@@ -19,6 +19,9 @@ MODULES = {
     "vdiff_fast.diffusion": "Diffusion",
     "vdiff_fast.training": "Training",
     "vdiff_fast.data": "Data",
+    "vdiff_fast.codecs": "Codecs and text encoders",
+    "vdiff_fast.latents": "Caches of latents",
+    "vdiff_fast.pretrained": "Pretrained denoisers",
     "vdiff_fast.layout": "Memory layout",
 }
 OPS = "vdiff_fast.ops"

@@ -127,6 +127,11 @@ def _load(run: Path, out: Path, device: str) -> tuple[TrainedRun, tuple[int, int
     if out.suffix.lower() not in (".mp4", ".m4v", ".mov", ".mkv", ".gif"):
         raise ValueError(f"{out}: cannot write {out.suffix or 'a file without a suffix'}; choose .mp4 or .gif")
     trained = load_run(run, device=device)
+    if trained.latents is not None:
+        raise ValueError(
+            f"{run} was trained on latents; long videos are made of pixels so far: use vdiff-fast sample --frames, or "
+            "--video with --keep to go on from a clip"
+        )
     distributed.start(trained.schedule.device)
     size = trained.config.data.size
     height, width = (size, size) if isinstance(size, int) else size
