@@ -22,8 +22,10 @@ assert not any(map(shutil.which, ("gcc", "g++", "clang++", "nvcc", "cmake"))), "
 assert _library.CPU.reason is None, _library.CPU.reason
 assert _library.isa() == _library.best_isa(), (_library.isas(), _library.best_isa())
 x, weight, bias = torch.randn(2, 64, 4, 16, 16), torch.randn(64), torch.randn(64)
-ours = vf.ops.group_norm_silu(x, 32, weight, bias, backend="cpu")
-torch.testing.assert_close(ours, vf.ops.group_norm_silu(x, 32, weight, bias, backend="reference"))
+with vf.use_backend("cpu"):
+    ours = vf.ops.group_norm_silu(x, 32, weight, bias)
+with vf.use_backend("reference"):
+    torch.testing.assert_close(ours, vf.ops.group_norm_silu(x, 32, weight, bias))
 print(vf.__file__, "torch", torch.__version__, "kernels", _library.isa(), "of", _library.isas())
 """
 
