@@ -23,6 +23,8 @@ class Ema:
         model: compiled or wrapped or not; the averages have the names of the module inside.
         decay: d, in [0, 1).
         warmup: lower decay at the start.
+        frozen: average parameters that take no gradient, too; without, they count as their own averages and take no
+            memory for them.
 
     Raises:
         ValueError: a decay outside [0, 1).
@@ -30,13 +32,12 @@ class Ema:
     Source: Polyak, Juditsky 1992; warm-up as in Tensorflow's ExponentialMovingAverage.
     """
 
-    def __init__(self, model: nn.Module, decay: float, *, warmup: bool = True) -> None:
+    def __init__(self, model: nn.Module, decay: float, *, warmup: bool = True, frozen: bool = True) -> None:
         if not 0 <= decay < 1:
             raise ValueError(f"the decay of an EMA is in [0, 1), got {decay}")
         self.model, self.decay, self.warmup = plain_module(model), decay, warmup
-        # A frozen parameter is its own average, and takes no memory for one.
-        trained = [(n, p) for n, p in self.model.named_parameters() if p.requires_grad]
-        self._names = [n for n, p in trained if p.is_floating_point() or p.is_complex()]
+        averaged = [(n, p) for n, p in self.model.named_parameters() if frozen or p.requires_grad]
+        self._names = [n for n, p in averaged if p.is_floating_point() or p.is_complex()]
         self._shadows = [p.detach().to(_averaged_dtype(p.dtype), copy=True) for p in self._parameters()]
 
     def _parameters(self) -> list[Tensor]:

@@ -149,7 +149,9 @@ class Trainer:
         compiled = runtime.compile and not config.mean_flow.share
         self.called: Any = distributed.wrap(model, runtime.strategy, self.device, compiled=compiled)
         self.optimizer = build_optimizer(self.model, config.optimizer)
-        self.ema = Ema(self.model, config.ema.decay, warmup=config.ema.warmup)
+        # What an adapter leaves alone never changes.
+        frozen = not (isinstance(self.model, Pretrained) and self.model.has_adapter)
+        self.ema = Ema(self.model, config.ema.decay, warmup=config.ema.warmup, frozen=frozen)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=runtime.precision == "fp16")
         objective = MeanFlowObjective if config.mean_flow.share else Objective
         schedule = schedule_for(config)
