@@ -24,7 +24,7 @@ Steps = Annotated[int, typer.Option(min=1, help="Sampling steps of every clip.")
 Sampler = Annotated[str, typer.Option(help="ddim, ddpm, dpmpp_2m, euler, ...")]
 Spacing = Annotated[str, typer.Option(help="leading, trailing, linspace, karras or edm.")]
 Seed = Annotated[int, typer.Option(help="The same seed gives the same video.")]
-Label = Annotated[int | None, typer.Option(help="Class label, for a run with labels.")]
+Label = Annotated[str | None, typer.Option(help="Class, by name or number, for a run with labels.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Clips denoised side by side.")]
 Segments = Annotated[Path | None, typer.Option(help="Folder of finished clips; OUT.segments if left out.")]
 Fps = Annotated[float, typer.Option(min=0.1, help="Frame rate.")]
@@ -70,7 +70,7 @@ def long(
     overlap = (clip // 2 if overlap is None else overlap) if autoregressive else 0
     _check_training(run, trained, plan, known is not None, overlap)
     options: dict[str, Any] = {
-        "seed": seed, "y": _label(label, trained.num_classes), "progress": True, "steps": steps, "sampler": sampler,
+        "seed": seed, "y": _label(label, trained), "progress": True, "steps": steps, "sampler": sampler,
         "spacing": spacing, "guidance": guidance, "target": trained.config.diffusion.target, "clip": 1.0,
     }  # fmt: skip
     parts = out.with_name(out.name + ".segments") if segments is None else segments
@@ -112,7 +112,7 @@ def interpolate(
     clip = trained.config.data.frames if clip is None else clip
     result = diffusion.interpolate(
         trained.model, keys, trained.schedule, clip_frames=clip, seed=seed, steps=steps, sampler=sampler,
-        spacing=spacing, y=_label(label, trained.num_classes), batch_size=batch_size, progress=True, clip=1.0,
+        spacing=spacing, y=_label(label, trained), batch_size=batch_size, progress=True, clip=1.0,
         target=trained.config.diffusion.target,
         out=out.with_name(out.name + ".segments") if segments is None else segments,
     )  # fmt: skip
@@ -183,14 +183,12 @@ def _check_training(run: Path, trained: TrainedRun, plan: LongVideoPlan, first_f
         _say(f"warning: {note}", sys.stderr)
 
 
-def _label(label: int | None, num_classes: int | None) -> Tensor | None:
+def _label(label: str | None, trained: TrainedRun) -> Tensor | None:
+    from vdiff_fast.training.classes import label_number
+
     if label is None:
-        return torch.zeros(1, dtype=torch.int64) if num_classes else None
-    if num_classes is None:
-        raise ValueError("--label: this run was trained without labels")
-    if not 0 <= label < num_classes:
-        raise ValueError(f"--label {label}: this run knows labels 0 to {num_classes - 1}")
-    return torch.tensor([label])
+        return torch.zeros(1, dtype=torch.int64) if trained.num_classes else None
+    return torch.tensor([label_number(label, trained.num_classes, trained.classes)])
 
 
 def _say(text: str, file: TextIO | None = None) -> None:

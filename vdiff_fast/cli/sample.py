@@ -48,7 +48,9 @@ def sample(
     decode_memory: Annotated[
         int | None, typer.Option(min=1, help="Of runs on latents: MiB that decoding may need; sets chunks and tiles.")
     ] = None,
-    label: Annotated[list[int] | None, typer.Option(help="Class label; repeat it for several videos.")] = None,
+    label: Annotated[
+        list[str] | None, typer.Option(help="Class, by name or number; repeat it for several videos.")
+    ] = None,
     frames: Annotated[int | None, typer.Option(min=1, help="Frames; as trained if left out.")] = None,
     size: Annotated[str | None, typer.Option(help="Side, or HxW; as trained if left out.")] = None,
     first_frame: Annotated[
@@ -105,9 +107,14 @@ def sample(
                     first_frame=first_frame, video=video, keep=keep, **options,
                 )  # fmt: skip
         else:
+            if trained.config.data.values != "pixels":
+                raise ValueError(
+                    f"{run} was trained on data.values any, which are no pixels: draw them in Python with "
+                    "vdiff_fast.training.draw_samples, and decode them"
+                )
             if wanted or negative:
                 raise ValueError(f"--prompt: {run} was trained without captions; train on a cache of latents for them")
-            labels = _labels(label, num, trained.num_classes) if label else class_labels(num, trained.num_classes)
+            labels = _labels(label, num, trained) if label else class_labels(num, trained.num_classes)
             check_guidance(guidance, trained.num_classes, run)
             shape = asked_size or trained.config.data.size
             height, width = (shape, shape) if isinstance(shape, int) else shape
@@ -171,15 +178,13 @@ def _interval(text: str | None) -> tuple[float, float] | None:
         raise ValueError(f"--guidance-interval {text!r}: give two numbers LOW:HIGH, such as 0.2:5") from None
 
 
-def _labels(given: list[int], num: int, num_classes: int | None) -> torch.Tensor:
-    if num_classes is None:
-        raise ValueError("--label: this run was trained without labels")
-    wrong = [value for value in given if not 0 <= value < num_classes]
-    if wrong:
-        raise ValueError(f"--label {wrong[0]}: this run knows labels 0 to {num_classes - 1}")
-    if len(given) not in (1, num):
-        raise ValueError(f"--label was given {len(given)} times for {num} videos; give it once or {num} times")
-    return torch.tensor(given * num if len(given) == 1 else given)
+def _labels(given: list[str], num: int, trained: TrainedRun) -> torch.Tensor:
+    from vdiff_fast.training.classes import label_number
+
+    numbers = [label_number(text, trained.num_classes, trained.classes) for text in given]
+    if len(numbers) not in (1, num):
+        raise ValueError(f"--label was given {len(numbers)} times for {num} videos; give it once or {num} times")
+    return torch.tensor(numbers * num if len(numbers) == 1 else numbers)
 
 
 def _no_pixels_alone(**options: object) -> None:

@@ -9,6 +9,7 @@ from vdiff_fast.data.digits import MovingDigits
 from vdiff_fast.data.draw import Draw, permutation
 from vdiff_fast.data.errors import (
     CorruptVideoError,
+    DatasetItemError,
     EmptyDatasetError,
     EmptyVideoError,
     SamplerStateError,
@@ -35,6 +36,7 @@ __all__ = [
     "ClipSampler",
     "ClipSpec",
     "CorruptVideoError",
+    "DatasetItemError",
     "DecodedVideo",
     "Draw",
     "EmptyDatasetError",

@@ -72,12 +72,15 @@ class VideoFolder(Dataset):
     elsewhere. A picture that stands still for long counts as one frame: pauses give no items of their own.
 
     Items are pure functions of (`spec.seed`, epoch, index). `labels=True` adds the class: the number of the file's
-    folder among `classes`, the sorted folders that hold videos. Unusable files are skipped and logged, as `skipped` and
+    folder among `classes`, the sorted folders that hold videos, usable or not: a damaged file changes no number. A
+    class is called by its folder's path below `root`. Unusable files are skipped and logged, as `skipped` and
     `skip_summary()` tell. A file that fails later gives way to a clip of another, drawn from the same seed, and counts
     too.
 
     Errors: `EmptyDatasetError` without any usable video; `TooManyBadVideosError` above `skip_limit`.
     """
+
+    clip_keys = True
 
     def __init__(
         self, root: str | os.PathLike[str] | Sequence[str | os.PathLike[str]], spec: ClipSpec, *,
@@ -103,9 +106,12 @@ class VideoFolder(Dataset):
             raise EmptyDatasetError(f"{root}: no usable video; {self.skip_summary()}")
         different = [1 + int(np.count_nonzero(np.diff(grid))) for grid in self._grids]
         self._ends = np.cumsum([max(1, count // spec.span) for count in different])
-        folders = [str(Path(video.path).parent) for video in self.videos]
-        self.classes = sorted(set(folders))
-        self._labels = [self.classes.index(folder) for folder in folders]
+        top = Path(root) if isinstance(root, (str, os.PathLike)) else None
+        self.classes = sorted({_class_name(path, top) for path in paths})
+        numbers = {name: number for number, name in enumerate(self.classes)}
+        self._labels = [numbers[_class_name(Path(video.path), top)] for video in self.videos]
+        if labels:
+            self._warn_of_empty_classes()
 
     @property
     def num_classes(self) -> int | None:
@@ -140,6 +146,12 @@ class VideoFolder(Dataset):
         for video in self.videos:
             self.cache.frames(video, self.spec)
             yield video
+
+    def _warn_of_empty_classes(self) -> None:
+        used = set(self._labels)
+        empty = [name for number, name in enumerate(self.classes) if number not in used]
+        if empty:
+            _log.warning("no usable video of the class %s: nothing is learned of it", ", ".join(empty))
 
     def _scan_all(self, paths: Sequence[Path], threads: int, progress: Callable | None) -> None:
         with ThreadPoolExecutor(threads) as pool:
@@ -201,6 +213,12 @@ class VideoFolder(Dataset):
         self.policy.enforce(reasons)
 
 
+def _class_name(path: Path, top: Path | None) -> str:
+    """The file's folder, below `top` where it is there; "." is `top` itself."""
+    folder = path.parent
+    return folder.relative_to(top).as_posix() if top is not None and folder.is_relative_to(top) else folder.as_posix()
+
+
 def _window_starts(grid: np.ndarray, span: int) -> np.ndarray:
     """Places of a grid at which a window of `span` fits and a frame is shown that was not shown before."""
     new = np.concatenate([[True], np.diff(grid) != 0])[: len(grid) - span + 1]
@@ -221,6 +239,7 @@ class VideoFile(Dataset):
     `VideoTooLargeError` if the frames need more than `max_bytes`.
     """
 
+    clip_keys = True
     num_classes = None
 
     def __init__(

@@ -28,6 +28,8 @@ class MovingDigits(Dataset):
     of the digits `targets` (N,). Flips and crops do not apply.
     """
 
+    clip_keys = True
+
     def __init__(
         self, spec: ClipSpec, *, num_digits: int = 2, digit_size: int | None = None,
         speed: tuple[float, float] | None = None, handwritings: int | None = None, length: int = 10_000,

@@ -43,6 +43,10 @@ class ValueRangeError(ValueError):
     """Pixel values lie in another range than [-1, 1]."""
 
 
+class DatasetItemError(ValueError):
+    """An item of a user's own data set is no video, or the data set cannot be asked for items by number."""
+
+
 class SamplerStateError(ValueError):
     """A saved data position belongs to another data set, seed or batch size."""
 

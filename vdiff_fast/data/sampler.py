@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from vdiff_fast.data.draw import permutation
 from vdiff_fast.data.errors import SamplerStateError
+from vdiff_fast.data.items import known_items
 
 
 class ClipKey(NamedTuple):
@@ -157,12 +158,20 @@ def loader(
     workers: int = 0, shuffle: bool = True, num_batches: int | None = None, pin_memory: bool | None = None,
     prefetch: int = 2,
 ) -> ClipLoader:  # fmt: skip
-    """A resumable, rank-aware `DataLoader` over a map-style data set whose items are this package's dictionaries.
+    """A resumable, rank-aware `DataLoader` over a map-style data set.
+
+    A data set of your own is asked by plain numbers, and an item is a video (C, T, H, W), uint8 or floating point, a
+    pair (video, label), or a dictionary with "video" and, if it likes, "label", "file" and "stride". One that sets
+    `clip_keys = True` is asked by `ClipKey`s and gives this package's dictionaries, as the classes here do.
 
     `batch_size` is per rank; `rank` and `world_size` come from torch.distributed where it is initialised. Memory is
     pinned where there is CUDA. Batches depend on `seed` and the data set alone, not on the number of workers. A data
     set may bring methods `sampler(batch_size, **options)`, a `ClipSampler` of its own, and `collate(items)`.
+
+    Raises:
+        DatasetItemError: a data set without numbered items; while loading, an item that is none of these.
     """
+    dataset = known_items(dataset)
     if rank is None or world_size is None:
         distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
         rank = torch.distributed.get_rank() if distributed else 0

@@ -184,6 +184,9 @@ def check_range(batch: torch.Tensor, *, slack: float = 0.05) -> None:
     if low >= 0.0 and high > 1.0 + slack:
         raise ValueRangeError(f"{found}, that is [0, 255]; models expect [-1, 1]: divide by 127.5 and subtract 1")
     if low < -1.0 - slack or high > 1.0 + slack:
-        raise ValueRangeError(f"{found}; models expect [-1, 1]: do not normalise by mean and deviation")
+        raise ValueRangeError(
+            f"{found}; models expect [-1, 1]: do not normalise by mean and deviation "
+            "(of latents: set data.values to any)"
+        )
     if low >= 0.0:
         raise ValueRangeError(f"{found}, that is [0, 1]; models expect [-1, 1]: multiply by 2 and subtract 1")

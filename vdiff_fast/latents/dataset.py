@@ -49,6 +49,7 @@ class LatentDataset(Dataset):
         CacheError: no cache, an unfinished one, or one without a clip.
     """
 
+    clip_keys = True
     num_classes = None
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:

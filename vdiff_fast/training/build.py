@@ -46,6 +46,8 @@ def model_changes(config: TrainConfig, num_classes: int | None, latents: LatentI
     channels = config.data.channels if latents is None else latents.latent_channels
     if channels != 3:
         changes |= {"in_channels": channels, "out_channels": channels}
+    if config.diffusion.learned_variance:
+        changes["out_channels"] = 2 * config.model.changes.get("in_channels", channels)
     if latents is not None:
         changes["context_dim"] = latents.context_dim
     if num_classes:
@@ -58,7 +60,10 @@ def model_changes(config: TrainConfig, num_classes: int | None, latents: LatentI
         changes["interval"] = True
     if config.runtime.activation_checkpointing:
         changes["gradient_checkpointing"] = True
-    return changes | {key: tuple(v) if isinstance(v, list) else v for key, v in config.model.changes.items()}
+    own = {key: tuple(v) if isinstance(v, list) else v for key, v in config.model.changes.items()}
+    if config.diffusion.learned_variance:
+        own.pop("out_channels", None)  # twice the channels, whatever is said there
+    return changes | own
 
 
 def build_model(
@@ -132,7 +137,7 @@ def build_dataset(config: DataConfig, seed: int) -> Dataset:
         return LatentDataset(config.source)
     digits = {"num_digits": config.digits} | config.model_dump(include={"digit_size", "handwritings", "speed"})
     tolerance = config.model_dump(include={"max_missing", "max_corrupt"})
-    arguments = config.model_dump(exclude={"source", "workers", "digits"} | digits.keys() | tolerance.keys())
+    arguments = config.model_dump(exclude={"source", "workers", "digits", "values"} | digits.keys() | tolerance.keys())
     return data.open_dataset(
         config.source, seed=seed, digits=digits, tolerance=data.Tolerance(**tolerance), **arguments
     )

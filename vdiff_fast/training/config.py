@@ -59,6 +59,9 @@ class DataConfig(_Section):
     )
     max_corrupt: float = Field(default=0.0, ge=0, le=1, description="share of a file's frames that may be damaged")
     deinterlace: bool = Field(default=False, description="make whole pictures of interlaced frames")
+    values: Literal["pixels", "any"] = Field(
+        default="pixels", description="of a data set of your own: pixels, in [-1, 1], or any, such as latents"
+    )
     workers: int = Field(default=0, ge=0, description="processes that load ahead", json_schema_extra=_FREE)
 
     @property
@@ -101,6 +104,12 @@ class DiffusionConfig(_Section):
         default=False, description="of a flow: the model is given s in [0, 1] instead of the step"
     )
     target: Literal["noise", "v", "x0", "flow"] = Field(default="v", description="what the model predicts")
+    learned_variance: bool = Field(
+        default=False, description="the network predicts a variance, too: twice the channels"
+    )
+    variational_weight: float = Field(
+        default=0.001, ge=0, description="of learned_variance: weight of the variational bound, summed over timesteps"
+    )
     weighting: Literal["uniform", "min_snr"] = Field(default="uniform", description="weight of the loss over timesteps")
     gamma: float = Field(default=5.0, gt=0, description="cap of the signal-to-noise ratio in min_snr")
     masks: dict[Role, Annotated[float, Field(ge=0)]] = Field(
@@ -291,6 +300,8 @@ def from_mapping(values: Mapping[str, Any]) -> TrainConfig:
             check_masks(config.diffusion.masks, config.data.all_strides)
         if config.mean_flow.share:
             _check_mean_flow(config)
+        if config.diffusion.learned_variance and config.diffusion.schedule == "flow":
+            raise ValueError("diffusion.learned_variance is of a diffusion's steps back; a flow has none: leave it out")
     except ValidationError as error:
         problems = dict.fromkeys(_problem(e) for e in error.errors())
         raise ConfigError("configuration: " + "; ".join(problems)) from None

@@ -26,7 +26,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TrainedRun:
-    """A model with the weights of a checkpoint, and what is needed to draw from it; `latents` of a run on latents."""
+    """A model with the weights of a checkpoint, and what is needed to draw from it.
+
+    `latents` is of a run on latents; `classes` are the names of its labels, where its data had names.
+    """
 
     model: nn.Module
     schedule: diffusion.NoiseSchedule
@@ -34,6 +37,7 @@ class TrainedRun:
     step: int
     num_classes: int | None
     latents: LatentInfo | None = None
+    classes: list[str] | None = None
 
 
 def load_run(
@@ -69,7 +73,9 @@ def load_run(
     model = plain_module(model)
     ckpt.load_weights(model, saved.ema if ema else saved.model, path)
     schedule = schedule_for(config).to(chosen)
-    return TrainedRun(model.to(chosen).eval(), schedule, config, saved.step, num_classes, latents)
+    return TrainedRun(
+        model.to(chosen).eval(), schedule, config, saved.step, num_classes, latents, saved.state.get("classes")
+    )
 
 
 def draw_samples(
@@ -91,7 +97,8 @@ def draw_samples(
     """
     trained = config.data.size
     height, width = size or ((trained, trained) if isinstance(trained, int) else trained)
-    shape = (count, config.data.channels, frames or config.data.frames, height, width)
+    channels = config.model.changes.get("in_channels", config.data.channels)
+    shape = (count, channels, frames or config.data.frames, height, width)
     y = None if labels is None else labels.to(schedule.device)
     cond = None
     if known is not None:
@@ -101,9 +108,10 @@ def draw_samples(
     if y is not None and num_classes is not None:
         guidance = replace(diffusion.as_guidance(guidance), uncond={"y": num_classes})
     # Pixels end at -1 and 1, so every estimate of x0 is cut there.
+    clip = 1.0 if config.data.values == "pixels" else None
     videos = diffusion.sample(
         model, shape, schedule, sampler, steps=steps, guidance=guidance, seed=seed, y=y, spacing=spacing,
-        clip=1.0, target=config.diffusion.target, continuous_time=config.diffusion.continuous_time,
+        clip=clip, target=config.diffusion.target, continuous_time=config.diffusion.continuous_time,
         cond=cond, churn=churn, progress=progress,
     )  # fmt: skip
     return videos if known is None else diffusion.keep_known(videos, given, mask)
@@ -139,6 +147,9 @@ def write_samples(
                 labels = class_labels(wanted.count, num_classes)
                 videos = draw_samples(model, objective.schedule, config, wanted.count, labels=labels, **options)
         if not write:
+            return
+        if config.data.values != "pixels":
+            print(f"warning: {path.name} is not written: data.values any are no pixels", file=sys.stderr)
             return
         if objective.source is not None:
             info = objective.source.info

@@ -13,6 +13,7 @@ from torch import Tensor
 from vdiff_fast import data, ops
 from vdiff_fast.diffusion import NoiseSchedule
 from vdiff_fast.diffusion.conditioning import condition
+from vdiff_fast.diffusion.learned_variance import split_prediction, variational_bound
 from vdiff_fast.training import draws
 from vdiff_fast.training.latents import flow_shift_of
 from vdiff_fast.training.masks import draw_masks
@@ -88,20 +89,44 @@ class Objective:
         y = None
         if self.num_classes:
             dropped = draws.dropped_labels(count, diffusion.label_dropout, seed, sample_offset)
-            y = torch.where(dropped, self.num_classes, raw["label"]).to(self.device)
+            y = torch.where(dropped, self.num_classes, self._labels(raw)).to(self.device)
         return Batch(
             x0, t.to(self.device), y, torch.full((), sample_offset, dtype=torch.int64, device=self.device),
             list(raw["file"]), t.tolist(), self._known(x0, raw, sample_offset),
             None if r is None else r.to(self.device), context, mask,
         )  # fmt: skip
 
+    def _labels(self, raw: dict[str, Any]) -> Tensor:
+        if "label" not in raw:
+            raise data.DatasetItemError("data.labels: the items have no label; give pairs (video, label)")
+        labels: Tensor = raw["label"]
+        low, high = int(labels.min()), int(labels.max())
+        if low < 0 or high >= (self.num_classes or 0):
+            raise data.DatasetItemError(
+                f"data.labels: label {low if low < 0 else high} is not among the {self.num_classes} classes of the "
+                "data set (0 and up)"
+            )
+        return labels
+
     def _pixels(self, raw: dict[str, Any]) -> Tensor:
         video = raw["video"].to(self.device, non_blocking=True)
-        x0 = data.to_unit_range(video) if video.dtype == torch.uint8 else video
+        if video.dtype == torch.uint8 and self.config.data.values == "pixels":
+            x0 = data.to_unit_range(video)
+        else:
+            x0 = video
         if not self._range_checked:
-            data.check_range(x0)
+            self._check_values(x0)
             self._range_checked = True
         return x0
+
+    def _check_values(self, x0: Tensor) -> None:
+        if self.config.data.values == "pixels":
+            data.check_range(x0)
+        elif not x0.is_floating_point() or not bool(torch.isfinite(x0).all()):
+            raise data.ValueRangeError(
+                f"data.values any: a batch is {x0.dtype} in [{float(x0.min()):.4g}, {float(x0.max()):.4g}]; the "
+                "values must be finite floating point numbers, of a deviation of 1 or so"
+            )
 
     def _times(self, count: int, sample_offset: int, shift: float) -> tuple[Tensor | None, Tensor]:
         """(None, t) of a batch, on the CPU; `shift` is of a flow in continuous time."""
@@ -128,10 +153,27 @@ class Objective:
     def loss(self, prediction: Any, batch: Batch) -> Tensor:
         """The scalar loss, in fp32."""
         diffusion = self.config.diffusion
-        return ops.diffusion_loss(
+        values = None
+        if diffusion.learned_variance:
+            prediction, values = split_prediction(prediction, batch.x0)
+        simple = ops.diffusion_loss(
             prediction, batch.x0, batch.t, self.schedule, target=diffusion.target, seed=self.seed,
             sample_offset=batch.sample_offset, weighting=diffusion.weighting, gamma=diffusion.gamma,
         )  # fmt: skip
+        return simple if values is None else simple + self._variational(prediction, values, batch)
+
+    def _variational(self, prediction: Tensor, values: Tensor, batch: Batch) -> Tensor:
+        """weight * sum_t L_t, estimated by T times the mean over the batch's timesteps; it trains the variance alone.
+
+        Source: Nichol and Dhariwal 2021, "Improved Denoising Diffusion Probabilistic Models", eq. 16.
+        """
+        diffusion = self.config.diffusion
+        x_t = ops.q_sample(batch.x0, batch.t, self.schedule, seed=self.seed, sample_offset=batch.sample_offset)
+        bound = variational_bound(
+            prediction, values, x_t, batch.x0, batch.t, self.schedule, target=diffusion.target,
+            bin_width=2 / 255 if self.source is None and self.config.data.values == "pixels" else None,
+        )  # fmt: skip
+        return diffusion.variational_weight * diffusion.timesteps * bound.mean()
 
     def autocast(self) -> AbstractContextManager[Any]:
         precision = resolved_precision(self.config.runtime.precision, self.device)

@@ -19,6 +19,7 @@ from vdiff_fast import data, use_backend
 from vdiff_fast._files import save_pickle, write_text
 from vdiff_fast._version import __version__
 from vdiff_fast.data.container import import_av
+from vdiff_fast.data.items import known_items
 from vdiff_fast.latents import LatentInfo
 from vdiff_fast.models.weights import plain_module
 from vdiff_fast.pretrained import Pretrained
@@ -26,6 +27,7 @@ from vdiff_fast.training import checkpoint as ckpt
 from vdiff_fast.training import config as configuration
 from vdiff_fast.training import distributed, draws, nonfinite
 from vdiff_fast.training.build import build_dataset, build_model, schedule_for
+from vdiff_fast.training.classes import changed_classes, check_first_item, classes_of
 from vdiff_fast.training.ema import Ema
 from vdiff_fast.training.generate import write_samples
 from vdiff_fast.training.latents import LatentSource, check_same_cache
@@ -130,9 +132,14 @@ class Trainer:
 
     def _build_data(self, dataset: Dataset | None) -> None:
         config = self.config
-        self.dataset = build_dataset(config.data, config.seed) if dataset is None else dataset
+        self.dataset = build_dataset(config.data, config.seed) if dataset is None else known_items(dataset)
         self.latents = LatentSource.of(self.dataset)
-        self.num_classes = getattr(self.dataset, "num_classes", None) if config.data.labels else None
+        self.num_classes: int | None = None
+        self.classes: list[str] | None = None
+        if config.data.labels:
+            self.num_classes, self.classes = classes_of(self.dataset)
+        if self.latents is None:
+            check_first_item(self.dataset, config)
         self.loader = data.loader(
             self.dataset, config.batch_size, seed=config.seed, rank=self.rank, world_size=self.world_size,
             workers=config.data.workers,
@@ -314,8 +321,8 @@ class Trainer:
         """Write a checkpoint of this step; every rank must call it."""
         state = {
             "step": self.step, "samples": self.samples, "seed": self.config.seed, "skipped": self.guard.skipped,
-            "num_classes": self.num_classes, "data": self.loader.state_dict(), "world_size": self.world_size,
-            "version": __version__, "torch": torch.__version__,
+            "num_classes": self.num_classes, "classes": self.classes, "data": self.loader.state_dict(),
+            "world_size": self.world_size, "version": __version__, "torch": torch.__version__,
         }  # fmt: skip
         if self.latents is not None:
             state["latents"] = self.latents.info.to_dict()
@@ -343,6 +350,12 @@ class Trainer:
     def _restore(self, saved: ckpt.Checkpoint, force: bool) -> None:
         if self.latents is not None and "latents" in saved.state:
             check_same_cache(LatentInfo.from_dict(saved.state["latents"]), self.latents.info)
+        changed = changed_classes(saved.state.get("classes"), self.classes)
+        if changed and not force:
+            raise ResumeError(
+                f"{self.run} was trained with other classes: {changed}; give the folders their names again, or use "
+                "--force where only names have changed and every number means what it did"
+            )
         ckpt.load_weights(self.model, saved.model, self.run / "checkpoints")
         self.ema.load_state_dict(saved.ema)
         distributed.load_optimizer_state(self.model, self.optimizer, saved.optimizer["optimizer"])
