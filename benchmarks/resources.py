@@ -106,7 +106,11 @@ def compile_case(spec: OpSpec, case: AotCase, arch: int) -> Any:
 
 def case_usage(spec: OpSpec, case: AotCase, arch: int) -> Usage:
     """Compiles one AOT case; shared memory is what its launch asks for."""
-    compiled = compile_case(spec, case, arch)
+    return compiled_usage(case, arch, compile_case(spec, case, arch))
+
+
+def compiled_usage(case: AotCase, arch: int, compiled: Any) -> Usage:
+    """Of what compile_case gave."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "kernel.cubin"
         path.write_bytes(compiled.asm["cubin"])

@@ -98,11 +98,10 @@ class Options:
 
 @dataclass
 class Report:
-    """What a launch did: an error or none, the counters by name (also as attributes), and notes that are no errors."""
+    """What a launch did: an error or none, and the counters by name (also as attributes)."""
 
     error: str = ""
     counters: dict[str, int] = field(default_factory=dict)
-    notes: str = ""
 
     def __getattr__(self, name: str) -> int:
         try:
@@ -111,8 +110,8 @@ class Report:
             raise AttributeError(name) from None
 
     @classmethod
-    def of(cls, raw: ReportStructure, notes: str = "") -> Report:
-        return cls(raw.error.decode(errors="replace"), {name: getattr(raw, name) for name in COUNTERS}, notes)
+    def of(cls, raw: ReportStructure) -> Report:
+        return cls(raw.error.decode(errors="replace"), {name: getattr(raw, name) for name in COUNTERS})
 
 
 @functools.cache
@@ -142,8 +141,6 @@ def library() -> ctypes.CDLL:
     found.ptxsim_forbid.argtypes = [pointer]
     found.ptxsim_approximation.argtypes = [ctypes.c_uint32]
     found.ptxsim_keep_l2.argtypes = [ctypes.c_int32]
-    found.ptxsim_notes.restype = ctypes.c_uint64
-    found.ptxsim_notes.argtypes = [text, size]
     return found
 
 
@@ -373,9 +370,7 @@ class Module:
                 dynamic_shared_bytes, parameters, len(parameters), ctypes.byref(options.structure()),
                 ctypes.byref(raw),
             )  # fmt: skip
-        notes = ctypes.create_string_buffer(4096)
-        library().ptxsim_notes(notes, len(notes))
-        report = Report.of(raw, notes.value.decode(errors="replace"))
+        report = Report.of(raw)
         if check and report.error:
             raise EmulatorError(report.error)
         return report

@@ -70,14 +70,6 @@ std::string located(const Launch& launch, const std::string& what) {
   return text + ": " + what;
 }
 
-std::string last_notes;
-uint64_t last_noted = 0;
-
-void keep_notes(const Launch& launch) {
-  for (const std::string& note : launch.notes) last_notes += note + "\n";
-  last_noted = launch.noted;
-}
-
 }  // namespace
 
 extern "C" {
@@ -152,16 +144,13 @@ int ptxsim_launch(ptxsim_module* m, const char* kernel, const uint32_t grid[3], 
                   const uint32_t cluster[3], uint32_t dynamic_shared_bytes, const void* parameters,
                   size_t parameter_bytes, const ptxsim_options* options, ptxsim_report* report) {
   std::memset(report, 0, sizeof *report);
-  last_notes.clear(), last_noted = 0;
   std::unique_ptr<Launch> launch;
   try {
     launch = std::make_unique<Launch>(m->module, kernel, grid, block, cluster, dynamic_shared_bytes, parameters,
                                       parameter_bytes, *options, *report);
     launch->run();
-    keep_notes(*launch);
     return 0;
   } catch (const std::exception& e) {
-    if (launch) keep_notes(*launch);
     copy_text(launch ? located(*launch, e.what()) : "kernel " + std::string(kernel) + ": " + e.what(), report->error,
               sizeof report->error);
     return 1;
@@ -171,11 +160,6 @@ int ptxsim_launch(ptxsim_module* m, const char* kernel, const uint32_t grid[3], 
 void ptxsim_keep_l2(int32_t keep) { keep_l2(keep != 0); }
 
 void ptxsim_approximation(uint32_t seed) { set_approximation_seed(seed); }
-
-uint64_t ptxsim_notes(char* text, size_t bytes) {
-  copy_text(last_notes, text, bytes);
-  return last_noted;
-}
 
 void ptxsim_allow(const void* address, size_t bytes, const char* name) {
   Ranges::instance().allow(reinterpret_cast<uint64_t>(address), bytes, name ? name : "");

@@ -123,8 +123,6 @@ class Launch {
          ptxsim_report&);
   ~Launch();
   void run();  // throws Fault
-  // What is worth knowing and no fault; said once for each instruction.
-  void note(const std::string& what);
 
   uint32_t threads() const { return dim[0] * dim[1] * dim[2]; }
   uint32_t warps_per_block() const { return (threads() + kLanes - 1) / kLanes; }
@@ -147,8 +145,6 @@ class Launch {
   std::vector<uint64_t> workspace;  // of a cooperative grid: what %envreg1 and 2 point to
   uint64_t clock = 0;               // warp instructions so far
   Warp* current = nullptr;          // for the report of a fault
-  std::vector<std::string> notes;
-  uint64_t noted = 0;  // also those that were said before
 
  private:
   std::unique_ptr<Cluster> start_cluster(uint64_t number);

@@ -67,10 +67,6 @@ void ptxsim_allow(const void* address, size_t bytes, const char* name);
 void ptxsim_forbid(const void* address);
 // Decodes every kernel now, not at its first use: 0 where all their instructions are known, else the first that is not.
 int ptxsim_decode_all(ptxsim_module*, char* error, size_t error_bytes);
-// With racecheck 2 two writes of equal values to one place are no race (compilers of replicated values make them), and
-// lanes that write different values to one place in one instruction are a note. What the last launch noted, a line for
-// each instruction; how often.
-uint64_t ptxsim_notes(char* text, size_t bytes);
 // How far ex2.approx, rsqrt.approx, div.full and the like are off, in launches from now on. 0: not at all, they are
 // rounded correctly. Else as far as the manual allows: 1 always up, 2 always down, more: by chance, this the seed.
 void ptxsim_approximation(uint32_t seed);

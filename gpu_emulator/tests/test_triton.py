@@ -45,6 +45,14 @@ def everyone_writes(out_ptr):
     tl.store(out_ptr, tl.program_id(0))
 
 
+@triton.jit
+def sums_of_squares(x_ptr, out_ptr, ROUNDED: tl.constexpr):
+    row, column = tl.arange(0, 4), tl.arange(0, 32)
+    x = tl.load(x_ptr + row[:, None] * 32 + column[None, :])
+    square = tl.fma(x, x, 0.0) if ROUNDED else x * x
+    tl.store(out_ptr + row, tl.sum(square, 1))
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("arch", [80, 90])
 @pytest.mark.parametrize("with_y", [False, True])
@@ -94,3 +102,15 @@ def test_programs_that_write_one_place() -> None:
     out = torch.zeros(1, dtype=torch.int32)
     with emulated.active(), pytest.raises(emulator.EmulatorError, match="race"):
         everyone_writes[(3,)](out)
+
+
+@pytest.mark.parametrize("schedule", [0, 1])
+def test_lanes_that_round_one_sum_differently(schedule: int) -> None:
+    """fma(x, x, shuffle(x * x)) is not the same in both lanes of a pair, which then write one place."""
+    x, out = torch.randn(4, 32), torch.empty(4)
+    with emulated.active(schedule=schedule):
+        sums_of_squares[(1,)](x, out, True, num_warps=4, enable_fp_fusion=True)
+        torch.testing.assert_close(out, (x * x).sum(1))
+        with pytest.raises(emulator.EmulatorError, match="write different values to one place in one instruction"):
+            sums_of_squares[(1,)](x, out, False, num_warps=4, enable_fp_fusion=True)
+        sums_of_squares[(1,)](x, out, False, num_warps=4, enable_fp_fusion=False)

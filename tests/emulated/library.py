@@ -72,12 +72,16 @@ def _on_cuda(predicate: Callable[..., str | None]) -> Callable[..., str | None]:
     return why_not
 
 
-def load_cuda() -> ModuleType:
-    """vdiff_fast, whose backend "cuda" runs its own host code and PTX in the emulator, on CPU tensors."""
+def load_cuda(folder: Path | None = None) -> ModuleType:
+    """vdiff_fast, whose backend "cuda" runs its own host code and PTX in the emulator, on CPU tensors.
+
+    Args:
+        folder: of a library that is linked already.
+    """
     if "vdiff_fast" in sys.modules:
         raise RuntimeError("vdiff_fast is imported already, with other libraries")
     cuda.own_torch_memory()
-    os.environ["VDIFF_FAST_LIB_DIR"] = str(link())
+    os.environ["VDIFF_FAST_LIB_DIR"] = str(folder or link())
     vf = importlib.import_module("vdiff_fast")
     if vf._library.CPU.reason is not None:
         raise RuntimeError(vf._library.CPU.reason)

@@ -128,11 +128,6 @@ class TritonBackend:
             f"{_of_room(result.case.op, launch.name)} {result.case.dtype} {_extent(launch)}" for launch in log
         )
         result.instructions += sum(launch.report.warp_instructions for launch in log)
-        for launch in log:
-            result.problems += [
-                {"kind": "race", "kernel": launch.name, "schedule": str(schedule), "what": note}
-                for note in launch.report.notes.splitlines()
-            ]
 
     def kernels(self, vf: ModuleType) -> set[str]:
         """Names of all kernels: those with a case for ahead-of-time compilation."""

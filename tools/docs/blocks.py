@@ -80,20 +80,25 @@ def apply(page: Path, tree: Path) -> list[str]:
     Raises:
         ValueError: an edit's old lines do not stand in its file exactly once, or a new file exists already.
     """
-    changed = []
-    for block in blocks(page):
-        if block.title is None:
-            continue
-        target = tree / block.title
-        if block.language == "diff":
-            target.write_text(_edited(target.read_text(), block))
-        elif target.exists():
-            raise ValueError(f"{block.place}: {block.title} exists already")
-        else:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_text(block.code)
-        changed.append(block.title)
-    return changed
+    return [apply_block(block, tree) for block in blocks(page) if block.title is not None]
+
+
+def apply_block(block: Block, tree: Path) -> str:
+    """Write the file or make the edit of one block with a title below `tree`; the path that changed.
+
+    Raises:
+        ValueError: an edit's old lines do not stand in its file exactly once, or a new file exists already.
+    """
+    assert block.title is not None
+    target = tree / block.title
+    if block.language == "diff":
+        target.write_text(_edited(target.read_text(), block))
+    elif target.exists():
+        raise ValueError(f"{block.place}: {block.title} exists already")
+    else:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(block.code)
+    return block.title
 
 
 def _edited(text: str, block: Block) -> str:

@@ -16,6 +16,7 @@ from vdiff_fast.ops._common.triton.norm import (
     tile_offsets,
     widen,
 )
+from vdiff_fast.ops._common.triton.sums import rounded_product
 
 
 @triton.jit
@@ -136,7 +137,7 @@ def resident_forward_kernel(
     mean = _group_sum(tl.sum(x, 1), group, BLOCK_K) / count
     x = tl.where(mask, x - mean[:, None], 0.0)
     rest = _group_sum(_sum(x, PRECISE), group, BLOCK_K) / count  # what rounding of a large mean left over
-    variance = _group_sum(_sum(x * x, PRECISE), group, BLOCK_K) / count - rest * rest
+    variance = _group_sum(_sum(rounded_product(x, x), PRECISE), group, BLOCK_K) / count - rest * rest
     rstd = _rstd(variance, eps, PRECISE)
     first = valid & (local % group_channels == 0)
     at = unit.to(tl.int64) * num_groups + channel // group_channels
@@ -197,7 +198,7 @@ def resident_backward_kernel(
     slope = rstd * weight * gain
     dp = activate_backward(dp, x * as_column(slope) + as_column(bias * gain + shift), SILU, PRECISE)
     sum_dp = _sum(dp, PRECISE)
-    sum_dp_xhat = _sum(dp * x, PRECISE) * rstd
+    sum_dp_xhat = _sum(rounded_product(dp, x), PRECISE) * rstd
     row = unit.to(tl.int64) * channels + channel
     _store_channel_gradients(
         dweight_ptr, dbias_ptr, dscale_ptr, dshift_ptr, sum_dp, sum_dp_xhat, weight, bias, gain, row, valid,
@@ -205,8 +206,8 @@ def resident_backward_kernel(
     )  # fmt: skip
 
     count = tl.cast(group_channels, tl.float32) * length
-    mean_g = _group_sum(weight * gain * sum_dp, group, BLOCK_K) / count
-    mean_g_xhat = _group_sum(weight * gain * sum_dp_xhat, group, BLOCK_K) / count
+    mean_g = _group_sum(rounded_product(weight * gain, sum_dp), group, BLOCK_K) / count
+    mean_g_xhat = _group_sum(rounded_product(weight * gain, sum_dp_xhat), group, BLOCK_K) / count
     dx = dp * as_column(slope) - x * as_column(rstd * rstd * mean_g_xhat) - as_column(rstd * mean_g)
     if HAS_ADD:
         tl.store(dadd_ptr + row, tl.sum(tl.where(mask, dx, 0.0), 1), mask=valid)
@@ -278,7 +279,7 @@ def statistics_kernel(
         m2 += delta * (x - mean)
 
     counts = ((here - lane + BLOCK_R - 1) // BLOCK_R).to(tl.float32)
-    chunk_mean = tl.sum(mean * counts[None, :], 1) / tl.sum(counts, 0)
+    chunk_mean = tl.sum(rounded_product(mean, counts[None, :]), 1) / tl.sum(counts, 0)
     apart = mean - chunk_mean[:, None]
     chunk_m2 = tl.sum(m2 + counts[None, :] * apart * apart, 1)
     at = (segment.to(tl.int64) * chunks + chunk) * channels + channel

@@ -10,6 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from vdiff_fast import _library
+from vdiff_fast.ops._common.triton.sums import rounded_product
 from vdiff_fast.ops.qk_norm_rope.config import MAX_PROGRAMS, TileConfig, tile_config
 from vdiff_fast.ops.qk_norm_rope.native import Optional, Pair, Parameters, fake_backward, fake_forward, fake_inplace
 
@@ -45,7 +46,7 @@ def _rotate(x, cos_ptr, sin_ptr, s, exists, d, INVERSE: tl.constexpr, ROWS: tl.c
 @triton.jit
 def _unit(x, eps, d, PRECISE: tl.constexpr):
     """x / rms(x) and 1 / rms(x) of every row; a division rounds once less, which shows in float32 alone."""
-    rms = tl.sqrt(tl.sum(x * x, axis=1, keep_dims=True) / d + tl.cast(eps, tl.float32))
+    rms = tl.sqrt(tl.sum(rounded_product(x, x), axis=1, keep_dims=True) / d + tl.cast(eps, tl.float32))
     scale = 1.0 / rms
     return (x / rms if PRECISE else x * scale), scale
 
@@ -108,9 +109,9 @@ def _backward_rows(
             x = tl.load(_rows(x_ptr, b, t, s, h, x_b, x_t, x_s, x_h, WIDTH), mask=inside, other=0.0).to(tl.float32)
             unit, scale = _unit(x, eps, d, PRECISE)
             # In two steps: shorter chains round less where a sum is no tree.
-            sums += tl.sum(tl.sum(tl.reshape(g * unit, (ROWS // 8, 8, WIDTH)), axis=1), axis=0)
+            sums += tl.sum(tl.sum(tl.reshape(rounded_product(g, unit), (ROWS // 8, 8, WIDTH)), axis=1), axis=0)
             g = g * tl.load(w_ptr + c, mask=c < d, other=0.0)
-            g = scale * (g - unit * (tl.sum(g * unit, axis=1, keep_dims=True) / d))
+            g = scale * (g - unit * (tl.sum(rounded_product(g, unit), axis=1, keep_dims=True) / d))
         to = dx_ptr + (((b * T + t) * S + s) * heads + h) * d + c
         tl.store(to, g.to(dx_ptr.dtype.element_ty), mask=inside)
     if NORM:

@@ -12,6 +12,7 @@ from vdiff_fast.ops._common.triton.norm import (
     tile_offsets,
     widen,
 )
+from vdiff_fast.ops._common.triton.sums import rounded_product
 
 
 @triton.jit
@@ -74,11 +75,11 @@ def forward_kernel(
     total = tl.zeros([BLOCK_R], tl.float32)
     if ONE_READ:
         x = _load(x_ptr, sample, 0, start, local, r, here, channels, positions, CHANNELS_LAST)
-        total = tl.sum(x * x, 0)
+        total = tl.sum(rounded_product(x, x), 0)
     else:
         for c in range(0, channels, BLOCK_C):
             x = _load(x_ptr, sample, c, start, local, r, here, channels, positions, CHANNELS_LAST)
-            total += tl.sum(x * x, 0)
+            total += tl.sum(rounded_product(x, x), 0)
     rstd = _rstd(total, channels, eps, PRECISE)
     tl.store(rstd_ptr + sample * positions + start + r, rstd, mask=r < here)
     for c in range(0, channels, BLOCK_C):
@@ -129,12 +130,12 @@ def backward_kernel(
             dp = activate_backward(dp, xhat * slope + as_column(shift), SILU, PRECISE)
             if ONE_READ:
                 sum_dp += tl.sum(dp, 1)
-                sum_dp_xhat += tl.sum(dp * xhat, 1)
+                sum_dp_xhat += tl.sum(rounded_product(dp, xhat), 1)
             else:
                 at = row + c + local
                 tl.store(partial_dp_ptr + at, tl.sum(dp, 1), mask=c + local < channels)
-                tl.store(partial_dp_xhat_ptr + at, tl.sum(dp * xhat, 1), mask=c + local < channels)
-            total += tl.sum(dp * slope * xhat, 0)
+                tl.store(partial_dp_xhat_ptr + at, tl.sum(rounded_product(dp, xhat), 1), mask=c + local < channels)
+            total += tl.sum(rounded_product(dp * slope, xhat), 0)
             if ONE_READ:
                 mean = total / tl.cast(channels, tl.float32)
                 dx = rstd[None, :] * (dp * slope - xhat * mean[None, :])

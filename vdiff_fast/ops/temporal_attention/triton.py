@@ -12,6 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from vdiff_fast import _library
+from vdiff_fast.ops._common.triton.sums import rounded_product
 from vdiff_fast.ops.temporal_attention.config import TileConfig, tile_config
 from vdiff_fast.ops.temporal_attention.native import (
     Options,
@@ -70,7 +71,7 @@ def _rotate(x, cos, sin, TILES: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.cons
 @triton.jit
 def _unit(x, eps, d):
     """x / rms(x) and 1 / rms(x) of every row."""
-    scale = 1.0 / tl.sqrt(tl.sum(x * x, axis=2, keep_dims=True) / d + tl.cast(eps, tl.float32))
+    scale = 1.0 / tl.sqrt(tl.sum(rounded_product(x, x), axis=2, keep_dims=True) / d + tl.cast(eps, tl.float32))
     return x * scale, scale
 
 
@@ -109,10 +110,10 @@ def _store_gradient(
     if NORM:
         unit, scale = _unit(_load(x_ptr, b, h, s, t, sb, st, ss, sh, S, T, d, WIDTH), eps, d)
         c = tl.arange(0, WIDTH)
-        sums = tl.sum(tl.sum(dx * unit, axis=1), axis=0)
+        sums = tl.sum(tl.sum(rounded_product(dx, unit), axis=1), axis=0)
         tl.store(partial_ptr + tl.program_id(0).to(tl.int64) * d + c, sums, mask=c < d)
         dx = dx * _weight(w_ptr, d, WIDTH)
-        dx = scale * (dx - unit * (tl.sum(dx * unit, axis=2, keep_dims=True) / d))
+        dx = scale * (dx - unit * (tl.sum(rounded_product(dx, unit), axis=2, keep_dims=True) / d))
     _store(g_ptr, dx, b, h, s, t, gb, gt, gs, gh, S, T, d, WIDTH)
 
 
@@ -202,7 +203,7 @@ def backward_kernel(
     _store(dv_ptr, dv, b, h, s, t, g_b, g_t, g_s, g_h, S, T, d, WIDTH)
     v = _load(v_ptr, b, h, s, t, v_b, v_t, v_s, v_h, S, T, d, WIDTH).to(element)
     dweights = _dot(dout, tl.permute(v, (0, 2, 1)))
-    dlogits = weights * (dweights - tl.sum(weights * dweights, axis=2, keep_dims=True))
+    dlogits = rounded_product(weights, dweights - tl.sum(rounded_product(weights, dweights), axis=2, keep_dims=True))
     if BIAS:
         i, j = tl.arange(0, ROWS)[:, None], tl.arange(0, ROWS)[None, :]
         at = dbias_ptr + (tl.program_id(0).to(tl.int64) * ROWS + i) * ROWS + j

@@ -8,6 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from vdiff_fast.ops._common.layer_norm_config import RowConfig, row_config
+from vdiff_fast.ops._common.triton.sums import rounded_product
 
 
 @triton.jit
@@ -41,7 +42,7 @@ def forward_kernel(
     # The mean's rounding is taken out again: it counts where the mean is far above the deviation.
     d = tl.where(mask, x - high, 0.0)
     low = tl.sum(d, 0) / n
-    rstd = 1.0 / tl.sqrt_rn(tl.sum(d * d, 0) / n - low * low + tl.cast(eps, tl.float32))
+    rstd = 1.0 / tl.sqrt_rn(tl.sum(rounded_product(d, d), 0) / n - low * low + tl.cast(eps, tl.float32))
     tl.store(statistics_ptr + row, high)
     tl.store(statistics_ptr + rows + row, low)
     tl.store(statistics_ptr + 2 * tl.cast(rows, tl.int64) + row, rstd)
@@ -89,7 +90,8 @@ def backward_kernel(
         normed = tl.load(h_ptr + at, mask=mask, other=0.0).to(tl.float32)
         normed = tl.where(mask, (normed - high - low) * rstd, 0.0)
         dy = tl.load(dy_ptr + at, mask=mask, other=0.0).to(tl.float32)
-        dz = dy * (1.0 + run_vector(scale_ptr, run, per_sample, scale_sample, scale_run, column, mask))
+        gain = 1.0 + run_vector(scale_ptr, run, per_sample, scale_sample, scale_run, column, mask)
+        dz = rounded_product(dy, gain)
         if PER_TOKEN:
             gained = normed
             if HAS_WEIGHT:
@@ -104,9 +106,9 @@ def backward_kernel(
             sum_0 += dy
             sum_1 += dy * normed
         if HAS_WEIGHT:
-            dz *= tl.load(weight_ptr + column, mask=mask, other=0.0)
+            dz = rounded_product(dz, tl.load(weight_ptr + column, mask=mask, other=0.0))
         mean = tl.sum(dz, 0) / n
-        dot = tl.sum(dz * normed, 0) / n
+        dot = tl.sum(rounded_product(dz, normed), 0) / n
         dx = (dz - mean - normed * dot) * rstd
         if GATED:
             if HAS_DH:

@@ -3,6 +3,8 @@
 import triton
 import triton.language as tl
 
+from vdiff_fast.ops._common.triton.sums import rounded_product
+
 
 @triton.jit
 def element_offset(sample, channel, position, channels, positions, CHANNELS_LAST: tl.constexpr):
@@ -68,5 +70,5 @@ def activate(p, SILU: tl.constexpr, PRECISE: tl.constexpr):
 def activate_backward(dy, p, SILU: tl.constexpr, PRECISE: tl.constexpr):
     if SILU:
         sigmoid = divide(tl.full(p.shape, 1.0, tl.float32), 1.0 + tl.exp(-p), PRECISE)
-        dy = dy * sigmoid * (1.0 + p * (1.0 - sigmoid))
+        dy = rounded_product(dy * sigmoid, 1.0 + p * (1.0 - sigmoid))  # summed over lanes by most callers
     return dy
