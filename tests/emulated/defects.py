@@ -151,7 +151,7 @@ TRITON = (
     Defect(
         "square_is_fused_into_its_sum", "sum in which lanes round differently", _RMS,
         "tl.sum(rounded_product(dp * slope, xhat), 0)", "tl.sum(dp * slope * xhat, 0)",
-        ("triton sm_90 float32 rms_norm_silu contract strided",),
+        ("triton sm_90 float32 rms_norm_silu contract wide-channels_last",),
     ),
     Defect(
         "chunk_means_merge_without_counts", "wrong Welford merge", _GROUP,

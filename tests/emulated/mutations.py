@@ -98,7 +98,7 @@ def _compile_cuda(defect: Defect, tree: Path) -> str:
     return ""
 
 
-def _emulator(defect: Defect, tree: Path) -> str:
+def leg_of_emulator(defect: Defect, tree: Path) -> str:
     words = [sys.executable, "-m", "tests.emulated.leg", "emulator", *defect.cases]
     return _verdict(_run(words, tree, VDIFF_FAST_EMULATED=str(tree / "emulated")))
 
@@ -135,11 +135,11 @@ def legs_of(defect: Defect, tree: Path) -> dict[str, str]:
         refused = _compile_cuda(defect, tree)
         found["compiler"] = "refused" if refused else "no"
         if not refused:
-            found["emulator"] = _emulator(defect, tree)
+            found["emulator"] = leg_of_emulator(defect, tree)
         if defect.host:
             found["host"] = _host(defect, tree)
     else:
-        found["emulator"], found["interpreter"] = _emulator(defect, tree), _interpreter(defect, tree)
+        found["emulator"], found["interpreter"] = leg_of_emulator(defect, tree), _interpreter(defect, tree)
         found["compiler"] = _triton_compiler(defect, tree)
     return found
 
