@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -189,3 +190,10 @@ def test_batches_are_of_one_bucket_and_resume_exactly(made: Path) -> None:
         assert [rank.keys(number)[0].item for rank in ranks] == batch["index"].tolist()
     with pytest.raises(data.SamplerStateError, match=r"buckets of \[5, 2\] clips saved"):
         resumed.load_state_dict(state | {"buckets": [5, 2]})
+
+
+def test_a_cache_names_folders_that_are_found_from_anywhere(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(made)
+    info = latents.LatentInfo.of(load_codec("vae"), load_text("text"), (Bucket(5, 32, 32),))
+    assert (info.codec, info.text) == (str((made / "vae").resolve()), str((made / "text").resolve()))
+    assert latents.LatentInfo.from_dict(json.loads(json.dumps(info.to_dict()))) == info

@@ -68,7 +68,7 @@ class LatentInfo:
         for bucket in buckets:
             codec.latent_shape(*bucket)
         return cls(
-            codec=str(codec.folder), codec_fingerprint=codec.fingerprint, text=str(text.folder),
+            codec=_absolute(codec.folder), codec_fingerprint=codec.fingerprint, text=_absolute(text.folder),
             text_fingerprint=text.fingerprint, latent_channels=codec.latent_channels, channels=codec.channels,
             compression=codec.compression, shift=tuple(codec.shift.tolist()), scale=tuple(codec.scale.tolist()),
             context_dim=text.width, text_length=text.max_length, buckets=buckets, fps=fps,
@@ -100,6 +100,11 @@ class LatentInfo:
         """(t, h, w) of a bucket's latents."""
         time, *space = self.compression
         return 1 + (bucket.frames - 1) // time, bucket.height // space[0], bucket.width // space[1]
+
+
+def _absolute(folder: Path | None) -> str:
+    """Where a folder is found from any other; empty for what was made in memory."""
+    return "" if folder is None else str(folder.resolve())
 
 
 def is_cache(folder: str | os.PathLike[str]) -> bool:
