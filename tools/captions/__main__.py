@@ -71,7 +71,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("out/captions"))
     parser.add_argument("--clips", type=int, default=800)
-    parser.add_argument("--codec-steps", type=int, default=1200)
+    parser.add_argument("--codec-steps", type=int, default=600)
     parser.add_argument("--text-steps", type=int, default=300)
     parser.add_argument("--steps", type=int, default=None, help="of the denoiser; the recipe's if left out")
     parser.add_argument("--sampling-steps", type=int, default=25)
