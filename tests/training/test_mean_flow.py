@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from tests.models.helpers import small_dit, small_unet, video
 from vdiff_fast.training import config as configuration
 from vdiff_fast.training import draws
 from vdiff_fast.training.generate import draw_samples, load_run
-from vdiff_fast.training.mean_flow import mean_velocity
+from vdiff_fast.training.mean_flow import MeanFlowObjective, MeanVelocity, mean_velocity
 from vdiff_fast.training.metrics import read_metrics
 from vdiff_fast.training.trainer import Trainer
 
@@ -84,6 +85,32 @@ def test_the_recipe_trains_fifty_steps_and_samples_in_one(tmp_path: Path) -> Non
     with torch.no_grad():
         wanted = noise - run.model(noise, torch.ones(3), r=torch.zeros(3), y=labels)
     torch.testing.assert_close(videos, wanted)
+
+
+def test_the_loss_has_the_weighted_gradient_and_the_plain_value() -> None:
+    config = configuration.load_config(RECIPE, SMALL)
+    objective = MeanFlowObjective(config, vf.diffusion.NoiseSchedule.flow(), torch.device("cpu"), None)
+    target, u = video(), video(seed=1).requires_grad_()
+    loss = objective.loss(MeanVelocity(u, target), None)  # type: ignore[arg-type]  # of the batch it reads nothing
+    torch.testing.assert_close(loss, (u - target).square().mean())
+    loss.backward()
+    errors = (u - target).detach().square().flatten(1).sum(1)
+    wanted = 2 * (u - target).detach() / (len(u) * (errors + 1e-3)).view(-1, 1, 1, 1, 1)
+    torch.testing.assert_close(u.grad, wanted)
+
+
+def test_targets_over_intervals_stay_as_small_as_velocities(tmp_path: Path) -> None:
+    """The sinusoids' frequencies multiply du/dt: at 1000, as other flows have them, targets are some ten times as large
+    as velocities after a hundred steps, and grow."""
+    config = configuration.load_config(RECIPE, SMALL | {"steps": 100, "optimizer.decay": "constant"})
+    trainer = Trainer(config, tmp_path / "run", show_progress=False)
+    trainer.fit()
+    assert trainer.model.config.time_scale == 1
+    batch = trainer.objective.prepare(next(iter(trainer.loader)), sample_offset=10_000)
+    for share in (0.0, 0.9):
+        r = batch.t * (1 - share)
+        _, target = trainer.objective.predict(trainer.model, replace(batch, r=r))
+        assert float(target.square().mean()) < 4.0, "a velocity, noise of deviation 1 minus a video in [-1, 1]: below 2"
 
 
 @pytest.mark.parametrize(

@@ -57,7 +57,8 @@ def model_changes(config: TrainConfig, num_classes: int | None, latents: LatentI
     if config.diffusion.continuous_time:
         changes["time_scale"] = 1000.0  # the sinusoids tell steps apart, not thousandths
     if config.mean_flow.share:
-        changes["interval"] = True
+        # The target holds du/dt, which grows with the sinusoids' frequencies: at 1000 it drowns the velocity.
+        changes |= {"interval": True, "time_scale": 1.0}
     if config.runtime.activation_checkpointing:
         changes["gradient_checkpointing"] = True
     own = {key: tuple(v) if isinstance(v, list) else v for key, v in config.model.changes.items()}

@@ -53,6 +53,9 @@ def mean_velocity(
 class MeanFlowObjective(Objective):
     """L = mean_b w_b |u(x_t, r, t) - (v - (t - r) du/dt)|^2, w = 1 / (|.|^2 + 0.001)^power without a gradient.
 
+    The loss has the gradient of L and the value of the mean square error per element: with a power of 1, as in the
+    paper, L itself stays at 1 whatever is learned.
+
     x_t = (1 - t) x0 + t z and v = z - x0 are those of the flow, with the noise z of `Objective`. Where r = t the target
     is v itself, and u the velocity of flow matching.
 
@@ -78,5 +81,7 @@ class MeanFlowObjective(Objective):
 
     def loss(self, prediction: MeanVelocity, batch: Batch) -> Tensor:
         """The scalar loss, in fp32."""
-        errors = (prediction.u.float() - prediction.target.float()).square().flatten(1).sum(1)
-        return (errors / (errors.detach() + _FLOOR) ** self.config.mean_flow.power).mean()
+        squares = (prediction.u.float() - prediction.target.float()).square().flatten(1)
+        errors = squares.sum(1)
+        weighted = (errors / (errors.detach() + _FLOOR) ** self.config.mean_flow.power).mean()
+        return weighted + (squares.mean() - weighted).detach()
