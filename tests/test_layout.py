@@ -22,7 +22,7 @@ def test_round_trips_are_views(shape: tuple[int, ...]) -> None:
     assert frames.data_ptr() == x.data_ptr()
     assert tokens.data_ptr() == x.data_ptr()
     assert tokens.is_contiguous()
-    assert torch.equal(layout.as_video(frames, shape[0]), x)
+    assert torch.equal(layout.as_video(frames, shape[0], shape[2]), x)
     assert torch.equal(layout.from_tokens(tokens, *shape[3:]), x)
     assert torch.equal(frames[-1], x[-1, :, -1])
 

@@ -65,10 +65,13 @@ def as_frames(x: Tensor) -> Tensor:
     return x.permute(0, 2, 3, 4, 1).reshape(b * t, h, w, c).permute(0, 3, 1, 2)
 
 
-def as_video(frames: Tensor, batch: int) -> Tensor:
-    """Images (B*T, C, H, W) in channels-last memory as a video (B, C, T, H, W): a view."""
-    n, c, h, w = frames.shape
-    return frames.permute(0, 2, 3, 1).reshape(batch, n // batch, h, w, c).permute(0, 4, 1, 2, 3)
+def as_video(frames: Tensor, batch: int, length: int) -> Tensor:
+    """Images (B*T, C, H, W) in channels-last memory as a video (B, C, T, H, W): a view.
+
+    Both B and T are given, since a batch of nothing has no frames to count.
+    """
+    _, c, h, w = frames.shape
+    return frames.permute(0, 2, 3, 1).reshape(batch, length, h, w, c).permute(0, 4, 1, 2, 3)
 
 
 def as_tokens(x: Tensor) -> Tensor:

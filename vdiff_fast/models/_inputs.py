@@ -35,6 +35,8 @@ def check_video(x: Tensor, channels: int, multiples: tuple[int, int], reason: st
         raise TypeError(f"x must be floating point in [-1, 1], got {x.dtype}; use x.float() / 127.5 - 1")
     if x.dim() != 5 or x.shape[1] != channels:
         raise ValueError(f"x must be (B, {channels}, T, H, W), got {tuple(x.shape)}")
+    if 0 in x.shape[2:]:  # torch's convolutions fail on it with words about their padding
+        raise ValueError(f"x must have at least one frame of one pixel, got {tuple(x.shape)}")
     height, width = x.shape[3:]
     for name, size, multiple in (("height", height, multiples[0]), ("width", width, multiples[1])):
         if size % multiple:

@@ -14,7 +14,8 @@ from vdiff_fast import layout
 
 def upsample_nearest(x: Tensor) -> Tensor:
     """x (B, C, T, H, W) -> (B, C, T, 2H, 2W) channels-last: every pixel of every frame four times, one write."""
-    return layout.as_video(F.interpolate(layout.as_frames(x), scale_factor=2.0, mode="nearest"), x.shape[0])
+    frames = F.interpolate(layout.as_frames(x), scale_factor=2.0, mode="nearest")
+    return layout.as_video(frames, x.shape[0], x.shape[2])
 
 
 class _ChannelsLastConv2d(nn.Conv2d):
@@ -48,7 +49,7 @@ class FrameConv2d(_ChannelsLastConv2d):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        return layout.as_video(super().forward(layout.as_frames(x)), x.shape[0])
+        return layout.as_video(super().forward(layout.as_frames(x)), x.shape[0], x.shape[2])
 
 
 class TemporalConv(_ChannelsLastConv2d):
