@@ -17,6 +17,8 @@ from vdiff_fast.data import ClipKey, ClipSampler, ClipSpec, Draw, MovingDigits, 
 class Drawn(Dataset):
     """Items that show their key and a draw from it."""
 
+    clip_keys = True
+
     def __init__(self, length: int) -> None:
         self.length = length
 
