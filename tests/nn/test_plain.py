@@ -21,7 +21,7 @@ import vdiff_fast as vf
 from tests.models.helpers import small_dit, small_unet, steps, video
 from vdiff_fast.models.video_unet import Level
 from vdiff_fast.nn.plain import is_plain, why_not_plain
-from vdiff_fast.training.distributed import shard
+from vdiff_fast.training.sharding import shard
 
 SHAPE = (1, 3, 4, 8, 8)
 UNET: dict[str, Any] = {"num_classes": 3, "context_dim": 8, "cond_channels": 4, "grid": True, "positions": "rope"}

@@ -14,7 +14,7 @@ from vdiff_fast.cli.app import app
 from vdiff_fast.training import Trainer, load_run
 from vdiff_fast.training import config as configuration
 from vdiff_fast.training.classes import changed_classes, label_number
-from vdiff_fast.training.trainer import ResumeError
+from vdiff_fast.training.resuming import ResumeError
 
 NAMES = ["ant", "bee", "cat"]
 

@@ -12,7 +12,7 @@ _HOME = {
     "Ema": "ema",
     "NonFiniteLossError": "nonfinite",
     "Objective": "objective",
-    "ResumeError": "trainer",
+    "ResumeError": "resuming",
     "TrainConfig": "config",
     "TrainedRun": "generate",
     "Trainer": "trainer",

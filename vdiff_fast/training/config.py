@@ -170,7 +170,15 @@ class RuntimeConfig(_Section):
         default=False, description="recompute blocks in the backward instead of storing them"
     )
     backend: str = Field(default="auto", description="auto, reference, cpu, triton or cuda for every op")
-    strategy: Literal["ddp", "fsdp"] = Field(default="ddp", description="with torchrun: replicate or shard the model")
+    strategy: Literal["ddp", "fsdp", "hybrid"] = Field(
+        default="ddp", description="with torchrun: replicate, shard, or shard in groups", json_schema_extra=_FREE
+    )
+    shard_ranks: int | None = Field(
+        default=None, ge=1, description="of hybrid: ranks of a group; a node's if left out", json_schema_extra=_FREE
+    )
+    reshard_after_forward: bool = Field(
+        default=True, description="sharded: gather again in the backward, for less memory", json_schema_extra=_FREE
+    )
     deterministic: bool = Field(default=False, description="let torch refuse non-deterministic algorithms")
 
 
@@ -382,26 +390,3 @@ def load_config(path: str | os.PathLike[str] | None, overrides: Mapping[str, Any
 def to_yaml(config: TrainConfig) -> str:
     """The configuration as YAML that `load_config` reads back."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
-
-
-def _value(config: BaseModel, dotted: str) -> Any:
-    value: Any = config
-    for part in dotted.split("."):
-        value = getattr(value, part)
-    return value
-
-
-def changed_keys(saved: TrainConfig, now: TrainConfig) -> list[str]:
-    """ "optimizer.lr: 0.0002 saved, 0.001 now" for every key that would make a resumed run another run.
-
-    `steps` matters only where the learning rate decays over it.
-    """
-    changed = []
-    for key, field in fields():
-        free = (field.json_schema_extra or {}).get("resume") == "free"
-        if key == "steps" and saved.optimizer.decay == now.optimizer.decay == "constant":
-            free = True
-        before, after = _value(saved, key), _value(now, key)
-        if not free and before != after:
-            changed.append(f"{key}: {before} saved, {after} now")
-    return changed

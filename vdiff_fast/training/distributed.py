@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from vdiff_fast.models.weights import layers_of, plain_module
+from vdiff_fast.training.sharding import mesh_for, shard
 
 if TYPE_CHECKING:
-    from torch.distributed.device_mesh import DeviceMesh
+    from vdiff_fast.training.config import RuntimeConfig
 
 
 def start(device: torch.device) -> bool:
@@ -65,18 +66,20 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def wrap(given: nn.Module, strategy: Literal["ddp", "fsdp"], device: torch.device, compiled: bool = False) -> nn.Module:
+def wrap(given: nn.Module, runtime: RuntimeConfig, device: torch.device, compiled: bool = False) -> nn.Module:
     """The module to call in training; parameters stay those of `plain_module(given)`, which is on the device.
 
-    What is compiled, parallel or sharded already stays so.
+    What is compiled, parallel or sharded already stays so. A sharded model is compiled unit by unit.
 
     Args:
         given: the model, wrapped or not.
-        strategy: how several ranks share it.
+        runtime: how several ranks share it.
+        device: where it is.
         compiled: compile it.
 
     Raises:
         TypeError: it is wrapped in FSDP's first version, whose parameters are not the model's.
+        ValueError: groups to shard over that do not divide the ranks.
     """
     model = plain_module(given)
     if any(type(part).__name__ == "FullyShardedDataParallel" for part in model.modules()):
@@ -85,57 +88,26 @@ def wrap(given: nn.Module, strategy: Literal["ddp", "fsdp"], device: torch.devic
         )
     layers = layers_of(given)
     was_compiled = any(hasattr(layer, "_orig_mod") for layer in layers)
-    if world_size() == 1 or _parallel(given) is not None or _is_sharded(model):
+    if world_size() == 1 or _parallel(given) is not None or is_sharded(model):
         return torch.compile(given) if compiled and not was_compiled else given  # type: ignore[return-value]
-    shared = _shared(model, strategy, device)
-    return torch.compile(shared) if compiled or was_compiled else shared  # type: ignore[return-value]
+    compiled = compiled or was_compiled
+    if runtime.strategy == "ddp":
+        ids = [device.index] if device.type == "cuda" else None
+        shared = DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True)
+        return torch.compile(shared) if compiled else shared  # type: ignore[return-value]
+    mesh = mesh_for(runtime.strategy, device, runtime.shard_ranks)
+    shard(model, mesh, compiled=compiled, reshard_after_forward=runtime.reshard_after_forward)
+    return model
 
 
 def _parallel(module: nn.Module) -> DistributedDataParallel | None:
     return next((layer for layer in layers_of(module) if isinstance(layer, DistributedDataParallel)), None)
 
 
-def _is_sharded(model: nn.Module) -> bool:
+def is_sharded(model: nn.Module) -> bool:
+    """Whether FSDP2 holds its parameters in parts."""
     # DTensor is not imported where nothing is sharded.
     return any(hasattr(parameter, "full_tensor") for parameter in model.parameters())
-
-
-def _shared(model: nn.Module, strategy: Literal["ddp", "fsdp"], device: torch.device) -> nn.Module:
-    """Replicated over the ranks, or sharded in place."""
-    if strategy == "ddp":
-        ids = [device.index] if device.type == "cuda" else None
-        return DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True)
-    shard(model, dist.init_device_mesh(device.type, (world_size(),)))
-    return model
-
-
-def shard(model: nn.Module, mesh: DeviceMesh) -> None:
-    """FSDP2 in place: every unit of the model gathers its parameters when it is called."""
-    from torch.distributed.fsdp import fully_shard
-
-    # FSDP2 shards contiguous tensors alone, and gathers them so: weights of convolutions lie in channels-last memory.
-    model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
-    for unit in _units(model):
-        fully_shard(unit, mesh=mesh)
-    fully_shard(model, mesh=mesh)
-
-
-def _units(model: nn.Module) -> list[nn.Module]:
-    """The modules that are sharded apart: blocks where the model names them, else its layers.
-
-    Each must be called, since its parameters are gathered by a hook on its forward; containers are not.
-    """
-    named = getattr(model, "blocks_in_order", None)
-    if named is not None:
-        return list(named())
-    children: list[nn.Module] = []
-    for child in model.children():
-        children += child if isinstance(child, nn.ModuleList) else [child]
-    return [
-        module
-        for module in children
-        if not isinstance(module, nn.ModuleList) and next(module.parameters(), None) is not None
-    ]
 
 
 def accumulating(wrapped: nn.Module, more: bool) -> AbstractContextManager[Any]:
@@ -178,6 +150,11 @@ def full(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _full(tensor: Tensor) -> Tensor:
     # DTensor is not imported where nothing is sharded.
     return getattr(tensor, "full_tensor", lambda: tensor)()
+
+
+def local(tensor: Tensor) -> Tensor:
+    """This rank's part of a sharded tensor, in the same memory; any other tensor as it is."""
+    return getattr(tensor, "to_local", lambda: tensor)()
 
 
 def shard_like(whole: Tensor, reference: Tensor) -> Tensor:

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from vdiff_fast.models.weights import own_names, plain_module, tied_names, weights_like
-from vdiff_fast.training.distributed import shard_like
+from vdiff_fast.training.distributed import local, shard_like
+from vdiff_fast.training.sharding import free_gathered
 
 
 class Ema:
@@ -54,7 +55,8 @@ class Ema:
         """Take in the weights after the `step`-th step."""
         weight = 1.0 - self.decay_at(step)
         alike: tuple[list[Tensor], list[Tensor]] = ([], [])
-        for shadow, parameter in zip(self._shadows, self._parameters()):
+        # Of a sharded model each rank averages its own part.
+        for shadow, parameter in zip(map(local, self._shadows), map(local, self._parameters())):
             if shadow.dtype == parameter.dtype:
                 alike[0].append(shadow)
                 alike[1].append(parameter)
@@ -63,10 +65,14 @@ class Ema:
         if alike[0]:
             torch._foreach_lerp_(*alike, weight)
 
+    def averages(self) -> dict[str, Tensor]:
+        """The averages alone, as they are kept: sharded ones are sharded, and tied ones have their first name."""
+        plain = own_names(self.model)
+        return {plain[name]: shadow for name, shadow in zip(self._names, self._shadows)}
+
     def state_dict(self) -> dict[str, Tensor]:
         """Averages under every name of their parameters, and the model's buffers: loads into the model itself."""
-        plain, state = own_names(self.model), self.model.state_dict()
-        averaged = {plain[name]: shadow for name, shadow in zip(self._names, self._shadows)}
+        plain, state, averaged = own_names(self.model), self.model.state_dict(), self.averages()
         for name, first in tied_names(self.model).items():
             if plain.get(first) in averaged:
                 averaged[plain[name]] = averaged[plain[first]]
@@ -83,15 +89,17 @@ class Ema:
     @contextmanager
     def applied(self) -> Iterator[nn.Module]:
         """The model with the averaged weights, inside the block."""
-        parameters = self._parameters()
+        free_gathered(self.model)
+        parameters, averages = [local(p) for p in self._parameters()], [local(s) for s in self._shadows]
         trained = [p.detach().clone() for p in parameters]
         with torch.no_grad():
-            torch._foreach_copy_(parameters, self._shadows)
+            torch._foreach_copy_(parameters, averages)
         try:
             yield self.model
         finally:
             with torch.no_grad():
                 torch._foreach_copy_(parameters, trained)
+            free_gathered(self.model)
 
 
 def _averaged_dtype(dtype: torch.dtype) -> torch.dtype:

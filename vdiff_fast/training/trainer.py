@@ -25,7 +25,7 @@ from vdiff_fast.models.weights import plain_module
 from vdiff_fast.pretrained import Pretrained
 from vdiff_fast.training import checkpoint as ckpt
 from vdiff_fast.training import config as configuration
-from vdiff_fast.training import distributed, draws, nonfinite
+from vdiff_fast.training import distributed, draws, nonfinite, sharded
 from vdiff_fast.training.build import build_dataset, build_model, schedule_for
 from vdiff_fast.training.classes import changed_classes, check_first_item, classes_of
 from vdiff_fast.training.ema import Ema
@@ -35,13 +35,10 @@ from vdiff_fast.training.mean_flow import MeanFlowObjective
 from vdiff_fast.training.metrics import MetricsLog, Progress, plot_loss, read_metrics
 from vdiff_fast.training.objective import Batch, Objective, resolved_precision
 from vdiff_fast.training.optimizer import build_optimizer, learning_rate, set_learning_rate
+from vdiff_fast.training.resuming import ResumeError, resumable
 
 if TYPE_CHECKING:
     from vdiff_fast.training.config import TrainConfig
-
-
-class ResumeError(ValueError):
-    """A run cannot be started or resumed as asked; the message names what differs and the way out."""
 
 
 @contextmanager
@@ -64,28 +61,6 @@ def _stop_requests() -> Iterator[Callable[[], bool]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _resumable(run: Path, config: TrainConfig | None, resume: bool, force: bool) -> tuple[Any, TrainConfig]:
-    """The checkpoint to go on from, or None, and the configuration to go on with."""
-    found = ckpt.latest_checkpoint(run / "checkpoints")
-    if found is not None and not resume:
-        raise ResumeError(f"{run} holds {found.name}: resume it with --resume, or choose another --out")
-    if found is None:
-        if config is None:
-            raise ResumeError(f"{run} holds no checkpoint to resume, and no configuration was given")
-        return None, config
-    saved = ckpt.load_checkpoint(found)
-    saved_config = configuration.from_mapping(configuration.parse_value(saved.config_yaml))
-    if config is None:
-        return saved, saved_config
-    changed = configuration.changed_keys(saved_config, config)
-    if changed and not force:
-        raise ResumeError(
-            f"{run} was trained with another configuration ({'; '.join(changed)}); "
-            "restore these keys, or use --force to go on with the new ones"
-        )
-    return saved, config
 
 
 class Trainer:
@@ -115,10 +90,10 @@ class Trainer:
         dataset: Dataset | None = None, model: nn.Module | None = None, show_progress: bool = True,
     ) -> None:  # fmt: skip
         self.run = Path(run)
-        saved, self.config = _resumable(self.run, config, resume, force)
+        started, self.config = resumable(self.run, config, resume, force)
         runtime = self.config.runtime
-        if runtime.precision == "fp16" and runtime.strategy == "fsdp":
-            raise configuration.ConfigError("runtime.precision fp16 cannot scale sharded gradients; use bf16 with fsdp")
+        if runtime.precision == "fp16" and runtime.strategy != "ddp":
+            raise configuration.ConfigError("runtime.precision fp16 cannot scale sharded gradients; use bf16 or ddp")
         self.device = distributed.choose_device(runtime.device)
         distributed.start(self.device)
         self.rank, self.world_size = distributed.rank(), distributed.world_size()
@@ -126,8 +101,8 @@ class Trainer:
         self._build_data(dataset)
         self._build_model(model)
         self.step, self.samples = 0, 0
-        if saved is not None:
-            self._restore(saved, force)
+        if started:
+            self._restore(force)
         self._prepare_run()
 
     def _build_data(self, dataset: Dataset | None) -> None:
@@ -154,7 +129,7 @@ class Trainer:
         self.model = plain_module(model).to(self.device)
         # Of mean velocities the objective compiles the model together with its derivative.
         compiled = runtime.compile and not config.mean_flow.share
-        self.called: Any = distributed.wrap(model, runtime.strategy, self.device, compiled=compiled)
+        self.called: Any = distributed.wrap(model, runtime, self.device, compiled=compiled)
         self.optimizer = build_optimizer(self.model, config.optimizer)
         # What an adapter leaves alone never changes.
         frozen = not (isinstance(self.model, Pretrained) and self.model.has_adapter)
@@ -326,18 +301,24 @@ class Trainer:
         }  # fmt: skip
         if self.latents is not None:
             state["latents"] = self.latents.info.to_dict()
+        folder, keep = self.run / "checkpoints", self.config.checkpoint.keep
+        config_yaml = configuration.to_yaml(self.config)
+        if distributed.is_sharded(self.model):
+            tensors = sharded.tensors_of(self.model, self.ema, self.optimizer)
+            ckpt.save_sharded(folder, tensors, state, config_yaml, keep=keep)
+            return
         saved = ckpt.Checkpoint(
             model=ckpt.weights_of(self.model),
-            ema=distributed.full(self.ema.state_dict()),
+            ema=self.ema.state_dict(),
             optimizer={
                 "optimizer": distributed.optimizer_state(self.model, self.optimizer),
                 "scaler": self.scaler.state_dict(),
             },
             state=state,
-            config_yaml=configuration.to_yaml(self.config),
+            config_yaml=config_yaml,
         )
         if self.rank == 0:
-            ckpt.save_checkpoint(self.run / "checkpoints", saved, keep=self.config.checkpoint.keep)
+            ckpt.save_checkpoint(folder, saved, keep=keep)
             self._export()
         distributed.barrier()
 
@@ -347,24 +328,23 @@ class Trainer:
             with self.ema.applied():
                 self.model.export(self.run / "diffusers")
 
-    def _restore(self, saved: ckpt.Checkpoint, force: bool) -> None:
-        if self.latents is not None and "latents" in saved.state:
-            check_same_cache(LatentInfo.from_dict(saved.state["latents"]), self.latents.info)
-        changed = changed_classes(saved.state.get("classes"), self.classes)
+    def _restore(self, force: bool) -> None:
+        path = ckpt.newest_whole(self.run / "checkpoints")
+        assert path is not None
+        state = ckpt.state_of(path)
+        if self.latents is not None and "latents" in state:
+            check_same_cache(LatentInfo.from_dict(state["latents"]), self.latents.info)
+        changed = changed_classes(state.get("classes"), self.classes)
         if changed and not force:
             raise ResumeError(
                 f"{self.run} was trained with other classes: {changed}; give the folders their names again, or use "
                 "--force where only names have changed and every number means what it did"
             )
-        ckpt.load_weights(self.model, saved.model, self.run / "checkpoints")
-        self.ema.load_state_dict(saved.ema)
-        distributed.load_optimizer_state(self.model, self.optimizer, saved.optimizer["optimizer"])
-        if saved.optimizer["scaler"]:
-            self.scaler.load_state_dict(saved.optimizer["scaler"])
-        self.step, self.samples = saved.step, int(saved.state["samples"])
-        self.guard.skipped = int(saved.state["skipped"])
+        ckpt.restore(path, self.model, self.ema, self.optimizer, self.scaler)
+        self.step, self.samples = int(state["step"]), int(state["samples"])
+        self.guard.skipped = int(state["skipped"])
         try:
-            self.loader.load_state_dict(saved.state["data"])
+            self.loader.load_state_dict(state["data"])
         except data.SamplerStateError:
             if not force:
                 raise
