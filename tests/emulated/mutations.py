@@ -79,6 +79,7 @@ def _compile_cuda(defect: Defect, tree: Path) -> str:
     """The emulated library with the op's kernels compiled from the tree; what nvcc says where it refuses."""
     case = Case.parse(defect.cases[0])
     _for_one_dtype(tree, case.dtype)
+    others = [o for o in library.compiled_objects() if f"ops/{case.op}/cuda.cu" not in str(o)]
     entries = json.loads((library.NATIVE / "compile_commands.json").read_text())
     entry = next(e for e in entries if e["file"].endswith(f"csrc/ops/{case.op}/cuda.cu"))
     root = entry["file"].removesuffix(f"/csrc/ops/{case.op}/cuda.cu")
@@ -90,7 +91,6 @@ def _compile_cuda(defect: Defect, tree: Path) -> str:
     done = _run([*words, f"--generate-code=arch=compute_{arch},code=[compute_{arch},sm_{arch}]"], tree)
     if done.returncode != 0:
         return done.stderr[-2000:]
-    others = [o for o in library.compiled_objects() if f"ops/{case.op}/cuda.cu" not in str(o)]
     (tree / "emulated").mkdir()
     (tree / "emulated" / "build.json").write_text("{}")
     own = [made, *others, tree / "tests" / "emulated" / "cpu_library.cpp", "-fPIC"]
