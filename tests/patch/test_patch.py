@@ -91,7 +91,7 @@ def test_what_is_left_and_why() -> None:
     assert report.left == {
         "has hooks or a forward of its own": ("hooked.0", "hooked.1", "replaced.0", "replaced.1"),
         "_Scaled is not GroupNorm's forward with a cast": ("subclass.0",),
-        "no GroupNorm is known to be called before it": ("subclass.1",),
+        "no norm that an op does is known to be called before it": ("subclass.1",),
         "no SiLU is known to be called on its result": ("relu.0",),
         "a LayerNorm alone: torch's own kernel is one pass": ("others.0",),
         "a GELU alone: torch's own kernel is one pass": ("others.1",),

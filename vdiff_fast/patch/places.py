@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from torch import nn
 
 from vdiff_fast.nn.plain import hooked
+from vdiff_fast.patch.families import why_unknown
 from vdiff_fast.patch.fused_class import unfused_class
 from vdiff_fast.patch.recognise import GROUP_NORM, SILU, inherits_forward, kind_of
 from vdiff_fast.patch.report import HOOKED
@@ -47,6 +48,9 @@ def why_left(name: str, kind: str, model: nn.Module, refused: Mapping[str, str])
     module = model.get_submodule(name)
     if hooked(module):
         return HOOKED
+    unknown = why_unknown(module)
+    if unknown is not None:
+        return unknown
     cls = unfused_class(module).__name__
     if kind == "GroupNorm":
         known = kind_of(module) == GROUP_NORM
@@ -54,7 +58,11 @@ def why_left(name: str, kind: str, model: nn.Module, refused: Mapping[str, str])
             "no SiLU is known to be called on its result" if known else f"{cls} is not GroupNorm's forward with a cast"
         )
     if kind == "SiLU":
-        return "no GroupNorm is known to be called before it" if kind_of(module) == SILU else f"{cls} is not SiLU alone"
+        return (
+            "no norm that an op does is known to be called before it"
+            if kind_of(module) == SILU
+            else f"{cls} is not SiLU alone"
+        )
     if kind == "attention":
         return "not known to attend over frames"
     base = _CLASSES[kind]

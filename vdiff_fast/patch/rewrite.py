@@ -23,9 +23,18 @@ from typing import Any
 
 from torch import nn
 
+from vdiff_fast.patch.arithmetic import GATED, MODULATED, Arithmetic
+from vdiff_fast.patch.modulated import gated, modulated
 from vdiff_fast.patch.norm_silu import run
 
 _HELPER = "_vdiff_fast_run"
+# Where the layers among a helper's arguments end.
+_LAYERS = {_HELPER: None, MODULATED: 2, GATED: 1}
+# What a test may consist of that reads a module alone, and changes nothing.
+_TEST_NODES = (
+    *(ast.Attribute, ast.Name, ast.Constant, ast.Subscript, ast.List, ast.Tuple, ast.expr_context),
+    *(ast.Compare, ast.cmpop, ast.BoolOp, ast.boolop, ast.UnaryOp, ast.unaryop),
+)
 # Functions that may be SiLU by their name; whether they are is told by what they compute.
 _ACTIVATIONS = ("silu", "swish", "nonlinearity", "activation")
 _FUTURE = sum(getattr(__future__, name).compiler_flag for name in __future__.all_feature_names)
@@ -48,19 +57,34 @@ class _Source:
     tree: ast.FunctionDef
     runs: tuple[tuple[tuple[ast.expr, ...], tuple[_Guard, ...]], ...]
 
+    def layers(self, helper: str, module: nn.Module) -> Iterator[tuple[Any, ...]]:
+        """What the calls of one helper are given behind their input, as it is in `module`."""
+        tree = self.tree.body
+        scope = {**self.function.__globals__, self.owner: module}
+        for layers, guards in self.runs if helper == _HELPER else _runs(tree, self.owner, (), helper):
+            if all(_holds(guard.test, scope) == guard.value for guard in guards):
+                yield tuple(_value(layer, scope) for layer in layers)
+
 
 _SOURCES: dict[type[nn.Module], _Source | None] = {}
 
 
 def pairs_of(cls: type[nn.Module], module: nn.Module) -> list[tuple[Any, Any]]:
     """What the forward of `cls` calls one on the result of the other, as it is in `module`; none without a source."""
-    source, found = _source_of(cls), []
-    for layers, guards in () if source is None else source.runs:
-        scope = {**source.function.__globals__, source.owner: module}  # type: ignore[union-attr]
-        if any(bool(_value(guard.test, scope)) != guard.value for guard in guards):
-            continue
-        found += list(pairwise(_value(layer, scope) for layer in layers))
-    return found
+    source = _source_of(cls)
+    return [] if source is None else [pair for run in source.layers(_HELPER, module) for pair in pairwise(run)]
+
+
+def modulated_norms_of(cls: type[nn.Module], module: nn.Module) -> list[Any]:
+    """The norms whose result the forward of `cls` modulates."""
+    source = _source_of(cls)
+    return [] if source is None else [norm for (norm,) in source.layers(MODULATED, module)]
+
+
+def gates_of(cls: type[nn.Module], module: nn.Module) -> int:
+    """How many gated residuals stand in the forward of `cls`."""
+    source = _source_of(cls)
+    return 0 if source is None else len(list(source.layers(GATED, module)))
 
 
 def rewritten(cls: type[nn.Module]) -> Any:
@@ -70,7 +94,7 @@ def rewritten(cls: type[nn.Module]) -> Any:
         raise ValueError(f"the source of {cls.__name__}'s forward cannot be read")
     function = source.function
     free = dict(zip(function.__code__.co_freevars, (cell.cell_contents for cell in function.__closure__ or ())))
-    free[_HELPER] = run
+    free |= {_HELPER: run, MODULATED: modulated, GATED: gated}
     # A function around it gives the forward its closure, `__class__` for super() among it.
     factory = ast.parse(f"def factory({', '.join(free)}):\n    return {source.tree.name}")
     factory.body[0].body.insert(0, source.tree)  # type: ignore[attr-defined]
@@ -103,7 +127,8 @@ def _read(function: Any) -> _Source | None:
     if not isinstance(definition, ast.FunctionDef) or not definition.args.args or _has_private_names(definition):
         return None
     owner = definition.args.args[0].arg
-    rewritten_tree = _Rewriter(owner).visit(definition)
+    arithmetic = Arithmetic(lambda node: _is_owned(node, owner))
+    rewritten_tree = _Rewriter(owner).visit(arithmetic.visit(definition))
     return _Source(function, owner, rewritten_tree, tuple(_runs(rewritten_tree.body, owner, ())))
 
 
@@ -114,23 +139,34 @@ def _has_private_names(tree: ast.AST) -> bool:
 
 
 def _runs(
-    statements: Iterable[ast.AST], owner: str, guards: tuple[_Guard, ...]
+    statements: Iterable[ast.AST], owner: str, guards: tuple[_Guard, ...], helper: str = _HELPER
 ) -> Iterator[tuple[tuple[ast.expr, ...], tuple[_Guard, ...]]]:
     """The layers of every run, with the conditions around it that a module alone decides."""
     for node in statements:
         if isinstance(node, ast.If) and _asks_owner_alone(node.test, owner):
-            yield from _runs(node.body, owner, (*guards, _Guard(node.test, True)))
-            yield from _runs(node.orelse, owner, (*guards, _Guard(node.test, False)))
+            yield from _runs(node.body, owner, (*guards, _Guard(node.test, True)), helper)
+            yield from _runs(node.orelse, owner, (*guards, _Guard(node.test, False)), helper)
             continue
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == _HELPER:
-            yield tuple(node.args[1:]), guards
-        yield from _runs(ast.iter_child_nodes(node), owner, guards)
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == helper:
+            # Behind the input stand the layers; the vectors of a norm are no layers.
+            yield tuple(node.args[1 : _LAYERS[helper]]), guards
+        yield from _runs(ast.iter_child_nodes(node), owner, guards, helper)
 
 
 def _asks_owner_alone(test: ast.expr, owner: str) -> bool:
-    """self.a, not self.a"""
-    inner = test.operand if isinstance(test, ast.UnaryOp) and isinstance(test.op, ast.Not) else test
-    return _is_owned(inner, owner)
+    """self.a, not self.a, self.kind == "b", self.kind in ("b", "c"), and such tests joined."""
+    nodes = list(ast.walk(test))
+    names = [node.id for node in nodes if isinstance(node, ast.Name)]
+    return bool(names) and set(names) == {owner} and all(isinstance(node, _TEST_NODES) for node in nodes)
+
+
+def _holds(test: ast.expr, scope: dict[str, Any]) -> bool:
+    """What such a test says of a module; False where the module lacks a part that it reads."""
+    expression = ast.fix_missing_locations(ast.Expression(copy.deepcopy(test)))
+    try:
+        return bool(eval(compile(expression, "<test>", "eval"), scope))
+    except (AttributeError, IndexError, KeyError, TypeError):
+        return False
 
 
 class _Rewriter(ast.NodeTransformer):
@@ -220,9 +256,7 @@ def _assigned_name(statement: ast.stmt) -> str | None:
 
 
 def _value(node: ast.expr, scope: dict[str, Any]) -> Any:
-    """The object of a dotted name with constant indices, or of its negation; None where a module lacks the part."""
-    if isinstance(node, ast.UnaryOp):
-        return not _value(node.operand, scope)
+    """The object of a dotted name with constant indices; None where a module lacks the part."""
     if isinstance(node, ast.Name):
         return scope.get(node.id)
     if isinstance(node, ast.Attribute):

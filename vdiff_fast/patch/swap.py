@@ -8,12 +8,15 @@ patched model is patched, and can be unpatched.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from torch import nn
 
 from vdiff_fast.patch import torch_modules
+from vdiff_fast.patch.choice import EXCLUDED, NOT_INCLUDED, chosen, patterns
+from vdiff_fast.patch.families import blocks
 from vdiff_fast.patch.fused_class import Fused, fused_class, is_fused, unfused_class
+from vdiff_fast.patch.modulated import GATE_OP
 from vdiff_fast.patch.places import places, why_left
 from vdiff_fast.patch.report import Finding, Names, PatchReport, grouped
 
@@ -23,7 +26,7 @@ _RECORD = "_vdiff_fast_patched"
 
 def _findings(model: nn.Module) -> Iterator[Finding]:
     names = {id(module): name for name, module in model.named_modules()}
-    finders = [torch_modules.find]
+    finders = [blocks.find, torch_modules.find]
     # A model of diffusers has imported it; any other does not need it.
     if "diffusers" in sys.modules:
         from vdiff_fast.patch import diffusers_modules
@@ -34,7 +37,13 @@ def _findings(model: nn.Module) -> Iterator[Finding]:
         yield from next((findings for findings in found if findings), [])
 
 
-def patch(model: nn.Module) -> PatchReport:
+def patch(
+    model: nn.Module,
+    *,
+    include: Iterable[str] | None = None,
+    exclude: Iterable[str] | None = None,
+    strict: bool = False,
+) -> PatchReport:
     """Let a model that exists run on this library's kernels, in place; `unpatch` takes it back.
 
     >>> print(vf.patch(pipe.unet))      # diffusers' AnimateDiff; names shortened
@@ -46,10 +55,13 @@ def patch(model: nn.Module) -> PatchReport:
     served                103  of 262 norms, activations and attentions
 
     Known places: GroupNorm before SiLU in any `nn.Sequential`, and wherever a module's own source calls one on the
-    result of the other (`self.act(self.norm(x))`, `F.silu(self.norm(x))`); in diffusers' models ResnetBlock2D and
-    TemporalResnetBlock (with the time embedding added inside the norm), GEGLU and tanh-GELU, and self-attention over
-    frames (AnimateDiff, ModelScope, Stable Video Diffusion, Latte, I2VGen-XL). A subclass is what its parent is if it
-    inherits forward, or computes the parent's between casts.
+    result of the other (`self.act(self.norm(x))`, `F.silu(self.norm(x))`), and with them the norms over channels of
+    diffusers' video autoencoders; in any module, LayerNorm with its modulation, and `residual + gate * branch` in a
+    class that is called a block; diffusers' RMSNorm; in diffusers' models ResnetBlock2D and TemporalResnetBlock (with
+    the time embedding added inside the norm), GEGLU and tanh-GELU, and self-attention over frames (AnimateDiff,
+    ModelScope, Stable Video Diffusion, Latte, I2VGen-XL). A subclass is what its parent is if it inherits forward, or
+    computes the parent's between casts. A norm of diffusers whose forward has another source than the one that was
+    read is left.
 
     The mathematics is that of the model, the state_dict keeps its keys, and gradients flow; outputs differ by rounding.
     Every op chooses its backend at each call as ever (`vf.use_backend`), under `torch.compile` too: patch before
@@ -59,16 +71,24 @@ def patch(model: nn.Module) -> PatchReport:
     Args:
         model: any module; a pipeline's parts one by one. Modules with forward hooks, or whose `forward` was replaced
             on the instance, are left.
+        include: patterns of module names (`fnmatch`), as in ["transformer_blocks.*"]: these modules and what they hold
+            are patched, and nothing else. None: all.
+        exclude: patterns of what is left. A forward changes as a whole, so a block that calls an excluded norm is left.
+        strict: raise instead of leaving a known place as it is.
 
     Returns:
         The modules by op, all others with the reason, and what an earlier call had patched and a library has replaced
         since. A second call finds nothing new.
 
     Raises:
-        TypeError: `model` is not a torch.nn.Module.
+        TypeError: `model` is not a torch.nn.Module, or patterns are one string.
+        ValueError: `strict`, and a known place is left for another reason than the caller's. Nothing has changed then.
     """
     _check(model, "patch")
-    findings = list(_findings(model))
+    wanted = patterns("patch", "include", include), patterns("patch", "exclude", exclude)
+    findings = list(chosen(list(_findings(model)), *wanted))
+    if strict:
+        _check_all_taken(findings)
     new = [finding for finding in findings if finding.reason is None and not finding.runs]
     # Every class is made before the first module changes: a patch that raises has changed nothing.
     owners = {id(finding.owner): finding for finding in new}
@@ -80,10 +100,19 @@ def patch(model: nn.Module) -> PatchReport:
     model.__dict__[_RECORD] = running
     served = {place for finding in findings if finding.reason is None for place in finding.covers}
     refused = {place: finding.reason for finding in findings if finding.reason for place in finding.covers}
-    found = places(model)
+    # A gate is no module.
+    found = places(model) | {finding.module: "gate" for finding in findings if finding.op == GATE_OP}
     reasons = ((why_left(name, kind, model, refused), name) for name, kind in found.items() if name not in served)
-    patched = grouped((finding.op, finding.module) for finding in new)
+    # A norm that is done with the SiLU behind it, and alone elsewhere, is one.
+    patched = grouped(dict.fromkeys((finding.op, finding.module) for finding in new))
     return PatchReport(patched, grouped(reasons), lost, len(served & found.keys()), len(found))
+
+
+def _check_all_taken(findings: list[Finding]) -> None:
+    refused = grouped((f.reason or "", f.module) for f in findings if f.reason not in (None, EXCLUDED, NOT_INCLUDED))
+    if refused:
+        places = "; ".join(f"{reason}: {', '.join(names[:3])}" for reason, names in refused.items())
+        raise ValueError(f"patch: strict=True, and known places are left: {places}")
 
 
 def _lost(model: nn.Module, findings: list[Finding], running: dict[str, str]) -> Names:
