@@ -19,14 +19,18 @@ from vdiff_fast.training.metrics import MetricsLog, plot_loss, read_metrics, smo
 from vdiff_fast.training.objective import resolved_precision
 from vdiff_fast.training.optimizer import build_optimizer, learning_rate
 
+RATES = {  # in the middle, between warm-up and end, and at the end
+    "constant": (2.0, 2.0), "cosine": (1.05, 0.1), "linear": (1.05, 0.1), "cooldown": (2.0, 0.1),
+    "inverse_sqrt": (2 * math.sqrt(10 / 61), 2 * math.sqrt(10 / 111)),
+}  # fmt: skip
 
-@pytest.mark.parametrize("decay", ["constant", "cosine", "linear"])
+
+@pytest.mark.parametrize("decay", RATES)
 def test_learning_rate(decay: str) -> None:
     config = small_config(optimizer__decay=decay, optimizer__lr=2.0, optimizer__warmup_steps=10).optimizer
     rates = [learning_rate(config, step, 110) for step in range(111)]
     assert rates[:10] == pytest.approx([0.2 * k for k in range(1, 11)])
-    middle, last = {"constant": (2.0, 2.0), "cosine": (1.05, 0.1), "linear": (1.05, 0.1)}[decay]
-    assert (rates[60], rates[110]) == pytest.approx((middle, last))
+    assert (rates[60], rates[110]) == pytest.approx(RATES[decay])
     assert rates[10:] == sorted(rates[10:], reverse=True)
 
 

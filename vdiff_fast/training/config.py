@@ -138,7 +138,7 @@ class OptimizerConfig(_Section):
 
     lr: float = Field(default=2e-4, gt=0, description="peak learning rate")
     warmup_steps: int = Field(default=100, ge=0, description="linear warm-up from 0")
-    decay: Literal["constant", "cosine", "linear"] = Field(
+    decay: Literal["constant", "cosine", "linear", "inverse_sqrt", "cooldown"] = Field(
         default="cosine", description="course of the rate after the warm-up"
     )
     final_lr: float = Field(default=0.05, ge=0, le=1, description="last rate as a share of the peak")

@@ -11,6 +11,9 @@ from torch import nn
 if TYPE_CHECKING:
     from vdiff_fast.training.config import OptimizerConfig
 
+# Share of the steps in which a rate that was constant falls.
+_COOLDOWN = 0.2
+
 
 def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
     """AdamW, fused into one pass; weight decay on tensors of rank 2 and more, none on norms and biases.
@@ -30,12 +33,22 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Ad
 
 
 def learning_rate(config: OptimizerConfig, step: int, steps: int) -> float:
-    """Rate of step `step` (from 0) of `steps`: linear warm-up, then constant, cosine or linear to `final_lr` * lr."""
+    """Rate of step `step` (from 0) of `steps`: linear warm-up, then as `decay` says.
+
+    constant; cosine or linear to `final_lr` * lr; inverse_sqrt, lr * sqrt(warmup / (step + 1)), which knows no end; or
+    cooldown, constant and in the last fifth linear to `final_lr` * lr.
+
+    Source: Vaswani et al. 2017, section 5.3 (inverse_sqrt); Haegele et al. 2024, section 3 (cooldown).
+    """
     if step < config.warmup_steps:
         return config.lr * (step + 1) / config.warmup_steps
     if config.decay == "constant":
         return config.lr
+    if config.decay == "inverse_sqrt":
+        return config.lr * math.sqrt(max(1, config.warmup_steps) / (step + 1))
     progress = min(1.0, (step - config.warmup_steps) / max(1, steps - config.warmup_steps))
+    if config.decay == "cooldown":
+        progress = max(0.0, progress - 1 + _COOLDOWN) / _COOLDOWN
     fall = (1 + math.cos(math.pi * progress)) / 2 if config.decay == "cosine" else 1 - progress
     return config.lr * (config.final_lr + (1 - config.final_lr) * fall)
 
