@@ -39,7 +39,10 @@ def values_readable(x: Tensor) -> bool:
 
 def continued() -> bool:
     """Inside a backward: whether its result is differentiated or transformed further, which kernels do not allow."""
-    return not torch.compiler.is_compiling() and (torch.is_grad_enabled() or transformed())
+    # The first answer is no in almost every backward: two calls of C decide it, before any of Python.
+    if not torch.is_grad_enabled() and not _are_functorch_transforms_active() and forward_ad._current_level < 0:
+        return False
+    return not torch.compiler.is_compiling()
 
 
 def _fresh(x: Tensor | None) -> Tensor | None:
