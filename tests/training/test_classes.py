@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from vdiff_fast import data
 from vdiff_fast.cli.app import app
 from vdiff_fast.training import Trainer, load_run
 from vdiff_fast.training import config as configuration
+from vdiff_fast.training.checkpoint import latest_checkpoint
 from vdiff_fast.training.classes import changed_classes, label_number
 from vdiff_fast.training.resuming import ResumeError
 
@@ -94,3 +97,25 @@ def test_a_name_counts_before_a_number() -> None:
             label_number(text, 3, None)
     with pytest.raises(ValueError, match="without labels"):
         label_number("0", None, None)
+
+
+def test_a_position_among_other_items_is_refused(tmp_path: Path) -> None:
+    """As many files under other names: every index would stand for another clip."""
+    folder, run = write_classes(tmp_path / "d"), tmp_path / "run"
+    Trainer(config(folder), run, show_progress=False).fit()
+    moved = tmp_path / "elsewhere"
+    before = data.open_dataset(folder, frames=4, size=16).fingerprint
+    shutil.copytree(folder, moved)
+    assert data.open_dataset(moved, frames=4, size=16).fingerprint == before
+    (folder / "bee" / "0.mp4").rename(folder / "bee" / "9.mp4")
+    with pytest.raises(
+        data.SamplerStateError, match=r"names and order of the items \(fingerprint\): [0-9a-f]{32} saved"
+    ):
+        Trainer(config(folder), run, resume=True, show_progress=False)
+    Trainer(config(folder), run, resume=True, force=True, show_progress=False)
+    newest = latest_checkpoint(run / "checkpoints")
+    assert newest is not None
+    state = json.loads((newest / "state.json").read_text())
+    del state["data"]["fingerprint"]
+    (newest / "state.json").write_text(json.dumps(state))
+    Trainer(config(folder), run, resume=True, show_progress=False)  # of an earlier version, which kept none

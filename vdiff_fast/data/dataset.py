@@ -20,7 +20,7 @@ from vdiff_fast.data.digits import MovingDigits
 from vdiff_fast.data.draw import Draw
 from vdiff_fast.data.errors import EmptyDatasetError, TooManyBadVideosError, VideoError, VideoTooLargeError
 from vdiff_fast.data.find import find_videos
-from vdiff_fast.data.sampler import ClipKey
+from vdiff_fast.data.sampler import ClipKey, fingerprint
 from vdiff_fast.data.scan import DEFAULT_TOLERANCE, Tolerance, VideoScan, scan
 from vdiff_fast.data.transforms import ClipSpec, Fit, as_size, choose_placement, place, resize_frame
 
@@ -75,7 +75,7 @@ class VideoFolder(Dataset):
     folder among `classes`, the sorted folders that hold videos, usable or not: a damaged file changes no number. A
     class is called by its folder's path below `root`. Unusable files are skipped and logged, as `skipped` and
     `skip_summary()` tell. A file that fails later gives way to a clip of another, drawn from the same seed, and counts
-    too.
+    too. `fingerprint` is of what the indices stand for: the files' names, and how many items each has.
 
     Errors: `EmptyDatasetError` without any usable video; `TooManyBadVideosError` above `skip_limit`.
     """
@@ -110,6 +110,8 @@ class VideoFolder(Dataset):
         self.classes = sorted({_class_name(path, top) for path in paths})
         numbers = {name: number for number, name in enumerate(self.classes)}
         self._labels = [numbers[_class_name(Path(video.path), top)] for video in self.videos]
+        names = [os.path.join(_class_name(Path(video.path), top), video.name) for video in self.videos]
+        self.fingerprint = fingerprint(zip(names, self._ends.tolist()))
         if labels:
             self._warn_of_empty_classes()
 

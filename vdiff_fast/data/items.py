@@ -96,6 +96,7 @@ class OwnItems(Dataset):
         # Labels of one's own are counted by the data set itself.
         self.num_classes = getattr(dataset, "num_classes", None)
         self.classes = getattr(dataset, "classes", None)
+        self.fingerprint = getattr(dataset, "fingerprint", None)
 
     def __len__(self) -> int:
         return len(self.dataset)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,11 +17,20 @@ from vdiff_fast.data.errors import SamplerStateError
 from vdiff_fast.data.items import known_items
 
 
+def fingerprint(items: Iterable[Any]) -> str:
+    """Hex digest of what the items of a data set are, in their order; `items` are plain values for JSON."""
+    return hashlib.sha256(json.dumps(list(items)).encode()).hexdigest()[:32]
+
+
 class ClipKey(NamedTuple):
     """What a data set is asked for: the item and the epoch, on which its random choices depend."""
 
     epoch: int
     item: int
+
+
+# How messages call what a saved position depends on.
+_STATE_NAMES = {"fingerprint": "names and order of the items (fingerprint)"}
 
 
 class ClipSampler(Sampler[list[ClipKey]]):
@@ -30,7 +41,8 @@ class ClipSampler(Sampler[list[ClipKey]]):
     within an epoch every item comes exactly once over all ranks, nothing is dropped, all ranks have equally many
     batches, and the whole state is one number. A run may go on with another number of ranks if G stays the same.
 
-    `num_batches` ends the stream there (in batches from the start, not from where it resumed).
+    `num_batches` ends the stream there (in batches from the start, not from where it resumed). The attribute
+    `fingerprint` says what the items are, where the data set knows: a position is of use among the same items alone.
     """
 
     def __init__(
@@ -43,6 +55,7 @@ class ClipSampler(Sampler[list[ClipKey]]):
             raise ValueError(f"rank must be in [0, {world_size}), got {rank}")
         self.num_items, self.batch_size, self.seed, self.shuffle = num_items, batch_size, seed, shuffle
         self.rank, self.world_size, self.num_batches = rank, world_size, num_batches
+        self.fingerprint: str | None = None
         self.batch = 0
         self._orders: dict[int, np.ndarray] = {}
 
@@ -81,6 +94,7 @@ class ClipSampler(Sampler[list[ClipKey]]):
         return {
             "batch": self.batch, "epoch": self.epoch, "position": self.position, "seed": self.seed,
             "num_items": self.num_items, "global_batch": self.global_batch, "shuffle": self.shuffle,
+            "fingerprint": self.fingerprint,
         }  # fmt: skip
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -89,8 +103,11 @@ class ClipSampler(Sampler[list[ClipKey]]):
         Errors: `SamplerStateError` naming what differs (items, seed, global batch), since then the order would differ.
         """
         mine = self.state_dict()
-        fixed = ("num_items", "seed", "global_batch", "shuffle")
-        changed = [f"{key}: {state.get(key)} saved, {mine[key]} now" for key in fixed if state.get(key) != mine[key]]
+        fixed = ["num_items", "seed", "global_batch", "shuffle"]
+        if state.get("fingerprint") is not None and self.fingerprint is not None:  # earlier versions saved none
+            fixed.append("fingerprint")
+        changed = [f"{_STATE_NAMES.get(key, key)}: {state.get(key)} saved, {mine[key]} now"
+                   for key in fixed if state.get(key) != mine[key]]  # fmt: skip
         if changed:
             raise SamplerStateError(
                 f"the data position cannot be resumed: {'; '.join(changed)}. Restore these, or start a new position"
@@ -166,7 +183,8 @@ def loader(
 
     `batch_size` is per rank; `rank` and `world_size` come from torch.distributed where it is initialised. Memory is
     pinned where there is CUDA. Batches depend on `seed` and the data set alone, not on the number of workers. A data
-    set may bring methods `sampler(batch_size, **options)`, a `ClipSampler` of its own, and `collate(items)`.
+    set may bring methods `sampler(batch_size, **options)`, a `ClipSampler` of its own, and `collate(items)`, and a
+    string `fingerprint` of what its items are; without it a resumed run knows their number alone.
 
     Raises:
         DatasetItemError: a data set without numbered items; while loading, an item that is none of these.
@@ -181,6 +199,7 @@ def loader(
     }  # fmt: skip
     make = getattr(dataset, "sampler", None)
     sampler = ClipSampler(len(dataset), batch_size, **options) if make is None else make(batch_size, **options)  # type: ignore[arg-type]
+    sampler.fingerprint = getattr(dataset, "fingerprint", None)
     batches: DataLoader = DataLoader(
         dataset, batch_sampler=sampler, num_workers=workers, worker_init_fn=_seed_worker,
         collate_fn=getattr(dataset, "collate", collate),

@@ -13,6 +13,7 @@ from safetensors import safe_open
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from vdiff_fast.data.sampler import fingerprint
 from vdiff_fast.latents.buckets import Bucket
 from vdiff_fast.latents.info import CacheError, LatentInfo, read_header
 from vdiff_fast.latents.sampler import BucketSampler
@@ -68,6 +69,8 @@ class LatentDataset(Dataset):
             self.items += [{**item, "shard": path.name, "at": at} for at, item in enumerate(read_shard(path)["items"])]
         if not self.items:
             raise CacheError(f"{folder}: every clip was skipped, the cache is empty")
+        # What an index stands for: clips that are skipped, or cached anew from other files, give another.
+        self.fingerprint = fingerprint([item["file"], item["hash"], item["caption"]] for item in self.items)
         self._files: dict[str, Any] = {}
 
     def __len__(self) -> int:
