@@ -104,6 +104,8 @@ def leg_of_emulator(defect: Defect, tree: Path) -> str:
 
 
 def _interpreter(defect: Defect, tree: Path) -> str:
+    if defect.host:
+        return _host(defect, tree, TRITON_INTERPRET="1")
     words = [sys.executable, "-m", "tests.emulated.leg", "interpreter", *defect.cases]
     return _verdict(_run(words, tree, TRITON_INTERPRET="1"))
 
@@ -115,8 +117,9 @@ def _verdict(done: subprocess.CompletedProcess[str]) -> str:
     return done.stdout.strip().splitlines()[-1]
 
 
-def _host(defect: Defect, tree: Path) -> str:
-    done = _run([sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *defect.host], tree)
+def _host(defect: Defect, tree: Path, **environment: str) -> str:
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *defect.host]
+    done = _run(command, tree, **environment)
     if done.returncode == 0:
         return "no"
     return (
