@@ -173,6 +173,7 @@ TRITON = (
     Defect(
         "only_the_last_head_block_is_summed", "lost accumulate", "vdiff_fast/ops/qk_norm_rope/triton.py",
         "sums += tl.sum(tl.sum(", "sums = tl.sum(tl.sum(", ("triton sm_90 float32 qk_norm_rope contract both-d8",),
+        ("tests/ops/test_qk_norm_rope_triton.py",),
     ),
     Defect(
         "statistics_wait_for_no_tile", "off-by-one mask", _GROUP,

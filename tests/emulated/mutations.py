@@ -120,6 +120,8 @@ def _verdict(done: subprocess.CompletedProcess[str]) -> str:
 def _host(defect: Defect, tree: Path, **environment: str) -> str:
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *defect.host]
     done = _run(command, tree, **environment)
+    if done.returncode < 0:
+        return "crash"
     if done.returncode == 0:
         return "no"
     return (
