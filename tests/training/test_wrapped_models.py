@@ -85,6 +85,7 @@ def test_checkpoints_that_hold_the_names_of_wrappers_still_load(tmp_path: Path) 
     for name in ("model", "ema"):
         old = {f"_orig_mod.{n}".replace("head.", "head._orig_mod."): v for n, v in getattr(saved, name).items()}
         save_file(old, path / f"{name}.safetensors")
+    (path / "checksums.json").unlink()  # which the versions that wrote such names did not write
     resumed = trainer(tmp_path, compiled, resume=True)
     assert torch.equal(resumed.model.head.weight, saved.model["head.weight"])
     assert torch.equal(resumed.ema.state_dict()["head.weight"], saved.ema["head.weight"])
