@@ -28,6 +28,7 @@ OPTIONS = (
     ("schedule", ctypes.c_uint32),
     ("most_warp_instructions", ctypes.c_uint64),
     ("resident_blocks", ctypes.c_int32),
+    ("sampled_clusters", ctypes.c_uint32),
 )
 COUNTERS = (
     "warp_instructions", "thread_instructions",
@@ -83,6 +84,8 @@ class Options:
         schedule: 0 runs warps in order; another number is the seed of an order of warps and blocks.
         most_warp_instructions: a launch that executes more is an error; 0 stands for 4e9.
         resident_blocks: blocks that run at once; 0 stands for 8, -1 for all.
+        sampled_clusters: 0 runs the whole grid; else so many of its clusters (or blocks), neighbours in its middle,
+            run, and the counts are scaled to the grid. What the kernel computes is then incomplete.
     """
 
     memcheck: bool = True
@@ -91,6 +94,7 @@ class Options:
     schedule: int = 0
     most_warp_instructions: int = 0
     resident_blocks: int = 0
+    sampled_clusters: int = 0
 
     def structure(self) -> OptionsStructure:
         return OptionsStructure(*(int(getattr(self, name)) for name, _ in OPTIONS))
@@ -130,6 +134,10 @@ def library() -> ctypes.CDLL:
     found.ptxsim_kernel_layout.argtypes = [pointer, text, pointer, pointer, ctypes.c_uint32]
     found.ptxsim_executed.restype = ctypes.c_uint32
     found.ptxsim_executed.argtypes = [pointer, text, pointer, pointer, ctypes.c_uint32, ctypes.c_int32]
+    found.ptxsim_issued.restype = ctypes.c_uint32
+    found.ptxsim_issued.argtypes = [pointer, text, pointer, ctypes.c_uint32]
+    found.ptxsim_text.restype = text
+    found.ptxsim_text.argtypes = [pointer]
     found.ptxsim_source.argtypes = [pointer, ctypes.c_uint32, text, size]
     found.ptxsim_symbol.restype = pointer
     found.ptxsim_symbol.argtypes = [pointer, text, ctypes.POINTER(size)]
@@ -161,6 +169,23 @@ def executed(handle: int, kernel: str, *, forget: bool = False) -> Executed:
     flags, lines = (ctypes.c_uint8 * count)(), (ctypes.c_uint32 * count)()
     library().ptxsim_executed(handle, kernel.encode(), flags, lines, count, int(forget))
     return Executed(bytes(flags), tuple(lines))
+
+
+def issued(handle: int, kernel: str) -> dict[int, int]:
+    """Warp instructions by line of the PTX: of all launches of the kernel since this was last asked."""
+    lines = executed(handle, kernel).lines
+    warps = (ctypes.c_uint64 * len(lines))()
+    library().ptxsim_issued(handle, kernel.encode(), warps, len(lines))
+    found: dict[int, int] = {}
+    for line, count in zip(lines, warps):
+        if line:
+            found[line] = found.get(line, 0) + count
+    return found
+
+
+def text(handle: int) -> str:
+    """The PTX of a loaded module."""
+    return library().ptxsim_text(handle).decode()
 
 
 def source(handle: int, line: int) -> str:
@@ -318,6 +343,10 @@ class Module:
     def executed(self, kernel: str, *, forget: bool = False) -> Executed:
         """Which instructions of the kernel the launches have executed so far, or since it was forgotten."""
         return executed(self._handle, self.find(kernel), forget=forget)
+
+    def issued(self, kernel: str) -> dict[int, int]:
+        """Warp instructions by line of the PTX, of all launches of the kernel since this was last asked."""
+        return issued(self._handle, self.find(kernel))
 
     def source(self, line: int) -> str:
         """File and line of the source that a line of the PTX comes from."""

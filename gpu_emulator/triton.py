@@ -44,6 +44,7 @@ class Launch:
     constants: dict[str, Any]
     report: Report
     ptx: str = field(repr=False, default="")
+    fp_fusion: bool = True
 
 
 @dataclass
@@ -144,7 +145,16 @@ class _Launcher:
             )  # fmt: skip
         ptx = kernel.ptx if _session.keep_ptx or report.error else ""
         _session.log.launches.append(
-            Launch(kernel.name, (x, y, z), self.metadata.num_warps, self.metadata.shared, self.constants, report, ptx)
+            Launch(
+                kernel.name,
+                (x, y, z),
+                self.metadata.num_warps,
+                self.metadata.shared,
+                self.constants,
+                report,
+                ptx,
+                self.metadata.enable_fp_fusion,
+            )
         )
         if report.error:
             raise EmulatorError(report.error)

@@ -134,6 +134,17 @@ uint32_t ptxsim_executed(ptxsim_module* m, const char* name, uint8_t* executed, 
   return count;
 }
 
+uint32_t ptxsim_issued(ptxsim_module* m, const char* name, uint64_t* warps, uint32_t most) {
+  const Program* p = program_of(m, name);
+  if (!p) return 0;
+  const auto count = static_cast<uint32_t>(p->issued.size());
+  std::copy_n(p->issued.begin(), std::min(most, count), warps);
+  if (most >= count) std::fill(p->issued.begin(), p->issued.end(), 0);
+  return count;
+}
+
+const char* ptxsim_text(ptxsim_module* m) { return m->module.syntax().text.c_str(); }
+
 void ptxsim_source(ptxsim_module* m, uint32_t line, char* text, size_t bytes) {
   copy_text(m->module.syntax().source(line), text, bytes);
 }

@@ -159,6 +159,7 @@ class Launch {
   std::vector<std::unique_ptr<Block>> pool_;
   std::vector<uint32_t> order_;  // of clusters, where the schedule is random
   uint64_t next_cluster_ = 0, clusters_ = 0;
+  uint64_t grid_clusters_ = 0;  // clusters_ of them run
   uint32_t clusters_of_[3] = {1, 1, 1};
   uint64_t most_resident_ = 0;
   std::mt19937_64 random_;

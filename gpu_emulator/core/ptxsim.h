@@ -18,7 +18,9 @@ struct ptxsim_options {
   int32_t counters;   // 1: fill the counters of the report
   uint32_t schedule;  // 0: warps in order; else the seed of a pseudo-random order of warps and of resident blocks
   uint64_t most_warp_instructions;  // a launch past it is an error (deadlock, endless loop); 0 = 4e9
-  int32_t resident_blocks;  // blocks that run at once outside clusters (cooperative grids need all); 0 = 8, -1 = all
+  int32_t resident_blocks;    // blocks that run at once outside clusters (cooperative grids need all); 0 = 8, -1 = all
+  uint32_t sampled_clusters;  // 0: the whole grid runs; else so many of its clusters (or blocks), neighbours in its
+                              // middle, and the counts are scaled to the grid
 };
 
 struct ptxsim_report {
@@ -54,6 +56,10 @@ int ptxsim_kernel_layout(ptxsim_module*, const char* name, uint32_t* offset, uin
 // one that the decoder added). How many there are; 0 for a kernel that was never launched. `forget`: begin anew.
 uint32_t ptxsim_executed(ptxsim_module*, const char* kernel, uint8_t* executed, uint32_t* lines, uint32_t most,
                          int32_t forget);
+// Of the same instructions: for how many warps each was issued since this was last asked with enough room.
+uint32_t ptxsim_issued(ptxsim_module*, const char* kernel, uint64_t* warps, uint32_t most);
+// The text that was loaded.
+const char* ptxsim_text(ptxsim_module*);
 // The file and line of the source that a line of the text comes from, "rows.cuh:45"; empty where it is not known.
 void ptxsim_source(ptxsim_module*, uint32_t line, char* text, size_t bytes);
 // A module's __device__ or __constant__ variable; null if there is none.

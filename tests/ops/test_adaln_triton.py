@@ -29,8 +29,8 @@ def test_walks_that_end_within_a_run(name: str, monkeypatch: pytest.MonkeyPatch)
     kernels = importlib.import_module("vdiff_fast.ops._common.triton.layer_norm")
     chosen = kernels.row_config
 
-    def walking(width: int, rows: int, length: int, *, backward: bool) -> Any:
-        config = chosen(width, rows, length, backward=backward)
+    def walking(width: int, rows: int, length: int, element_bytes: int, *, backward: bool) -> Any:
+        config = chosen(width, rows, length, element_bytes, backward=backward)
         return replace(config, rows=2 if length % 2 else 3) if backward else config
 
     monkeypatch.setattr(kernels, "row_config", walking)

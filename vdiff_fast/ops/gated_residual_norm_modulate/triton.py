@@ -24,7 +24,7 @@ def _launch_forward(
     forward_kernel[(shared["rows"],)](
         residual, branch, gate, shift, scale, residual, residual, h, y, statistics,
         **shared, **strides(gate=gate, shift=shift, scale=scale), eps=eps, GATED=True,
-        HAS_WEIGHT=False, HAS_BIAS=False, BLOCK=config.block, num_warps=config.num_warps,
+        HAS_WEIGHT=False, HAS_BIAS=False, **config.pieces, num_warps=config.num_warps,
     )  # fmt: skip
     return h, y, statistics
 

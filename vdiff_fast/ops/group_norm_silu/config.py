@@ -142,9 +142,10 @@ _SPLIT_CONTIGUOUS = ((1, 2048), (16, 128))
 _SPLIT_CHANNELS_LAST = ((64, 16), (16, 64))
 # Channels of a channels-last row read together: 32 fill a 64-byte sector pair in bf16.
 _ROW_CHANNELS = 32
-# Programs of a split pass: a few waves of the 132 SMs of an H200, eight programs each. Not measured on a GPU yet.
-_SPLIT_PROGRAMS = 4096
-_MOST_TILES = 16
+# Programs of a split pass: one wave of the 132 SMs of an H200, eight programs each, since what a program does before
+# its loop costs as much as six of its tiles. Not measured on a GPU yet.
+_SPLIT_PROGRAMS = 1056
+_MOST_TILES = 256
 _INT32 = 2**31 - 1
 # Groups of one slab, padded to one of these.
 GROUP_ROWS = (1, 16)

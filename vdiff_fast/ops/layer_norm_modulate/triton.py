@@ -25,7 +25,7 @@ def _launch_forward(
     forward_kernel[(shared["rows"],)](
         x, x, x, shift, scale, *affine, x, y, statistics,
         **shared, **strides(gate=scale, shift=shift, scale=scale), eps=eps, GATED=False,
-        HAS_WEIGHT=weight is not None, HAS_BIAS=bias is not None, BLOCK=config.block, num_warps=config.num_warps,
+        HAS_WEIGHT=weight is not None, HAS_BIAS=bias is not None, **config.pieces, num_warps=config.num_warps,
     )  # fmt: skip
     return y, statistics
 

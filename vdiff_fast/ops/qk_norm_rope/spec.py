@@ -105,8 +105,8 @@ def _aot_case(kernel: str, d: int, dtype: str, norm: bool, rope: bool) -> AotCas
         | _SIZES[kernel]
         | dict.fromkeys(("T", "q_S", "k_S", "heads"), "i32")
         | {"eps": "fp32"},
-        constants={"d": d, "ROWS": tile.rows, "WIDTH": tile.width, "NORM": norm, "ROPE": rope},
-        divisible=(*pointers, *(x for x in strides if d % 16 == 0 or not x.endswith("_h"))),
+        constants={"d": d, "UNIT": 8, "ROWS": tile.rows, "WIDTH": tile.width, "NORM": norm, "ROPE": rope},
+        divisible=tuple(pointers),
         num_warps=tile.num_warps,
     )
 

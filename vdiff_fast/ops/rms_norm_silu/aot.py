@@ -37,7 +37,7 @@ def _case(
         divisible=pointers,
         num_warps=tile.num_warps,
         # The ptxas of Triton 3.6 stops at 96 registers here and keeps one pair on the stack; newer ones do not.
-        max_spills=0 if one_read else 8,
+        max_spills=0 if one_read else 16,
     )
 
 

@@ -18,6 +18,7 @@ from vdiff_fast.ops._common.triton.philox import (
     normals,
     shared_normals,
 )
+from vdiff_fast.ops._common.triton.sums import rounded_product
 from vdiff_fast.ops.sampler_step import columns
 from vdiff_fast.ops.sampler_step.config import SPREAD
 from vdiff_fast.ops.sampler_step.native import Call, fake_sampler_step
@@ -201,7 +202,7 @@ def _moments(values, mask, count):
     mean = tl.sum(tl.where(mask, values, 0.0)) / count
     deviations = tl.where(mask, values - mean, 0.0)
     rest = tl.sum(deviations)
-    return mean + rest / count, tl.sum(deviations * deviations) - rest * rest / count
+    return mean + rest / count, tl.sum(rounded_product(deviations, deviations)) - rest * rest / count
 
 
 @triton.jit

@@ -154,7 +154,14 @@ def _aot_case(kernel: str, frames: int, d: int, dtype: str, options: str) -> Aot
     flags = dict.fromkeys(("BIAS", "MASK", "CAUSAL"), options != "none") | dict.fromkeys(
         ("NORM", "ROPE"), options == "all"
     )
-    shape = {"TILES": config.tiles, "ROWS": config.rows, "FRAMES": config.frames, "WIDTH": config.width, "d": d}
+    shape = {
+        "TILES": config.tiles,
+        "ROWS": config.rows,
+        "FRAMES": config.frames,
+        "WIDTH": config.width,
+        "d": d,
+        "UNIT": 8,
+    }
     return AotCase(
         name=f"temporal_attention_{kernel}_T{frames}_d{d}_{dtype}_{options}",
         kernel=kernel,
@@ -164,7 +171,7 @@ def _aot_case(kernel: str, frames: int, d: int, dtype: str, options: str) -> Aot
         | dict.fromkeys(strides, "i64")
         | sizes,
         constants=shape | flags,
-        divisible=(*pointers, *(x for x in strides if d % 16 == 0 or not x.endswith("_h"))),
+        divisible=tuple(pointers),
         num_warps=config.num_warps,
     )
 

@@ -12,6 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from vdiff_fast import _library
+from vdiff_fast.ops._common.triton.strides import row_strides
 from vdiff_fast.ops._common.triton.sums import rounded_product
 from vdiff_fast.ops.temporal_attention.config import TileConfig, tile_config
 from vdiff_fast.ops.temporal_attention.native import (
@@ -39,16 +40,16 @@ def _place(S, heads, TILES: tl.constexpr, ROWS: tl.constexpr, FRAMES: tl.constex
 
 
 @triton.jit
-def _load(x, b, h, s, t, sb, st, ss, sh, S, T, d, WIDTH: tl.constexpr):
+def _load(x, b, h, s, t, sb, st, ss, sh, S, T, d, UNIT: tl.constexpr, WIDTH: tl.constexpr):
     c = tl.arange(0, WIDTH)[None, None, :]
-    rows = x + b * sb + h * sh + s * ss + t * st
+    rows = x + (b * sb + h * sh + s * ss + t * st) * UNIT
     return tl.load(rows + c, mask=(s < S) & (t < T) & (c < d), other=0.0).to(tl.float32)
 
 
 @triton.jit
-def _store(x, value, b, h, s, t, sb, st, ss, sh, S, T, d, WIDTH: tl.constexpr):
+def _store(x, value, b, h, s, t, sb, st, ss, sh, S, T, d, UNIT: tl.constexpr, WIDTH: tl.constexpr):
     c = tl.arange(0, WIDTH)[None, None, :]
-    rows = x + b * sb + h * sh + s * ss + t * st
+    rows = x + (b * sb + h * sh + s * ss + t * st) * UNIT
     tl.store(rows + c, value.to(x.dtype.element_ty), mask=(s < S) & (t < T) & (c < d))
 
 
@@ -84,11 +85,11 @@ def _weight(w, d, WIDTH: tl.constexpr):
 @triton.jit
 def _prepared(
     x_ptr, w_ptr, cos_ptr, sin_ptr, eps, b, h, s, t, sb, st, ss, sh, S, T, d,
-    TILES: tl.constexpr, ROWS: tl.constexpr, FRAMES: tl.constexpr, WIDTH: tl.constexpr,
+    UNIT: tl.constexpr, TILES: tl.constexpr, ROWS: tl.constexpr, FRAMES: tl.constexpr, WIDTH: tl.constexpr,
     NORM: tl.constexpr, ROPE: tl.constexpr,
 ):  # fmt: skip
     """Queries or keys after norm and rotation, in the dtype of the products."""
-    x = _load(x_ptr, b, h, s, t, sb, st, ss, sh, S, T, d, WIDTH)
+    x = _load(x_ptr, b, h, s, t, sb, st, ss, sh, S, T, d, UNIT, WIDTH)
     if NORM:
         x = _unit(x, eps, d)[0] * _weight(w_ptr, d, WIDTH)
     if ROPE:
@@ -100,7 +101,7 @@ def _prepared(
 @triton.jit
 def _store_gradient(
     g_ptr, dx, x_ptr, w_ptr, partial_ptr, cos_ptr, sin_ptr, eps, b, h, s, t, sb, st, ss, sh, gb, gt, gs, gh, S, T, d,
-    TILES: tl.constexpr, ROWS: tl.constexpr, FRAMES: tl.constexpr, WIDTH: tl.constexpr,
+    UNIT: tl.constexpr, TILES: tl.constexpr, ROWS: tl.constexpr, FRAMES: tl.constexpr, WIDTH: tl.constexpr,
     NORM: tl.constexpr, ROPE: tl.constexpr,
 ):  # fmt: skip
     """The way back through _prepared; x is read again, from cache, rather than kept in registers."""
@@ -108,13 +109,13 @@ def _store_gradient(
         cos, sin = _tables(cos_ptr, sin_ptr, T, d, ROWS, FRAMES, WIDTH)
         dx = _rotate(dx, cos, -sin, TILES, ROWS, WIDTH)
     if NORM:
-        unit, scale = _unit(_load(x_ptr, b, h, s, t, sb, st, ss, sh, S, T, d, WIDTH), eps, d)
+        unit, scale = _unit(_load(x_ptr, b, h, s, t, sb, st, ss, sh, S, T, d, UNIT, WIDTH), eps, d)
         c = tl.arange(0, WIDTH)
         sums = tl.sum(tl.sum(rounded_product(dx, unit), axis=1), axis=0)
         tl.store(partial_ptr + tl.program_id(0).to(tl.int64) * d + c, sums, mask=c < d)
         dx = dx * _weight(w_ptr, d, WIDTH)
         dx = scale * (dx - unit * (tl.sum(rounded_product(dx, unit), axis=2, keep_dims=True) / d))
-    _store(g_ptr, dx, b, h, s, t, gb, gt, gs, gh, S, T, d, WIDTH)
+    _store(g_ptr, dx, b, h, s, t, gb, gt, gs, gh, S, T, d, UNIT, WIDTH)
 
 
 @triton.jit
@@ -159,23 +160,23 @@ def forward_kernel(
     q_ptr, k_ptr, v_ptr, out_ptr, bias_ptr, mask_ptr, qw_ptr, kw_ptr, cos_ptr, sin_ptr,
     q_b, q_t, q_s, q_h, k_b, k_t, k_s, k_h, v_b, v_t, v_s, v_h, o_b, o_t, o_s, o_h,
     S, heads, T, scale, eps, d: tl.constexpr,
-    TILES: tl.constexpr, ROWS: tl.constexpr, FRAMES: tl.constexpr, WIDTH: tl.constexpr,
+    UNIT: tl.constexpr, TILES: tl.constexpr, ROWS: tl.constexpr, FRAMES: tl.constexpr, WIDTH: tl.constexpr,
     BIAS: tl.constexpr, MASK: tl.constexpr, CAUSAL: tl.constexpr, NORM: tl.constexpr, ROPE: tl.constexpr,
 ):  # fmt: skip
     b, h, s, t = _place(S, heads, TILES, ROWS, FRAMES)
     q = _prepared(
         q_ptr, qw_ptr, cos_ptr, sin_ptr, eps, b, h, s, t, q_b, q_t, q_s, q_h, S, T, d,
-        TILES, ROWS, FRAMES, WIDTH, NORM, ROPE,
+        UNIT, TILES, ROWS, FRAMES, WIDTH, NORM, ROPE,
     )  # fmt: skip
     k = _prepared(
         k_ptr, kw_ptr, cos_ptr, sin_ptr, eps, b, h, s, t, k_b, k_t, k_s, k_h, S, T, d,
-        TILES, ROWS, FRAMES, WIDTH, NORM, ROPE,
+        UNIT, TILES, ROWS, FRAMES, WIDTH, NORM, ROPE,
     )  # fmt: skip
     element = q_ptr.dtype.element_ty
-    v = _load(v_ptr, b, h, s, t, v_b, v_t, v_s, v_h, S, T, d, WIDTH).to(element)
+    v = _load(v_ptr, b, h, s, t, v_b, v_t, v_s, v_h, S, T, d, UNIT, WIDTH).to(element)
     weights = _softmax(q, k, bias_ptr, mask_ptr, b, h, T, scale, ROWS, FRAMES, BIAS, MASK, CAUSAL)
     out = _dot(weights.to(element), v)
-    _store(out_ptr, out, b, h, s, t, o_b, o_t, o_s, o_h, S, T, d, WIDTH)
+    _store(out_ptr, out, b, h, s, t, o_b, o_t, o_s, o_h, S, T, d, UNIT, WIDTH)
 
 
 @triton.jit
@@ -184,24 +185,24 @@ def backward_kernel(
     dbias_ptr, dqw_ptr, dkw_ptr,
     o_b, o_t, o_s, o_h, q_b, q_t, q_s, q_h, k_b, k_t, k_s, k_h, v_b, v_t, v_s, v_h, g_b, g_t, g_s, g_h,
     S, heads, T, scale, eps, d: tl.constexpr,
-    TILES: tl.constexpr, ROWS: tl.constexpr, FRAMES: tl.constexpr, WIDTH: tl.constexpr,
+    UNIT: tl.constexpr, TILES: tl.constexpr, ROWS: tl.constexpr, FRAMES: tl.constexpr, WIDTH: tl.constexpr,
     BIAS: tl.constexpr, MASK: tl.constexpr, CAUSAL: tl.constexpr, NORM: tl.constexpr, ROPE: tl.constexpr,
 ):  # fmt: skip
     b, h, s, t = _place(S, heads, TILES, ROWS, FRAMES)
     q = _prepared(
         q_ptr, qw_ptr, cos_ptr, sin_ptr, eps, b, h, s, t, q_b, q_t, q_s, q_h, S, T, d,
-        TILES, ROWS, FRAMES, WIDTH, NORM, ROPE,
+        UNIT, TILES, ROWS, FRAMES, WIDTH, NORM, ROPE,
     )  # fmt: skip
     k = _prepared(
         k_ptr, kw_ptr, cos_ptr, sin_ptr, eps, b, h, s, t, k_b, k_t, k_s, k_h, S, T, d,
-        TILES, ROWS, FRAMES, WIDTH, NORM, ROPE,
+        UNIT, TILES, ROWS, FRAMES, WIDTH, NORM, ROPE,
     )  # fmt: skip
     element = q_ptr.dtype.element_ty
     weights = _softmax(q, k, bias_ptr, mask_ptr, b, h, T, scale, ROWS, FRAMES, BIAS, MASK, CAUSAL)
-    dout = _load(dout_ptr, b, h, s, t, o_b, o_t, o_s, o_h, S, T, d, WIDTH).to(element)
+    dout = _load(dout_ptr, b, h, s, t, o_b, o_t, o_s, o_h, S, T, d, UNIT, WIDTH).to(element)
     dv = _dot(tl.permute(weights, (0, 2, 1)).to(element), dout)
-    _store(dv_ptr, dv, b, h, s, t, g_b, g_t, g_s, g_h, S, T, d, WIDTH)
-    v = _load(v_ptr, b, h, s, t, v_b, v_t, v_s, v_h, S, T, d, WIDTH).to(element)
+    _store(dv_ptr, dv, b, h, s, t, g_b, g_t, g_s, g_h, S, T, d, UNIT, WIDTH)
+    v = _load(v_ptr, b, h, s, t, v_b, v_t, v_s, v_h, S, T, d, UNIT, WIDTH).to(element)
     dweights = _dot(dout, tl.permute(v, (0, 2, 1)))
     dlogits = rounded_product(weights, dweights - tl.sum(rounded_product(weights, dweights), axis=2, keep_dims=True))
     if BIAS:
@@ -212,22 +213,22 @@ def backward_kernel(
     if ROWS > 32:  # from cache, rather than kept in registers that spill
         k = _prepared(
             k_ptr, kw_ptr, cos_ptr, sin_ptr, eps, b, h, s, t, k_b, k_t, k_s, k_h, S, T, d,
-            TILES, ROWS, FRAMES, WIDTH, NORM, ROPE,
+            UNIT, TILES, ROWS, FRAMES, WIDTH, NORM, ROPE,
         )  # fmt: skip
     dq = _dot(dlogits, k)
     _store_gradient(
         dq_ptr, dq, q_ptr, qw_ptr, dqw_ptr, cos_ptr, sin_ptr, eps, b, h, s, t, q_b, q_t, q_s, q_h, g_b, g_t, g_s, g_h,
-        S, T, d, TILES, ROWS, FRAMES, WIDTH, NORM, ROPE,
+        S, T, d, UNIT, TILES, ROWS, FRAMES, WIDTH, NORM, ROPE,
     )  # fmt: skip
     if ROWS > 32:  # from cache, rather than kept in registers that spill
         q = _prepared(
             q_ptr, qw_ptr, cos_ptr, sin_ptr, eps, b, h, s, t, q_b, q_t, q_s, q_h, S, T, d,
-            TILES, ROWS, FRAMES, WIDTH, NORM, ROPE,
+            UNIT, TILES, ROWS, FRAMES, WIDTH, NORM, ROPE,
         )  # fmt: skip
     dk = _dot(tl.permute(dlogits, (0, 2, 1)), q)
     _store_gradient(
         dk_ptr, dk, k_ptr, kw_ptr, dkw_ptr, cos_ptr, sin_ptr, eps, b, h, s, t, k_b, k_t, k_s, k_h, g_b, g_t, g_s, g_h,
-        S, T, d, TILES, ROWS, FRAMES, WIDTH, NORM, ROPE,
+        S, T, d, UNIT, TILES, ROWS, FRAMES, WIDTH, NORM, ROPE,
     )  # fmt: skip
 
 
@@ -268,10 +269,10 @@ def _launch_forward(q: Tensor, k: Tensor, v: Tensor, *options) -> Tensor:
     rows = _as_positions(mask, q, k, v, out)
     _, frames, positions, heads, d = rows[0].shape
     config = tile_config(frames, d, q.element_size(), backward=False, fused=qw is not None or cos is not None)
-    strides = [n for x in rows for n in x.stride()[:4]]
+    unit, strides = row_strides(rows)
     tensors = [q if x is None else x for x in (bias, mask, qw, kw, cos, sin)]
     forward_kernel[(_programs(config, rows[0]),)](
-        *rows, *tensors, *strides, positions, heads, frames, scale, eps, d,
+        *rows, *tensors, *strides, positions, heads, frames, scale, eps, d, unit,
         **_flags(config, options), num_warps=config.num_warps,
     )  # fmt: skip
     return out
@@ -290,10 +291,10 @@ def _run_backward(dout: Tensor, parts, gradients, options) -> tuple[Tensor, Tens
         *(q.new_empty((programs, d) if w is not None else 0, dtype=torch.float32) for w in (qw, kw)),
     ]
     if programs:
-        strides = [n for x in (dout, q, k, v, gradients[0]) for n in x.stride()[:4]]
+        unit, strides = row_strides((dout, q, k, v, gradients[0]))
         tensors = [q if x is None else x for x in (bias, mask, qw, kw, cos, sin)]
         backward_kernel[(programs,)](
-            dout, q, k, v, *gradients, *tensors, *partials, *strides, positions, heads, frames, scale, eps, d,
+            dout, q, k, v, *gradients, *tensors, *partials, *strides, positions, heads, frames, scale, eps, d, unit,
             **_flags(config, options), num_warps=config.num_warps,
         )  # fmt: skip
     dbias, dqw, dkw = partials

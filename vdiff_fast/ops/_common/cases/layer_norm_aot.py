@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from vdiff_fast._spec import AotCase
 from vdiff_fast.ops._common.layer_norm_config import row_config
 
-WIDTHS = (64, 192, 1152, 3072, 8192)
+WIDTHS = (64, 200, 1152, 3072, 5120, 8192)
 _FORWARD = ("residual", "branch", "gate", "shift", "scale", "weight", "bias", "h", "y", "statistics")
 _BACKWARD = (
     "dy", "dh", "h", "branch", "gate", "scale", "weight", "bias", "statistics", "dx", "dbranch", "dgate", "dshift",
@@ -20,7 +20,7 @@ _SIZES = ("rows", "width", "length", "per_sample", "gate_sample", "gate_run", "s
 def _case(op: str, kernel: str, width: int, dtype: str, gated: bool, per_token: bool) -> AotCase:
     backward = kernel == "backward_kernel"
     pointers = tuple(f"{name}_ptr" for name in (_BACKWARD if backward else _FORWARD))
-    config = row_config(width, 16384, 256, backward=backward)
+    config = row_config(width, 16384, 256, 4 if dtype == "fp32" else 2, backward=backward)
     types = dict.fromkeys(pointers, f"*{dtype}") | {p: "*fp32" for p in _WIDE if p in pointers}
     extra = {"chunks": "i32", "walk": "i32"} if backward else {"shift_sample": "i32", "shift_run": "i32", "eps": "fp32"}
     options = {"HAS_DH": gated, "PER_TOKEN": per_token} if backward else {}
@@ -29,11 +29,12 @@ def _case(op: str, kernel: str, width: int, dtype: str, gated: bool, per_token: 
         name=f"{op}_{kernel}_{width}{'_per_token' if per_token else ''}_{dtype}",
         kernel=kernel,
         signature=types | dict.fromkeys(_SIZES, "i32") | extra,
-        constants=options | {"GATED": gated, "HAS_WEIGHT": affine, "HAS_BIAS": affine, "BLOCK": config.block},
+        constants=options | {"GATED": gated, "HAS_WEIGHT": affine, "HAS_BIAS": affine} | config.pieces,
         divisible=(*pointers, "width", *(s for s in (*_SIZES, *extra) if s.endswith(("_sample", "_run")))),
         num_warps=config.num_warps,
-        # 16 elements a thread of six activations in float32; narrow types, and rows to 4096, do not spill.
-        max_spills=128 if backward and dtype == "fp32" and config.block > 4096 else 0,
+        # 8 to 16 elements a thread of six activations in float32, in as many warps as a block has; narrower rows do not
+        # spill.
+        max_spills=(160 if dtype == "fp32" else 16) if backward and width >= 5120 else 0,
     )
 
 
