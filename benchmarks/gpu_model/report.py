@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +33,10 @@ Every launch after the first adds {launch:.0f} µs. "limit" is the least number 
 by the copy's rate, {copy:.1f} TB/s; bf16, caches cold. "access bytes" are the widths of global loads and stores that
 make up at least a tenth of them, "KB in flight" is what the loads of all blocks of a multiprocessor ask for before they
 wait. What the model leaves out: stalls that too few warps do not hide, the order of memory accesses, uneven blocks at
-the end of a grid, and the clock under load. Constants of the machine are in `benchmarks/gpu_model/machine.py`;
-`make gpu-check` prints measured times beside these where there is a GPU.
+the end of a grid, and the clock under load. The machine's constants are in `benchmarks/gpu_model/machine.py`.
 
-Machine: {name}; Triton {triton}.
+Machine: {name}; Triton {triton}. "before" is the share of the limit, by the same model, of the kernels of commit
+0a33982, which `benchmarks/gpu_model/results/h200_before.json` keeps; the CUDA C++ kernels are still those.
 
 {table}"""
 
@@ -47,23 +47,36 @@ def _widths(kernels: Sequence[dict[str, Any]]) -> str:
     return ", ".join(sorted(sizes, key=int))
 
 
-def _cells(row: dict[str, Any]) -> list[str]:
+def _share(row: dict[str, Any]) -> str:
+    return f"{100 * row['limit_us'] / row['predicted_us']:.0f}"
+
+
+def _name(row: dict[str, Any]) -> tuple[str, ...]:
+    return tuple(row[key] for key in ("op", "case", "direction", "backend"))
+
+
+def _cells(row: dict[str, Any], before: Mapping[tuple[str, ...], str] | None) -> list[str]:
     kernels = row["kernels"]
     longest = max(kernels, key=lambda k: max(k["times_us"].values()))
     return [
         f"`{row['op']}`", row["case"], row["direction"], row["backend"], f"{row['limit_us']:.1f}",
-        f"{row['predicted_us']:.1f}", f"{100 * row['limit_us'] / row['predicted_us']:.0f}", longest["binding"],
+        f"{row['predicted_us']:.1f}", _share(row),
+        *([] if before is None else [before.get(_name(row), "")]), longest["binding"],
         f"{row['instructions_per_element']:.0f}", f"{row['bytes_moved_of_least']:.2f}", _widths(kernels),
         str(longest["registers"]), str(longest["blocks_per_multiprocessor"]),
         f"{longest['bytes_in_flight'] / 1000:.0f}", str(sum(k["launches"] for k in kernels)),
     ]  # fmt: skip
 
 
-def table(rows: Sequence[dict[str, Any]], *, header: bool = True) -> str:
-    """Rows as Markdown."""
-    lines = [" | ".join(_cells(row)) for row in rows]
+def table(
+    rows: Sequence[dict[str, Any]], *, header: bool = True, before: Mapping[tuple[str, ...], str] | None = None
+) -> str:
+    """Rows as Markdown; `before` adds a column with earlier shares of the limit, by `_name`."""
+    lines = [" | ".join(_cells(row, before)) for row in rows]
     if header:
-        lines = [" | ".join(_COLUMNS), " | ".join("---" for _ in _COLUMNS), *lines]
+        at = _COLUMNS.index("% of limit") + 1
+        columns = (*_COLUMNS[:at], *(() if before is None else ("before",)), *_COLUMNS[at:])
+        lines = [" | ".join(columns), " | ".join("---" for _ in columns), *lines]
     return "".join(f"| {line} |\n" for line in lines)
 
 
@@ -71,11 +84,14 @@ def page() -> str:
     """The text of docs/performance/gpu_model.md, from the results for an H200."""
     document = json.loads((RESULTS / "h200.json").read_text())
     machine = document["machine"]
+    earlier = json.loads((RESULTS / "h200_before.json").read_text())["rows"]
+    before = {_name(row): _share(row) for row in earlier}
     return _TEXT.format(
         memory=machine["memory_efficiency"], flight=machine["bytes_in_flight"] / 1000,
         issue=machine["issue_per_clock"], efficiency=machine["issue_efficiency"],
         launch=1e6 * machine["launch_seconds"], copy=machine["copy_bytes_per_second"] / 1e12,
-        name=machine["name"].upper(), triton=document["environment"]["triton"], table=table(document["rows"]),
+        name=machine["name"].upper(), triton=document["environment"]["triton"],
+        table=table(document["rows"], before=before),
     )  # fmt: skip
 
 
