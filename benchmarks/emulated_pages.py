@@ -106,7 +106,9 @@ _CONTRACT = """# The contract of the compiled kernels
 The specs' samples, forward and backward, executed in gpu_emulator as the PTX that nvcc and Triton's compiler make:
 values and gradients against float64, every memory access and every pair of accesses checked, two orders of warps and
 blocks that must give the same bits. **Nothing ran on a GPU.** `python -m tests.emulated cuda --record` and
-`python -m tests.emulated triton --record` write the figures; `make test` runs a short list of these cases.
+`python -m tests.emulated triton --record` write the figures; with `--quick` a short list of the cases runs.
+The races of Triton's kernels are of lanes that rounded one sum in two ways; since commit 7bf24c8 the kernels round
+products first, and the figures have not been recorded again.
 
 A cell is the number of cases, all of them right, without a race, a memory fault or a refused launch; else what was not.
 """
