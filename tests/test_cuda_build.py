@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.resources import SHARED_MEMORY_LIMIT, Usage, cuobjdump, library_usage
+from benchmarks.binaries import Usage, cuobjdump, library_usage
+from benchmarks.resources import SHARED_MEMORY_LIMIT
 from tools.make_wheel import foreign_symbols
 from vdiff_fast import _build, _library
 

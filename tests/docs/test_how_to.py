@@ -19,7 +19,7 @@ PAGES = ROOT / "docs" / "how_to"
 def tree(tmp_path: Path) -> Path:
     """A copy of the sources, with the libraries that are built."""
     ignore = shutil.ignore_patterns("__pycache__", "_lib", "results")
-    for name in ("vdiff_fast", "csrc", "tests", "tools", "benchmarks"):
+    for name in ("vdiff_fast", "csrc", "tests", "tools", "benchmarks", "gpu_emulator"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=ignore)
     shutil.copy2(ROOT / "pyproject.toml", tmp_path)
     return tmp_path

@@ -118,4 +118,5 @@ def test_a_position_among_other_items_is_refused(tmp_path: Path) -> None:
     state = json.loads((newest / "state.json").read_text())
     del state["data"]["fingerprint"]
     (newest / "state.json").write_text(json.dumps(state))
+    (newest / "checksums.json").unlink()
     Trainer(config(folder), run, resume=True, show_progress=False)  # of an earlier version, which kept none
