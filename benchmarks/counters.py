@@ -8,6 +8,7 @@ docs/performance/emulated_counters.md. Nothing is timed. Every forward and every
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import subprocess
 import sys
@@ -100,11 +101,15 @@ def passes(spec: Any, case: Any, backend: str, dtype: torch.dtype) -> Iterator[d
         yield _row("backward", elements, least, launches)
 
 
+def _total(launches: Sequence[dict[str, int]], counter: str) -> int:
+    return sum(counters[counter] for counters in launches)
+
+
 def _row(direction: str, elements: int, least: int, launches: Sequence[tuple[str, dict[str, int]]]) -> dict[str, Any]:
     kernels: dict[str, list[dict[str, int]]] = defaultdict(list)
     for name, counters in launches:
         kernels[name].append(counters)
-    total = lambda counter: sum(counters[counter] for _, counters in launches)  # noqa: E731
+    total = functools.partial(_total, [counters for _, counters in launches])
     return {
         "direction": direction,
         "elements": elements,
@@ -117,7 +122,7 @@ def _row(direction: str, elements: int, least: int, launches: Sequence[tuple[str
 
 
 def _kernel(name: str, launches: Sequence[dict[str, int]], elements: int) -> dict[str, Any]:
-    total = lambda counter: sum(counters[counter] for counters in launches)  # noqa: E731
+    total = functools.partial(_total, launches)
     ratios = {key: total(above) / total(below) if total(below) else None for key, (above, below) in RATIOS.items()}
     return {
         "kernel": name,

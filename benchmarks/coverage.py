@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_leaves
 
 import vdiff_fast as vf
 from vdiff_fast.bench.report import environment, machine_name
-from vdiff_fast.bench.small_models import MODELS, first_tensor
+from vdiff_fast.bench.small_models import MODELS, first_tensor, in_float64
 
 # Operators whose time is arithmetic, by the beginning of their names.
 _PRODUCTS = (
@@ -61,19 +61,11 @@ def _output_and_bytes(model: nn.Module, inputs: dict[str, Any]) -> tuple[Tensor,
     return out, counter.total
 
 
-def _wide(inputs: Any) -> Any:
-    if isinstance(inputs, Tensor):
-        return inputs.double() if inputs.is_floating_point() else inputs
-    if isinstance(inputs, dict):
-        return {key: _wide(value) for key, value in inputs.items()}
-    return type(inputs)(map(_wide, inputs)) if isinstance(inputs, (tuple, list)) else inputs
-
-
 @torch.no_grad()
 def _exact(model: nn.Module, inputs: dict[str, Any]) -> Tensor | None:
     """The output in float64; None for a model that casts to float32 itself and then mixes the two."""
     try:
-        return first_tensor(copy.deepcopy(model).double()(**_wide(inputs)))
+        return first_tensor(copy.deepcopy(model).double()(**in_float64(inputs)))
     except RuntimeError:
         return None
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import vdiff_fast as vf
 from vdiff_fast import _dispatch
-from vdiff_fast.bench.small_models import MODELS, TRANSFORMERS, first_tensor
+from vdiff_fast.bench.small_models import MODELS, TRANSFORMERS, first_tensor, in_float64
 
 pytest.importorskip("diffusers", reason="needs diffusers")
 
@@ -23,15 +23,6 @@ ROOM = 3.0
 # Their convolutions keep frames of the call before, so that the plain model's recomputation fails, too.
 KEEP_FRAMES = ("Magvit (EasyAnimate's VAE)",)
 UNIT = float(torch.finfo(torch.float32).eps)
-
-
-def _wide(inputs: Any) -> Any:
-    """The same inputs in float64."""
-    if isinstance(inputs, Tensor):
-        return inputs.double() if inputs.is_floating_point() else inputs
-    if isinstance(inputs, dict):
-        return {key: _wide(value) for key, value in inputs.items()}
-    return type(inputs)(map(_wide, inputs)) if isinstance(inputs, (tuple, list)) else inputs
 
 
 def _step(model: nn.Module, inputs: dict[str, Any]) -> dict[str, Tensor]:
@@ -53,7 +44,7 @@ def _far(results: dict[str, Tensor], exact: dict[str, Tensor]) -> tuple[float, f
 def _exact(model: nn.Module, inputs: dict[str, Any]) -> dict[str, Tensor] | None:
     """The step in float64; None for models that cast to float32 themselves and then mix the two."""
     try:
-        return _step(copy.deepcopy(model).double(), _wide(inputs))
+        return _step(copy.deepcopy(model).double(), in_float64(inputs))
     except RuntimeError:
         return None
 

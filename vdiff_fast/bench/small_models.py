@@ -293,3 +293,12 @@ AUTOENCODERS = {
     ),
 }  # fmt: skip
 MODELS = {**TRANSFORMERS, **AUTOENCODERS}
+
+
+def in_float64(inputs: Any) -> Any:
+    """The same inputs in float64."""
+    if isinstance(inputs, Tensor):
+        return inputs.double() if inputs.is_floating_point() else inputs
+    if isinstance(inputs, dict):
+        return {key: in_float64(value) for key, value in inputs.items()}
+    return type(inputs)(map(in_float64, inputs)) if isinstance(inputs, (tuple, list)) else inputs
